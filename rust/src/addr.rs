@@ -1,0 +1,139 @@
+//! Names: of a node (its public key), and of a remote as the uTP and path layers know it.
+
+use std::fmt;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::str::FromStr;
+
+use data_encoding::BASE32HEX_NOPAD;
+
+/// The name of a node: its 32-byte Ed25519 public key.
+///
+/// The text form is multibase base32hex in lower case, `v` and 52 characters, so that it fits a DNS label (63 octets,
+/// RFC 1035 section 2.3.4). It is always computed from a key, never read from a certificate's name.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct NodeId([u8; 32]);
+
+/// The text of a node id is wrong; the message says how.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BadNodeId(String);
+
+impl NodeId {
+    /// Length of the text form.
+    pub const TEXT_LEN: usize = 53;
+
+    pub const fn from_public_key(key: [u8; 32]) -> Self {
+        Self(key)
+    }
+
+    /// The Ed25519 public key that this id is.
+    pub const fn public_key(&self) -> &[u8; 32] {
+        &self.0
+    }
+
+    /// The first eight characters, for logs.
+    pub fn short(&self) -> String {
+        self.to_string()[..8].to_owned()
+    }
+}
+
+impl fmt::Display for NodeId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "v{}", BASE32HEX_NOPAD.encode(&self.0).to_ascii_lowercase())
+    }
+}
+
+impl fmt::Debug for NodeId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "NodeId({self})")
+    }
+}
+
+impl FromStr for NodeId {
+    type Err = BadNodeId;
+
+    /// Accepts upper and lower case (host names are case-insensitive).
+    fn from_str(text: &str) -> Result<Self, BadNodeId> {
+        let bad = |why: &str| {
+            BadNodeId(format!("{why}; a node id is 'v' and 52 characters of 0-9 and a-v, as `keynet id` prints it"))
+        };
+        if text.len() != Self::TEXT_LEN {
+            return Err(bad(&format!("a node id has {} characters, this has {}", Self::TEXT_LEN, text.len())));
+        }
+        let upper = text.to_ascii_uppercase();
+        let body = upper.strip_prefix('V').ok_or_else(|| bad("a node id starts with 'v'"))?;
+        let bytes = BASE32HEX_NOPAD.decode(body.as_bytes()).map_err(|e| bad(&format!("not base32hex: {e}")))?;
+        bytes.try_into().map(Self).map_err(|_| bad("a node id holds 32 bytes"))
+    }
+}
+
+impl fmt::Display for BadNodeId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for BadNodeId {}
+
+/// What the uTP endpoint knows of the other side: an opaque handle that the path table maps to addresses. Never re-used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RemoteId(pub u64);
+
+/// An IPv4 address as a plain one, also when a dual-stack socket reported it as `::ffff:a.b.c.d` (RFC 4291 section 2.5.5.2).
+pub fn unmapped(address: SocketAddr) -> SocketAddr {
+    match address.ip() {
+        IpAddr::V6(v6) => match v6.to_ipv4_mapped() {
+            Some(v4) => SocketAddr::from((v4, address.port())),
+            None => address,
+        },
+        IpAddr::V4(_) => address,
+    }
+}
+
+/// An IPv4 address in the mapped form that a dual-stack IPv6 socket takes; the inverse of [`unmapped`].
+pub fn mapped(address: SocketAddr) -> SocketAddr {
+    match address.ip() {
+        IpAddr::V4(v4) => SocketAddr::from((Ipv6Addr::from(v4.to_ipv6_mapped().octets()), address.port())),
+        IpAddr::V6(_) => address,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn text_round_trip(key: [u8; 32]) {
+            let id = NodeId::from_public_key(key);
+            let text = id.to_string();
+            prop_assert_eq!(text.len(), NodeId::TEXT_LEN);
+            prop_assert_eq!(text.parse::<NodeId>().unwrap(), id);
+            prop_assert_eq!(text.to_uppercase().parse::<NodeId>().unwrap(), id);
+        }
+
+        #[test]
+        fn any_text_parses_or_explains(text in ".{0,80}") {
+            if let Err(e) = text.parse::<NodeId>() {
+                prop_assert!(e.to_string().contains("a node id"));
+            }
+        }
+    }
+
+    #[test]
+    fn trailing_bits_must_be_zero() {
+        let mut text = NodeId::from_public_key([255; 32]).to_string();
+        text.pop();
+        text.push('v');
+        assert!(text.parse::<NodeId>().is_err());
+    }
+
+    #[test]
+    fn mapped_addresses_round_trip() {
+        let v4: SocketAddr = "192.0.2.1:5".parse().unwrap();
+        assert_eq!(mapped(v4), "[::ffff:192.0.2.1]:5".parse().unwrap());
+        assert_eq!(unmapped(mapped(v4)), v4);
+        let v6: SocketAddr = "[2001:db8::1]:5".parse().unwrap();
+        assert_eq!((mapped(v6), unmapped(v6)), (v6, v6));
+    }
+}

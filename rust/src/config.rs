@@ -1,0 +1,252 @@
+//! Every knob, its default and the reason for it. Defaults live here and nowhere else.
+
+use std::time::Duration;
+
+/// Which congestion controller a uTP connection uses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum ControllerKind {
+    /// RFC 9438, with HyStart++ (RFC 9406): shares fairly with TCP.
+    #[default]
+    Cubic,
+    /// RFC 6817: yields to everything else; for background transfers.
+    Ledbat,
+    /// Model of the path (bandwidth and minimum RTT) instead of loss: keeps its rate on lossy paths.
+    Bbr,
+}
+
+/// When punching pings and SYNs go out, after the start of an attempt: quick doubling, so that a lost first packet costs
+/// 33 ms and not a second (design, decision 8); then one a second.
+pub const PUNCH_SCHEDULE: [Duration; 8] = [
+    Duration::from_millis(0),
+    Duration::from_millis(33),
+    Duration::from_millis(67),
+    Duration::from_millis(133),
+    Duration::from_millis(267),
+    Duration::from_millis(533),
+    Duration::from_millis(1067),
+    Duration::from_millis(2133),
+];
+
+/// The moment of the `n`-th packet of a punching attempt, counted from its start.
+pub fn punch_moment(n: usize) -> Duration {
+    let last = PUNCH_SCHEDULE.len() - 1;
+    match PUNCH_SCHEDULE.get(n) {
+        Some(moment) => *moment,
+        None => PUNCH_SCHEDULE[last] + Duration::from_secs((n - last) as u64),
+    }
+}
+
+/// Knobs of one uTP connection.
+#[derive(Clone, Debug)]
+pub struct UtpConfig {
+    pub controller: ControllerKind,
+    /// UDP payload that every path is assumed to carry: 1280 (IPv6 minimum MTU, RFC 8200 section 5) - 48 of headers.
+    pub min_datagram: u16,
+    /// Where the path MTU search ends: 1500 (Ethernet) - 28 of IPv4 and UDP headers. Over IPv6 the search itself stops at 1452.
+    pub max_datagram: u16,
+    /// Bytes the sender holds, unsent and unacknowledged; writers wait beyond it. 16 MiB fills 1 Gbit/s at 134 ms.
+    pub send_buffer: usize,
+    /// The largest receive window; it starts at `initial_window` and grows with what the reader takes.
+    pub receive_buffer: usize,
+    pub initial_window: usize,
+    /// Packets in flight towards peers without the capability extension: others drop what is further ahead
+    /// (libtorrent at 953, libutp at 1024; UTP.md 2.4).
+    pub plain_in_flight: u16,
+    /// A SYN without an answer for this long is given up.
+    pub connect_timeout: Duration,
+    /// Data or FIN outstanding and nothing acknowledged for this long: the peer is gone.
+    pub unanswered_timeout: Duration,
+    /// Nothing received at all for this long: the connection is dropped. Keep-alives prevent it while the peer lives.
+    pub idle_timeout: Duration,
+    /// An idle connection repeats its ack this often, so that a connection the peer has forgotten is noticed. libutp: 29 s.
+    pub keep_alive: Duration,
+    /// RFC 6298 section 2.4 asks for 1 s; measured stacks live well with 200 ms (librqbit-utp, Linux), and a tail-loss probe comes earlier.
+    pub min_rto: Duration,
+    /// RFC 6298 section 2.1.
+    pub initial_rto: Duration,
+    /// RFC 6298 section 2.5: at least 60 s.
+    pub max_rto: Duration,
+    /// The longest that an ack waits for data to ride on.
+    pub max_ack_delay: Duration,
+    /// LEDBAT's target queueing delay: RFC 6817 allows at most 100 ms; LEDBAT++ uses 60 ms.
+    pub ledbat_target: Duration,
+}
+
+impl Default for UtpConfig {
+    fn default() -> Self {
+        Self {
+            controller: ControllerKind::default(),
+            min_datagram: 1232,
+            max_datagram: 1472,
+            send_buffer: 16 << 20,
+            receive_buffer: 16 << 20,
+            initial_window: 1 << 20,
+            plain_in_flight: 950,
+            connect_timeout: Duration::from_secs(15),
+            unanswered_timeout: Duration::from_secs(30),
+            idle_timeout: Duration::from_secs(75),
+            keep_alive: Duration::from_secs(25),
+            min_rto: Duration::from_millis(200),
+            initial_rto: Duration::from_secs(1),
+            max_rto: Duration::from_secs(60),
+            max_ack_delay: Duration::from_millis(10),
+            ledbat_target: Duration::from_millis(60),
+        }
+    }
+}
+
+/// Knobs of the uTP endpoint: what strangers may cost.
+#[derive(Clone, Debug)]
+pub struct EndpointConfig {
+    /// Connections at once, both directions.
+    pub max_connections: usize,
+    /// SYNs answered but not yet confirmed, over all remotes; the oldest makes room.
+    pub max_half_open: usize,
+    /// The same for one remote.
+    pub max_half_open_per_remote: usize,
+    /// How long an unconfirmed SYN is remembered.
+    pub half_open_timeout: Duration,
+    /// RESETs sent to unknown connections, a second.
+    pub resets_per_second: u32,
+}
+
+impl Default for EndpointConfig {
+    fn default() -> Self {
+        Self {
+            max_connections: 16_384,
+            max_half_open: 1_024,
+            max_half_open_per_remote: 256,
+            half_open_timeout: Duration::from_secs(10),
+            resets_per_second: 100,
+        }
+    }
+}
+
+/// Knobs of paths: keep-alive, dead-peer detection, table sizes.
+#[derive(Clone, Debug)]
+pub struct PathConfig {
+    /// A path with traffic in the last `active_for` is pinged this often when it falls silent, by both sides. With
+    /// `lost_after` this notices a dead peer within 10 s (design, decision 9).
+    pub ping_active: Duration,
+    pub active_for: Duration,
+    /// An idle path with connections on it: below the 30 s that the strictest common NATs keep a UDP mapping
+    /// (RFC 4787 section 4.3 asks for 2 min, measured NATs give 30 s).
+    pub ping_idle: Duration,
+    /// Unanswered pings are repeated this often.
+    pub ping_retry: Duration,
+    /// Nothing heard for this long while pings went out: the path is dead. Active: within 10 s of the last sign of life.
+    pub lost_after: Duration,
+    /// A punching attempt ends after this.
+    pub punch_timeout: Duration,
+    /// Addresses that are not (yet) of an authenticated peer or of one we dial; the longest unheard makes room.
+    pub max_strangers: usize,
+    /// Remotes in all.
+    pub max_remotes: usize,
+    /// Pings a second to one address that has not answered, outside a punching attempt.
+    pub max_unproven_pings_per_second: u32,
+    /// Pings answered a second, over all unauthenticated sources.
+    pub max_stranger_pongs_per_second: u32,
+}
+
+impl Default for PathConfig {
+    fn default() -> Self {
+        Self {
+            ping_active: Duration::from_millis(2_500),
+            active_for: Duration::from_secs(45),
+            ping_idle: Duration::from_secs(15),
+            ping_retry: Duration::from_secs(1),
+            lost_after: Duration::from_millis(7_500),
+            punch_timeout: Duration::from_secs(10),
+            max_strangers: 4_096,
+            max_remotes: 65_536,
+            max_unproven_pings_per_second: 5,
+            max_stranger_pongs_per_second: 200,
+        }
+    }
+}
+
+/// Knobs of TLS and of certificate chains.
+#[derive(Clone, Debug)]
+pub struct TlsConfig {
+    /// Certificates in a chain: the leaf and what rotations left behind.
+    pub max_chain: usize,
+    /// The handshake must be over by then.
+    pub handshake_timeout: Duration,
+}
+
+impl Default for TlsConfig {
+    fn default() -> Self {
+        Self { max_chain: 16, handshake_timeout: Duration::from_secs(10) }
+    }
+}
+
+/// Knobs of the forward and the reverse proxy.
+#[derive(Clone, Debug)]
+pub struct ProxyLimits {
+    /// Connections of local clients at once; a permit is taken before accept.
+    pub max_clients: usize,
+    /// Streams from peers at once, and from one peer.
+    pub max_streams: usize,
+    pub max_streams_per_node: usize,
+    /// Bytes of a CONNECT head.
+    pub max_head: usize,
+    /// The head must be complete by then.
+    pub head_timeout: Duration,
+    /// From the CONNECT to its answer. Below the 20 s after which gRPC drops a CONNECT (FACTS.md).
+    pub dial_timeout: Duration,
+    /// The service behind the reverse proxy must accept by then.
+    pub service_timeout: Duration,
+    /// An accepted uTP connection must have finished TLS and sent `Open` by then.
+    pub open_timeout: Duration,
+    /// The buffer of each direction of a splice.
+    pub splice_buffer: usize,
+    /// How long a drain waits for streams to end before it aborts them.
+    pub drain_timeout: Duration,
+    /// How long a closed connection can still be looked up by its addresses: gRPC asks for its peer late (FACTS.md: >= 60 s).
+    pub tombstone: Duration,
+    /// Closed connections remembered at most.
+    pub max_tombstones: usize,
+    /// Events a subscriber may lag behind; beyond it the oldest are dropped and counted.
+    pub event_queue: usize,
+}
+
+impl Default for ProxyLimits {
+    fn default() -> Self {
+        Self {
+            max_clients: 4_096,
+            max_streams: 8_192,
+            max_streams_per_node: 4_096,
+            max_head: 16 << 10,
+            head_timeout: Duration::from_secs(10),
+            dial_timeout: Duration::from_secs(15),
+            service_timeout: Duration::from_secs(5),
+            open_timeout: Duration::from_secs(10),
+            splice_buffer: 128 << 10,
+            drain_timeout: Duration::from_secs(10),
+            tombstone: Duration::from_secs(60),
+            max_tombstones: 16_384,
+            event_queue: 1_024,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn punching_doubles_and_then_goes_on_once_a_second() {
+        assert_eq!(punch_moment(0), Duration::ZERO);
+        assert_eq!(punch_moment(7), Duration::from_millis(2133));
+        assert_eq!(punch_moment(9), Duration::from_millis(4133));
+        for n in 0..20 {
+            assert!(punch_moment(n) < punch_moment(n + 1));
+        }
+    }
+
+    #[test]
+    fn a_dead_peer_is_noticed_within_ten_seconds() {
+        let path = PathConfig::default();
+        assert!(path.ping_active + path.lost_after <= Duration::from_secs(10));
+    }
+}

@@ -1,0 +1,317 @@
+//! Every way keynet can fail, by name. One closed set is used in errors, events, the wire's `Refused`, HTTP statuses with
+//! `Proxy-Status` (RFC 9209), Python exceptions and metrics labels; the wording of messages is not API, the names are.
+
+use std::fmt;
+use std::net::SocketAddr;
+
+use crate::addr::NodeId;
+
+/// Who has to act when a [`Reason`] occurs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Culprit {
+    /// The program that called keynet: wrong arguments, or a call on something closed.
+    Caller,
+    /// The client of the forward proxy: its CONNECT request is wrong.
+    Client,
+    /// The other node, or what claims to be it.
+    Peer,
+    /// The network between the nodes.
+    Network,
+    /// The service behind the other node.
+    Service,
+    /// keynet itself.
+    Keynet,
+}
+
+/// Where on the road of a CONNECT something failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Stage {
+    /// Reading options, keys, or binding sockets.
+    Setup,
+    /// Reading and judging the CONNECT request.
+    Request,
+    /// Opening NATs: no address of the peer has answered a ping or a SYN yet.
+    Punch,
+    /// The uTP connection.
+    Utp,
+    /// The TLS handshake and the identity check.
+    Tls,
+    /// `Open` and its answer.
+    Open,
+    /// The connection to the service.
+    Service,
+    /// Bytes are flowing.
+    Stream,
+}
+
+impl Stage {
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Setup => "setup",
+            Self::Request => "request",
+            Self::Punch => "punch",
+            Self::Utp => "utp",
+            Self::Tls => "tls",
+            Self::Open => "open",
+            Self::Service => "service",
+            Self::Stream => "stream",
+        }
+    }
+}
+
+/// Everything one knows about a [`Reason`] without knowing the case: one row of the table below.
+struct Facts {
+    name: &'static str,
+    culprit: Culprit,
+    status: u16,
+    proxy_status: &'static str,
+    advice: &'static str,
+}
+
+macro_rules! reasons {
+    ($($(#[$doc:meta])* $variant:ident = $wire:literal, $name:literal, $culprit:ident, $status:literal, $proxy_status:literal, $advice:literal;)*) => {
+        /// Why something failed or ended. The number is its code in `Refused` (docs/protocol.md) and never changes.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        #[repr(u16)]
+        pub enum Reason { $($(#[$doc])* $variant = $wire,)* }
+
+        impl Reason {
+            /// Every reason, in the order of their codes.
+            pub const ALL: &'static [Self] = &[$(Self::$variant,)*];
+
+            const fn facts(self) -> Facts {
+                match self {
+                    $(Self::$variant => Facts {
+                        name: $name, culprit: Culprit::$culprit, status: $status, proxy_status: $proxy_status, advice: $advice,
+                    },)*
+                }
+            }
+        }
+    };
+}
+
+// code, name, culprit, HTTP status, RFC 9209 proxy error type, what to try
+reasons! {
+    /// An option or an argument is out of range or makes no sense.
+    InvalidArgument = 1, "invalid_argument", Caller, 500, "proxy_configuration_error", "correct the argument the message names";
+    /// The proxy was closed, or never started.
+    ProxyClosed = 2, "proxy_closed", Caller, 503, "proxy_internal_error", "start the proxy, or keep it open longer";
+    /// The identity file cannot be read or does not hold a key and its certificates.
+    IdentityInvalid = 3, "identity_invalid", Caller, 500, "proxy_configuration_error", "check the file, or make a new identity with `keynet id FILE`";
+    /// Others can read the identity file.
+    IdentityExposed = 4, "identity_exposed", Caller, 500, "proxy_configuration_error", "chmod 600 the file; make a new identity if others may have copied it";
+    /// A socket could not be bound.
+    BindFailed = 5, "bind_failed", Caller, 500, "proxy_configuration_error", "use a free port of an address of this machine";
+    /// The process forked; the child has none of the parent's threads.
+    Forked = 6, "forked", Caller, 500, "proxy_internal_error", "start the proxy after the fork, in the child";
+    /// The work was cancelled by the one who asked for it.
+    Cancelled = 7, "cancelled", Caller, 503, "proxy_internal_error", "nothing: the caller went away";
+
+    /// The request is not an HTTP CONNECT request.
+    BadRequest = 20, "bad_request", Client, 400, "http_protocol_error", "send an HTTP/1.1 CONNECT request";
+    /// The CONNECT target does not name a node and a service.
+    BadTarget = 21, "bad_target", Client, 400, "http_protocol_error", "use <node id>.keynet:<service port> as the target";
+    /// The method is not CONNECT.
+    MethodNotAllowed = 22, "method_not_allowed", Client, 405, "http_protocol_error", "use CONNECT: with curl `-p`, with gRPC `grpc.http_proxy`";
+    /// Proxy credentials are missing or wrong.
+    CredentialsRequired = 23, "credentials_required", Client, 407, "http_request_denied", "send the proxy's user and password in Proxy-Authorization: Basic";
+    /// The request head is larger than the cap.
+    HeadTooLarge = 24, "head_too_large", Client, 431, "http_request_denied", "send fewer or smaller header fields";
+    /// The request head did not arrive in time.
+    HeadTimeout = 25, "head_timeout", Client, 408, "http_request_denied", "send the request at once after connecting";
+    /// The forward proxy holds as many connections as it may.
+    TooManyConnections = 26, "too_many_connections", Client, 503, "connection_limit_reached", "close connections, or raise max_connections";
+
+    /// No address of the node is known.
+    UnknownNode = 40, "unknown_node", Caller, 404, "destination_not_found", "tell the proxy an address: proxy.add_peer(node_id, [\"host:port\"])";
+    /// None of the node's addresses answered.
+    PunchTimeout = 41, "punch_timeout", Network, 504, "connection_timeout", "check that the node runs, that UDP passes, and that it expects this node if it is behind a NAT";
+    /// Something answered, but the uTP connection did not come about in time.
+    ConnectTimeout = 42, "connect_timeout", Network, 504, "connection_timeout", "try again; if it persists, packets are lost on the way";
+    /// The address answered with a uTP RESET.
+    ConnectRefused = 43, "connect_refused", Peer, 502, "connection_refused", "check that a keynet node listens at this address and is not at its limits";
+    /// The datagrams could not be sent at all.
+    Unreachable = 44, "unreachable", Network, 502, "destination_ip_unroutable", "check this machine's routes and firewall";
+
+    /// TLS failed for a reason that is not about identity.
+    TlsFailed = 60, "tls_failed", Peer, 502, "tls_protocol_error", "check that both ends run compatible versions of keynet";
+    /// The TLS handshake did not finish in time.
+    TlsTimeout = 61, "tls_timeout", Network, 504, "connection_timeout", "try again; if it persists, packets are lost on the way";
+    /// Another node answered at the address.
+    IdentityMismatch = 62, "identity_mismatch", Peer, 502, "tls_certificate_error", "check the node id, and whether the address now belongs to another node";
+    /// The peer showed no certificate.
+    CertificateMissing = 63, "certificate_missing", Peer, 502, "tls_certificate_error", "the peer must run keynet: both sides authenticate";
+    /// The peer's certificate cannot be read, or breaks a rule of docs/protocol.md.
+    CertificateInvalid = 64, "certificate_invalid", Peer, 502, "tls_certificate_error", "the peer must make its identity with keynet";
+    /// The leaf certificate is outside its dates.
+    CertificateExpired = 65, "certificate_expired", Peer, 502, "tls_certificate_error", "renew the peer's identity (`keynet id --renew`), and check both clocks";
+    /// A signature that should lead from the leaf to an older key does not hold.
+    ChainBroken = 66, "chain_broken", Peer, 502, "tls_certificate_error", "the peer must rotate its key with keynet, so that the old key signs the new one";
+    /// More certificates than the cap.
+    ChainTooLong = 67, "chain_too_long", Peer, 502, "tls_certificate_error", "the peer has rotated too often: drop the oldest certificates from its identity";
+    /// The certificate's subject names another node than its key is.
+    NameMismatch = 68, "name_mismatch", Peer, 502, "tls_certificate_error", "the peer must make its identity with keynet";
+    /// The peer judged our certificate and turned us away.
+    RejectedByPeer = 69, "rejected_by_peer", Peer, 502, "tls_certificate_error", "check this node's identity: its dates and its chain";
+
+    /// Not on the peer's access list.
+    AccessDenied = 80, "access_denied", Peer, 403, "http_request_denied", "ask the peer to put this node's id on its allow list";
+    /// The peer offers no such service.
+    ServiceNotFound = 81, "service_not_found", Peer, 404, "destination_not_found", "ask for a port that the peer's services= names";
+    /// The service behind the peer refused the connection.
+    ServiceRefused = 82, "service_refused", Service, 502, "connection_refused", "start the server behind the peer, or correct its address there";
+    /// The service behind the peer did not answer in time.
+    ServiceTimeout = 83, "service_timeout", Service, 504, "connection_timeout", "check the server behind the peer";
+    /// The peer holds as many connections as it may.
+    PeerBusy = 84, "peer_busy", Peer, 503, "connection_limit_reached", "try again later, or raise the peer's limits";
+    /// The peer's answer breaks the protocol.
+    ProtocolViolation = 85, "protocol_violation", Peer, 502, "destination_unavailable", "check that both ends run compatible versions of keynet";
+    /// No answer to `Open` in time.
+    OpenTimeout = 86, "open_timeout", Peer, 504, "connection_timeout", "try again; check the server behind the peer";
+
+    /// Nothing was heard from the peer for too long.
+    PeerLost = 100, "peer_lost", Network, 502, "connection_terminated", "the peer is gone or the network is down: connect again";
+    /// The peer reset the connection.
+    PeerReset = 101, "peer_reset", Peer, 502, "connection_terminated", "connect again; the peer's log says why it closed";
+    /// The peer said that it is shutting down.
+    PeerClosed = 102, "peer_closed", Peer, 502, "connection_terminated", "connect again when the peer is back";
+    /// Both directions ended in order.
+    Finished = 103, "finished", Caller, 200, "connection_terminated", "nothing: this is how a connection ends well";
+    /// The local client broke its connection.
+    ClientReset = 104, "client_reset", Client, 502, "connection_terminated", "look at the client: it closed before the stream had ended";
+    /// The service broke its connection.
+    ServiceReset = 105, "service_reset", Service, 502, "connection_terminated", "look at the server: it closed before the stream had ended";
+
+    /// A broken promise of keynet's own code.
+    Internal = 120, "internal", Keynet, 500, "proxy_internal_error", "report this with the log";
+}
+
+impl Reason {
+    /// The stable name, as in events, metrics and `--json`.
+    pub const fn name(self) -> &'static str {
+        self.facts().name
+    }
+
+    pub const fn culprit(self) -> Culprit {
+        self.facts().culprit
+    }
+
+    /// The HTTP status that the forward proxy answers with.
+    pub const fn http_status(self) -> u16 {
+        self.facts().status
+    }
+
+    /// The error type for the `Proxy-Status` field (RFC 9209 section 2.3).
+    pub const fn proxy_status(self) -> &'static str {
+        self.facts().proxy_status
+    }
+
+    /// What a person can do about it.
+    pub const fn advice(self) -> &'static str {
+        self.facts().advice
+    }
+
+    /// The code in `Refused`.
+    pub const fn code(self) -> u16 {
+        self as u16
+    }
+
+    pub fn from_code(code: u16) -> Option<Self> {
+        Self::ALL.iter().copied().find(|reason| reason.code() == code)
+    }
+
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.iter().copied().find(|reason| reason.name() == name)
+    }
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// A failure with everything one needs to act on it: what, at which stage, with which peer and address, what to try.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Error {
+    pub reason: Reason,
+    pub stage: Stage,
+    pub node: Option<NodeId>,
+    pub address: Option<SocketAddr>,
+    /// What exactly, in words; empty when the reason says it all.
+    pub detail: String,
+}
+
+/// Short for results of this crate.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+impl Error {
+    pub fn new(reason: Reason, stage: Stage, detail: impl Into<String>) -> Self {
+        Self { reason, stage, node: None, address: None, detail: detail.into() }
+    }
+
+    /// Names the peer, unless it is named already.
+    pub fn with_node(mut self, node: NodeId) -> Self {
+        self.node.get_or_insert(node);
+        self
+    }
+
+    /// Names the address, unless it is named already.
+    pub fn with_address(mut self, address: SocketAddr) -> Self {
+        self.address.get_or_insert(address);
+        self
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.reason.name().replace('_', " "))?;
+        if !self.detail.is_empty() {
+            write!(f, ": {}", self.detail)?;
+        }
+        write!(f, " [stage {}", self.stage.name())?;
+        if let Some(node) = &self.node {
+            write!(f, ", node {node}")?;
+        }
+        if let Some(address) = &self.address {
+            write!(f, ", address {address}")?;
+        }
+        write!(f, "]; {}", self.reason.advice())
+    }
+}
+
+impl std::error::Error for Error {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::HashSet;
+
+    #[test]
+    fn no_reason_is_unmapped_or_mapped_twice() {
+        let mut names = HashSet::new();
+        let mut codes = HashSet::new();
+        for &reason in Reason::ALL {
+            assert!(names.insert(reason.name()) && codes.insert(reason.code()), "{reason:?} is listed twice");
+            assert_eq!(Reason::from_code(reason.code()), Some(reason));
+            assert_eq!(Reason::from_name(reason.name()), Some(reason));
+            assert!(!reason.advice().is_empty() && !reason.proxy_status().is_empty());
+            assert!(matches!(reason.http_status(), 200 | 400..=599));
+        }
+        assert_eq!(Reason::from_code(0), None);
+    }
+
+    #[test]
+    fn an_error_says_what_where_with_whom_and_what_to_try() {
+        let node = NodeId::from_public_key([7; 32]);
+        let error = Error::new(Reason::PunchTimeout, Stage::Punch, "no answer in 15 s")
+            .with_node(node)
+            .with_address("192.0.2.1:4433".parse().unwrap());
+        let text = error.to_string();
+        for part in
+            ["punch timeout", "no answer in 15 s", "stage punch", &node.to_string(), "192.0.2.1:4433", "UDP passes"]
+        {
+            assert!(text.contains(part), "{part:?} is missing in {text:?}");
+        }
+    }
+}

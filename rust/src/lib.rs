@@ -1,0 +1,21 @@
+//! keynet lets a program on one machine call a gRPC server on another when either or both sit behind a NAT, knowing only
+//! the other node's public key.
+//!
+//! The layers, lowest first (a file imports only from its own folder and from lower layers; `tests/layers.rs` holds that):
+//!
+//! | layer | modules | what |
+//! |---|---|---|
+//! | 0 | [`addr`], [`config`], [`error`], [`time`] | names of nodes, every knob, every failure, the clock type |
+//! | 1 | [`utp`], [`path`], [`stun`], [`http_connect`], [`open`], [`tls`] | state machines and codecs: no sockets, no clock, no runtime |
+//! | 2 | `net` | the one task that owns the UDP socket (tokio starts here) |
+//! | 3 | `peer` | a link: uTP stream + TLS + the node at its other end |
+//! | 4 | `proxy` | forward and reverse proxy, access list, splice |
+//! | 5 | `python` | conversions for the Python package, nothing else |
+//!
+//! The core is driven from outside: bytes and the time go in (`handle_*`), datagrams, deadlines and events come out
+//! (`poll_*`). Time, randomness and sockets are always arguments.
+
+pub mod addr;
+pub mod config;
+pub mod error;
+pub mod time;
