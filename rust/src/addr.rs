@@ -78,6 +78,23 @@ impl std::error::Error for BadNodeId {}
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RemoteId(pub u64);
 
+/// What two nodes share after a TLS handshake to recognise each other's pings (docs/protocol.md section 2).
+#[derive(Clone, PartialEq, Eq)]
+pub struct PingKeys {
+    /// The key of MESSAGE-INTEGRITY-SHA256.
+    pub key: [u8; 32],
+    /// The session name that the peer uses to ask us.
+    pub local_name: [u8; 16],
+    /// The session name that we use to ask the peer.
+    pub remote_name: [u8; 16],
+}
+
+impl fmt::Debug for PingKeys {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PingKeys").finish_non_exhaustive()
+    }
+}
+
 /// An IPv4 address as a plain one, also when a dual-stack socket reported it as `::ffff:a.b.c.d` (RFC 4291 section 2.5.5.2).
 pub fn unmapped(address: SocketAddr) -> SocketAddr {
     match address.ip() {

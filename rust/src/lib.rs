@@ -19,3 +19,4 @@ pub mod addr;
 pub mod config;
 pub mod error;
 pub mod time;
+pub mod utp;

@@ -1,0 +1,94 @@
+//! Congestion control behind one trait. A controller sees acks and losses and says two things: how much may be in flight,
+//! and how fast it may leave. It knows no packets, no sockets and no clock.
+
+use std::time::Duration;
+
+use crate::config::{ControllerKind, UtpConfig};
+use crate::time::Time;
+
+/// What one acknowledgement told. Byte counts are payload bytes, as in BEP 29.
+#[derive(Clone, Copy, Debug)]
+pub struct AckSample {
+    pub now: Time,
+    /// Bytes that this ack newly confirmed, cumulatively or selectively.
+    pub acked: u64,
+    /// Bytes in flight before this ack.
+    pub prior_in_flight: u64,
+    /// Bytes in flight after it (losses it revealed already taken off).
+    pub in_flight: u64,
+    /// RTT of the newest packet that it confirmed; `None` when only re-sent packets were confirmed (Karn).
+    pub rtt: Option<Duration>,
+    /// The smallest RTT seen over the life of the path.
+    pub min_rtt: Duration,
+    /// Smoothed RTT (RFC 6298).
+    pub srtt: Duration,
+    /// One-way delay in microseconds as the peer measured it (`timestamp_difference_microseconds`): meaningful only
+    /// relative to its own minimum, wraps at 2^32. `None` when the peer gave no sample.
+    pub delay_micros: Option<u32>,
+    /// Delivery rate sample in bytes per second (draft-ietf-ccwg-bbr section 4.1): bytes delivered between sending and
+    /// confirming the newest confirmed packet, over the longer of the sending and the confirming interval.
+    pub delivery_rate: Option<u64>,
+    /// The rate sample was taken while the sender had nothing to send.
+    pub app_limited: bool,
+    /// Total bytes confirmed so far on this connection, this ack included.
+    pub delivered: u64,
+    /// `delivered` at the moment when the newest packet confirmed here was sent: a round trip has passed when it reaches
+    /// the `delivered` of the previous round's end.
+    pub prior_delivered: u64,
+    /// The sender was held back by the window rather than by the application when this packet was sent.
+    pub window_limited: bool,
+}
+
+/// A loss, reported once for all packets that one ack or one timer declared lost.
+#[derive(Clone, Copy, Debug)]
+pub struct LossSample {
+    pub now: Time,
+    /// Bytes declared lost now.
+    pub lost: u64,
+    /// Bytes in flight after taking them off.
+    pub in_flight: u64,
+    /// When the newest of the lost packets was sent.
+    pub newest_lost_sent: Time,
+    /// The first loss since everything that was in flight at the previous such loss is confirmed (a new recovery
+    /// episode). Loss-based controllers react once an episode.
+    pub new_episode: bool,
+    /// `delivered` at this moment.
+    pub delivered: u64,
+}
+
+/// A congestion controller.
+pub trait Controller: Send + std::fmt::Debug {
+    fn kind(&self) -> ControllerKind;
+
+    /// `bytes` were sent (first time or again); `in_flight` includes them.
+    fn on_sent(&mut self, now: Time, bytes: u64, in_flight: u64);
+
+    /// Called once for each packet from the peer that confirmed something new, after losses were reported.
+    fn on_ack(&mut self, ack: &AckSample);
+
+    fn on_loss(&mut self, loss: &LossSample);
+
+    /// The retransmission timer expired: everything in flight is presumed lost (RFC 5681 section 3.1).
+    fn on_timeout(&mut self, now: Time, in_flight: u64);
+
+    /// The last `on_loss` or `on_timeout` was a mistake (Eifel, F-RTO): undo what it did.
+    fn on_spurious_loss(&mut self, now: Time);
+
+    /// Nothing was in flight for a while and sending starts again.
+    fn on_restart_after_idle(&mut self, now: Time, idle: Duration);
+
+    /// The payload of a full packet changed (path MTU search).
+    fn on_mtu(&mut self, max_payload: u16);
+
+    /// Bytes that may be in flight.
+    fn window(&self) -> u64;
+
+    /// Bytes per second at which packets may leave; `None` before there is an RTT sample (then only the window limits).
+    fn pacing_rate(&self) -> Option<u64>;
+}
+
+/// Makes the controller of this kind for a new connection.
+pub fn new(kind: ControllerKind, config: &UtpConfig, max_payload: u16) -> Box<dyn Controller> {
+    let _ = (kind, config, max_payload);
+    unimplemented!("controllers follow")
+}

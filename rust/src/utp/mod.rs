@@ -1,0 +1,3 @@
+//! uTP (BEP 29), sans-IO.
+
+pub mod congestion;
