@@ -1,3 +1,11 @@
-//! uTP (BEP 29), sans-IO.
+//! uTP (BEP 29), sans-IO: an [`Endpoint`] that finds the connection a datagram belongs to and answers strangers, and
+//! [`Connection`]s that turn packets, bytes and time into packets, bytes and deadlines.
+//!
+//! Drive contract: give every datagram to [`Endpoint::handle`], then to the connection it names; after any change call
+//! [`Connection::poll_transmit`] until it returns `None`, then ask [`Connection::poll_timeout`] when to come back.
 
 pub mod congestion;
+pub mod packet;
+pub mod recv;
+pub mod ring;
+pub mod seq;
