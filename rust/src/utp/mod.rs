@@ -5,7 +5,11 @@
 //! [`Connection::poll_transmit`] until it returns `None`, then ask [`Connection::poll_timeout`] when to come back.
 
 pub mod congestion;
+pub mod mtu;
+pub mod pacing;
 pub mod packet;
 pub mod recv;
 pub mod ring;
+pub mod rtt;
+pub mod send;
 pub mod seq;
