@@ -5,11 +5,17 @@
 //! [`Connection::poll_transmit`] until it returns `None`, then ask [`Connection::poll_timeout`] when to come back.
 
 pub mod congestion;
+mod connection;
+mod endpoint;
 pub mod mtu;
 pub mod pacing;
 pub mod packet;
-pub mod recv;
-pub mod ring;
+mod recovery;
+mod recv;
+mod ring;
 pub mod rtt;
-pub mod send;
-pub mod seq;
+mod send;
+mod seq;
+
+pub use connection::{Connection, End, ReadOutcome, State, Transmit, UtpStats, Wakes};
+pub use endpoint::{ConnectError, Dropped, Endpoint, Handle, Routed};

@@ -82,11 +82,6 @@ impl ReceiveQueue {
         self.fin.is_some_and(|fin| self.next > fin)
     }
 
-    /// FIN was seen, though perhaps not yet all before it.
-    pub fn has_fin(&self) -> bool {
-        self.fin.is_some()
-    }
-
     pub fn has_holes(&self) -> bool {
         !self.early.is_empty()
     }

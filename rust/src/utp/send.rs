@@ -62,6 +62,8 @@ pub struct SendQueue {
     fin: FinState,
     limit: usize,
     in_flight: u64,
+    /// Packets in flight: FIN counts here, though it has no bytes.
+    flying: usize,
     sacked_bytes: u64,
     sacked_count: usize,
 }
@@ -76,6 +78,7 @@ impl SendQueue {
             fin: FinState::Open,
             limit,
             in_flight: 0,
+            flying: 0,
             sacked_bytes: 0,
             sacked_count: 0,
         }
@@ -98,6 +101,11 @@ impl SendQueue {
     /// Bytes sent and neither confirmed nor lost.
     pub fn in_flight(&self) -> u64 {
         self.in_flight
+    }
+
+    /// Packets sent and neither confirmed nor lost.
+    pub fn flying(&self) -> usize {
+        self.flying
     }
 
     /// Packets sent and not cumulatively confirmed.
@@ -125,6 +133,15 @@ impl SendQueue {
 
     pub fn memory(&self) -> usize {
         self.ring.memory() + self.segments.capacity() * std::mem::size_of::<Segment>()
+    }
+
+    /// Bytes the application may have in here; more than that already held stays.
+    pub fn set_limit(&mut self, limit: usize) {
+        self.limit = limit;
+    }
+
+    pub fn limit(&self) -> usize {
+        self.limit
     }
 
     /// Room for the application.
@@ -172,6 +189,7 @@ impl SendQueue {
         let seq = self.next();
         self.unsent += len as u64;
         self.in_flight += len as u64;
+        self.flying += 1;
         self.segments.push_back(segment);
         Some((seq, segment))
     }
@@ -182,6 +200,7 @@ impl SendQueue {
         let segment = self.segments.get_mut(at)?;
         if !segment.is_in_flight() {
             self.in_flight += segment.len as u64;
+            self.flying += 1;
         }
         *segment = Segment {
             offset: segment.offset,
@@ -203,6 +222,7 @@ impl SendQueue {
         self.una += 1;
         if segment.is_in_flight() {
             self.in_flight -= segment.len as u64;
+            self.flying -= 1;
         }
         if segment.sacked {
             self.sacked_bytes -= segment.len as u64;
@@ -224,19 +244,22 @@ impl SendQueue {
         segment.lost = false;
         if before.is_in_flight() {
             self.in_flight -= before.len as u64;
+            self.flying -= 1;
         }
         self.sacked_bytes += before.len as u64;
         self.sacked_count += 1;
         Some(before)
     }
 
-    /// Presumes a packet lost. Returns its bytes when that is news.
-    pub fn mark_lost(&mut self, seq: Seq) -> Option<u64> {
+    /// Presumes a packet lost. Returns it as it was when that is news.
+    pub fn mark_lost(&mut self, seq: Seq) -> Option<Segment> {
         let at = usize::try_from(seq.checked_sub(self.una)?).ok()?;
         let segment = self.segments.get_mut(at).filter(|segment| segment.is_in_flight())?;
+        let before = *segment;
         segment.lost = true;
-        self.in_flight -= segment.len as u64;
-        Some(segment.len as u64)
+        self.in_flight -= before.len as u64;
+        self.flying -= 1;
+        Some(before)
     }
 
     /// The presumption was wrong.
@@ -245,6 +268,7 @@ impl SendQueue {
         if let Some(segment) = self.segments.get_mut(at as usize).filter(|segment| segment.lost) {
             segment.lost = false;
             self.in_flight += segment.len as u64;
+            self.flying += 1;
         }
     }
 
@@ -253,7 +277,7 @@ impl SendQueue {
         self.ring.release_to(self.ring.tail());
         self.segments = VecDeque::new();
         self.unsent = self.ring.tail();
-        (self.in_flight, self.sacked_bytes, self.sacked_count) = (0, 0, 0);
+        (self.in_flight, self.flying, self.sacked_bytes, self.sacked_count) = (0, 0, 0, 0);
         self.shrink();
     }
 
@@ -308,6 +332,7 @@ mod tests {
                 let sacked = queue.segments().filter(|(_, s)| s.sacked).count();
                 let all: u64 = queue.segments().filter(|(_, s)| !s.sacked).map(|(_, s)| s.len as u64).sum();
                 prop_assert_eq!(queue.in_flight(), in_flight);
+                prop_assert_eq!(queue.flying(), queue.segments().filter(|(_, s)| s.is_in_flight()).count());
                 prop_assert_eq!(queue.sacked_count(), sacked);
                 prop_assert_eq!(queue.unreceived(), all);
             }
