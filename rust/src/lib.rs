@@ -16,6 +16,7 @@
 //! (`poll_*`). Time, randomness and sockets are always arguments.
 
 pub mod addr;
+pub mod classify;
 pub mod config;
 pub mod error;
 pub mod time;
