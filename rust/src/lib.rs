@@ -19,5 +19,6 @@ pub mod addr;
 pub mod classify;
 pub mod config;
 pub mod error;
+pub mod stun;
 pub mod time;
 pub mod utp;
