@@ -16,7 +16,9 @@
 //! (`poll_*`). Time, randomness and sockets are always arguments.
 
 pub mod addr;
+pub mod classify;
 pub mod config;
 pub mod error;
+pub mod stun;
 pub mod time;
 pub mod utp;
