@@ -19,4 +19,5 @@ pub mod addr;
 pub mod config;
 pub mod error;
 pub mod time;
+pub mod tls;
 pub mod utp;
