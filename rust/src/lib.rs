@@ -21,4 +21,5 @@ pub mod config;
 pub mod error;
 pub mod stun;
 pub mod time;
+pub mod tls;
 pub mod utp;
