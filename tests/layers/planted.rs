@@ -101,7 +101,8 @@ fn what_the_core_may_not_touch() {
     clean("tls/file.rs", "#[cfg(test)]\nmod tests { fn f() { std::thread::spawn(|| SystemTime::now()); } }");
     clean("utp/send.rs", "fn f(elapsed: Duration) { elapsed.max(x); x.elapsed; self.elapsed(now) }");
     clean("net/mod.rs", "use tokio::net::UdpSocket;\nuse std::time::Instant;\nuse std::fs;");
-    clean("path/mod.rs", "use rand_chacha::ChaCha12Rng;");
+    caught("path/mod.rs", "fn f() { StdRng::from_os_rng() }", 1, RANDOM);
+    clean("path/mod.rs", "use rand::{rngs::StdRng, SeedableRng};\nfn f() { StdRng::from_seed(seed) }");
 }
 
 #[test]
