@@ -19,6 +19,7 @@ pub mod addr;
 pub mod classify;
 pub mod config;
 pub mod error;
+pub mod path;
 pub mod stun;
 pub mod time;
 pub mod utp;
