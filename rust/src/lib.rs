@@ -22,8 +22,6 @@ pub mod addr;
 pub mod classify;
 pub mod config;
 pub mod error;
-#[cfg(feature = "runtime")]
-pub mod net;
 pub mod path;
 pub mod stun;
 pub mod time;

@@ -150,7 +150,7 @@ impl PathTable {
         if self.remotes.get(&id).is_some_and(|remote| is_due(remote.ping_due(&self.config))) {
             self.keep_alive(now, id);
         }
-        self.look_again(now, id);
+        self.look_again(id);
     }
 
     /// Old addresses of a peer may belong to somebody else after a while.

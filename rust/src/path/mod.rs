@@ -24,6 +24,9 @@ mod spare;
 mod table;
 mod timers;
 
+#[cfg(test)]
+mod tests;
+
 use std::fmt;
 use std::net::SocketAddr;
 use std::time::Duration;

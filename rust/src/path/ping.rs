@@ -109,7 +109,7 @@ impl PathTable {
             // both may work: the path in use has until the next ping to show that it still does
             self.keep_alive(now, id);
         }
-        self.look_again(now, id);
+        self.look_again(id);
     }
 
     /// The key for the answer, if the ping is genuine and new.
@@ -133,6 +133,7 @@ impl PathTable {
             self.counters.forged += 1;
             return None;
         }
+        remote.seen = now;
         let ask_back = match remote.index_of(from) {
             None => true,
             Some(index) if index != remote.in_use => remote.is_silent(now, &self.config),

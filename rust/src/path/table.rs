@@ -52,7 +52,10 @@ pub(super) struct Slot {
 
 impl PathTable {
     /// `seed` must be random: transaction ids come from it.
-    pub fn new(config: PathConfig, seed: [u8; 32]) -> Self {
+    pub fn new(mut config: PathConfig, seed: [u8; 32]) -> Self {
+        for interval in [&mut config.ping_active, &mut config.ping_idle, &mut config.ping_retry] {
+            *interval = (*interval).max(SHORTEST_INTERVAL);
+        }
         let cap = config.max_remotes.saturating_mul(PINGS_PER_REMOTE);
         let pongs = config.max_stranger_pongs_per_second;
         Self {
@@ -123,10 +126,11 @@ impl PathTable {
     pub fn hold(&mut self, now: Time, remote: RemoteId) {
         let Some(entry) = self.remotes.get_mut(&remote) else { return };
         entry.holds += 1;
+        entry.seen = now;
         if entry.holds == 1 {
             self.strangers.remove(&mut entry.spare, remote);
             self.peers.remove(&mut entry.spare, remote);
-            self.look_again(now, remote);
+            self.look_again(remote);
         }
     }
 
@@ -141,9 +145,9 @@ impl PathTable {
             self.forget(remote);
             return;
         }
-        entry.seen = entry.seen.max(entry.heard);
+        entry.seen = now;
         self.file_as_spare(remote);
-        self.look_again(now, remote);
+        self.look_again(remote);
     }
 
     /// After authentication: the remote is this node, and its pings are known by these keys. Proves the path in use, for the
@@ -185,7 +189,7 @@ impl PathTable {
             self.file_as_spare(remote);
         }
         self.prove(remote, None);
-        self.look_again(now, remote);
+        self.look_again(remote);
     }
 
     /// Addresses that are proven paths to the node: of each of its remotes, the one in use, last heard first; then the others.
@@ -348,7 +352,7 @@ impl PathTable {
     }
 
     /// Brings the timer up to date.
-    pub(super) fn look_again(&mut self, _now: Time, id: RemoteId) {
+    pub(super) fn look_again(&mut self, id: RemoteId) {
         if let Some(remote) = self.remotes.get_mut(&id) {
             let deadline = remote.deadline(&self.config);
             self.timers.set(&mut remote.timer, Owner::Remote(id), deadline);
@@ -409,6 +413,8 @@ impl PathTable {
 
 /// Paths of one remote: a peer has one address at a time, and while it moves two; four leave room for IPv4 beside IPv6.
 const MAX_PATHS: usize = 4;
+/// A ping interval of zero would make pings without end.
+const SHORTEST_INTERVAL: Duration = Duration::from_millis(10);
 /// Further remotes at one address.
 const MAX_ALIASES: usize = 8;
 /// Names of one remote: as many as a certificate chain has (docs/protocol.md section 4).
