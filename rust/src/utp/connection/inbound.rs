@@ -117,7 +117,9 @@ impl Connection {
             self.note_window(u64::from(header.window));
         }
         let mut losses = Losses::default();
-        let duplicate = end == una && header.kind == Kind::State && self.tx.outstanding() > 0;
+        // keynet peers report every hole; and repeated SYN-ACKs, which look like duplicates, come before the first delivery
+        let counts = !self.capable && self.recovery.delivered() > 0;
+        let duplicate = counts && end == una && header.kind == Kind::State && self.tx.outstanding() > 0;
         if duplicate && matches!(packet.sack, Sack::None) {
             self.recovery.handle_duplicate_ack(&mut self.tx, &mut losses);
             self.report_losses(now, &losses);

@@ -1,0 +1,7 @@
+//! The core in virtual time over a seeded network.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod goodput;
+mod transfers;
