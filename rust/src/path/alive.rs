@@ -181,10 +181,10 @@ impl PathTable {
     }
 }
 
-/// Another path that was heard since the one in use was.
+/// Another path that was heard last, and not before the one in use.
 fn last_heard_alternate(remote: &Remote) -> Option<usize> {
     let in_use = remote.path()?.heard;
     let others = remote.paths.iter().enumerate().filter(|(index, path)| *index != remote.in_use && path.proven);
     let (index, path) = others.max_by_key(|(_, path)| path.heard)?;
-    (path.heard > in_use).then_some(index)
+    (path.heard >= in_use).then_some(index)
 }

@@ -49,6 +49,12 @@ impl Punches {
     pub(super) fn is_probed(&self, address: &SocketAddr) -> bool {
         self.probes.get(address).is_some_and(|probe| !probe.attempts.is_empty())
     }
+
+    #[cfg(test)]
+    pub(super) fn timers(&self) -> usize {
+        let attempts = self.attempts.values().filter(|attempt| attempt.timer.is_some());
+        attempts.count() + self.probes.values().filter(|probe| probe.timer.is_some()).count()
+    }
 }
 
 impl Probe {

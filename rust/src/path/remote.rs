@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::limit::Limit;
 use super::session::Sessions;
+use super::spare::{Class, Filed};
 use crate::addr::{NodeId, RemoteId};
 use crate::config::PathConfig;
 use crate::time::Time;
@@ -58,7 +59,7 @@ pub(super) struct Remote {
     pub(super) unproven_pings: Limit,
     /// Under what it is filed in the timers and among the spare remotes.
     pub(super) timer: Option<Time>,
-    pub(super) spare: Option<Time>,
+    pub(super) spare: Option<Filed>,
 }
 
 impl Remote {
@@ -106,6 +107,14 @@ impl Remote {
     /// Not authenticated.
     pub(super) fn is_stranger(&self) -> bool {
         self.nodes.is_empty()
+    }
+
+    pub(super) fn class(&self) -> Class {
+        if self.is_stranger() {
+            Class::Stranger
+        } else {
+            Class::Peer
+        }
     }
 
     /// Only keyed pongs count.

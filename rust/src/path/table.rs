@@ -9,7 +9,7 @@ use super::limit::Limit;
 use super::outstanding::{Asked, Keys, Outstanding, Purpose};
 use super::punch::Punches;
 use super::remote::{Path, Remote};
-use super::spare::Spares;
+use super::spare::{Class, Spares};
 use super::timers::{Owner, Timers};
 use super::{PathEvent, PathStats, PingOut, TableFull};
 use crate::addr::{NodeId, PingKeys, RemoteId};
@@ -25,10 +25,9 @@ pub struct PathTable {
     pub(super) slots: HashMap<SocketAddr, Slot>,
     /// Which remote a session name belongs to.
     pub(super) names: HashMap<[u8; 16], RemoteId>,
-    nodes: HashMap<NodeId, Vec<RemoteId>>,
-    /// Who may be evicted: strangers first, then remotes of peers that nobody holds.
-    strangers: Spares,
-    peers: Spares,
+    pub(super) nodes: HashMap<NodeId, Vec<RemoteId>>,
+    /// Who may be evicted: strangers first, then peers; never those that are held.
+    pub(super) spares: Spares,
     pub(super) timers: Timers,
     pub(super) outstanding: Outstanding,
     pub(super) punches: Punches,
@@ -66,8 +65,7 @@ impl PathTable {
             slots: HashMap::new(),
             names: HashMap::new(),
             nodes: HashMap::new(),
-            strangers: Spares::default(),
-            peers: Spares::default(),
+            spares: Spares::default(),
             timers: Timers::default(),
             punches: Punches::default(),
             observed: VecDeque::new(),
@@ -109,7 +107,7 @@ impl PathTable {
         self.last_id += 1;
         let id = RemoteId(self.last_id);
         let mut remote = Remote::new(id, now, address, &self.config);
-        self.strangers.insert(&mut remote.spare, now, id);
+        self.spares.insert(&mut remote.spare, (Class::Stranger, now, id));
         let deadline = remote.deadline(&self.config);
         self.timers.set(&mut remote.timer, Owner::Remote(id), deadline);
         self.remotes.insert(id, remote);
@@ -128,8 +126,7 @@ impl PathTable {
         entry.holds += 1;
         entry.seen = now;
         if entry.holds == 1 {
-            self.strangers.remove(&mut entry.spare, remote);
-            self.peers.remove(&mut entry.spare, remote);
+            self.spares.remove(&mut entry.spare);
             self.look_again(remote);
         }
     }
@@ -148,6 +145,9 @@ impl PathTable {
         entry.seen = now;
         self.file_as_spare(remote);
         self.look_again(remote);
+        if self.spares.strangers() > self.config.max_strangers {
+            self.evict();
+        }
     }
 
     /// After authentication: the remote is this node, and its pings are known by these keys. Proves the path in use, for the
@@ -245,7 +245,7 @@ impl PathTable {
     pub fn stats(&self) -> PathStats {
         PathStats {
             remotes: self.remotes.len(),
-            strangers: self.strangers.len(),
+            strangers: self.spares.strangers(),
             punches: self.punches.len(),
             outstanding: self.outstanding.len(),
             ..self.counters
@@ -331,10 +331,12 @@ impl PathTable {
     pub(super) fn unlink(&mut self, id: RemoteId) {
         let Some(remote) = self.remotes.get_mut(&id) else { return };
         self.timers.set(&mut remote.timer, Owner::Remote(id), None);
-        self.strangers.remove(&mut remote.spare, id);
-        self.peers.remove(&mut remote.spare, id);
+        self.spares.remove(&mut remote.spare);
         for name in remote.sessions.names() {
-            self.names.remove(&name);
+            // a lost remote comes here twice, and the name may be another's by then
+            if self.names.get(&name) == Some(&id) {
+                self.names.remove(&name);
+            }
         }
         let addresses: Vec<_> = remote.paths.iter().map(|path| path.address).collect();
         let nodes = remote.nodes.clone();
@@ -379,35 +381,34 @@ impl PathTable {
     }
 
     fn file_as_spare(&mut self, id: RemoteId) {
-        let Some(remote) = self.remotes.get_mut(&id) else { return };
-        self.strangers.remove(&mut remote.spare, id);
-        let queue = if remote.is_stranger() { &mut self.strangers } else { &mut self.peers };
-        queue.insert(&mut remote.spare, remote.seen, id);
+        if let Some(remote) = self.remotes.get_mut(&id) {
+            let place = (remote.class(), remote.seen, id);
+            self.spares.insert(&mut remote.spare, place);
+        }
     }
 
     fn make_room(&mut self) -> Result<(), TableFull> {
-        if self.strangers.len() >= self.config.max_strangers {
-            self.evict(true);
+        if self.spares.strangers() >= self.config.max_strangers {
+            self.evict();
         }
-        if self.remotes.len() >= self.config.max_remotes && !self.evict(true) && !self.evict(false) {
+        if self.remotes.len() >= self.config.max_remotes && !self.evict() {
             return Err(TableFull);
         }
         Ok(())
     }
 
-    /// Forgets the longest unheard spare remote of a kind. False: there is none.
-    fn evict(&mut self, stranger: bool) -> bool {
-        loop {
-            let queue = if stranger { &mut self.strangers } else { &mut self.peers };
-            let Some((filed, id)) = queue.first() else { return false };
-            match self.remotes.get_mut(&id) {
-                Some(remote) if remote.seen > filed => queue.insert(&mut remote.spare, remote.seen, id),
-                _ => {
-                    self.forget(id);
-                    return true;
-                }
+    /// Forgets the longest unheard stranger; if there is none, the longest unheard peer that nobody holds. False: neither.
+    fn evict(&mut self) -> bool {
+        while let Some((_, filed, id)) = self.spares.first() {
+            let newer = self.remotes.get(&id).is_some_and(|remote| remote.seen > filed);
+            if newer {
+                self.file_as_spare(id);
+            } else {
+                self.forget(id);
+                return true;
             }
         }
+        false
     }
 }
 

@@ -20,6 +20,9 @@ pub(super) enum Owner {
 #[derive(Debug, Default)]
 pub(super) struct Timers {
     queue: BTreeSet<(Time, Owner)>,
+    /// How often the queue was changed: what costs more than constant time.
+    #[cfg(test)]
+    pub(super) changes: usize,
 }
 
 impl Timers {
@@ -39,6 +42,10 @@ impl Timers {
     pub(super) fn set(&mut self, filed: &mut Option<Time>, owner: Owner, at: Option<Time>) {
         if *filed == at {
             return;
+        }
+        #[cfg(test)]
+        {
+            self.changes += 1;
         }
         if let Some(old) = filed.take() {
             self.queue.remove(&(old, owner));
