@@ -18,5 +18,6 @@
 pub mod addr;
 pub mod config;
 pub mod error;
+pub mod http_connect;
 pub mod time;
 pub mod utp;
