@@ -19,5 +19,6 @@ pub mod addr;
 pub mod config;
 pub mod error;
 pub mod http_connect;
+pub mod open;
 pub mod time;
 pub mod utp;
