@@ -21,4 +21,5 @@ pub mod error;
 pub mod http_connect;
 pub mod open;
 pub mod time;
+pub mod tls;
 pub mod utp;
