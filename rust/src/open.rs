@@ -121,6 +121,7 @@ impl Answer {
             Self::Refused { reason, text } => {
                 let stage = match reason {
                     Reason::ServiceRefused | Reason::ServiceTimeout => Stage::Service,
+                    Reason::RejectedByPeer => Stage::Tls,
                     _ => Stage::Open,
                 };
                 let by = "the peer refused";
@@ -229,6 +230,7 @@ const MAX_TEXT: usize = 512;
 /// The reasons that `Refused` may carry.
 const REFUSALS: &[Reason] = &[
     Reason::IdentityMismatch,
+    Reason::RejectedByPeer,
     Reason::AccessDenied,
     Reason::ServiceNotFound,
     Reason::ServiceRefused,
