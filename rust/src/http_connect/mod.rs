@@ -9,4 +9,4 @@ mod target;
 
 pub use answer::{answer, ESTABLISHED};
 pub use head::{Credentials, HeadBuffer, Request};
-pub use target::Target;
+pub use target::{check_address, Target};
