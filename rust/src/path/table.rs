@@ -120,6 +120,16 @@ impl PathTable {
         self.remotes.get(&remote)?.address()
     }
 
+    /// Whether a packet that no connection knows may be answered with RESET. Not at once when it comes from a stranger: it may be a
+    /// peer that does not know yet that its address has changed, and the RESET would end a connection that is about to be followed there. A peer that sends
+    /// notices the silence after one `ping_retry` and pings; with two more for lost packets it has moved, or is somebody else.
+    pub fn may_reset(&self, now: Time, remote: RemoteId) -> bool {
+        self.remotes.get(&remote).is_some_and(|entry| {
+            let known = entry.holds > 0 || !entry.is_stranger();
+            known || now.since(entry.created) >= self.config.ping_retry * MOVING_RETRIES
+        })
+    }
+
     /// One more connection or dial needs the remote: it is kept alive and never evicted.
     pub fn hold(&mut self, now: Time, remote: RemoteId) {
         let Some(entry) = self.remotes.get_mut(&remote) else { return };
@@ -418,6 +428,8 @@ const MAX_PATHS: usize = 4;
 const SHORTEST_INTERVAL: Duration = Duration::from_millis(10);
 /// Further remotes at one address.
 const MAX_ALIASES: usize = 8;
+/// The first ping from a new address, and two repetitions.
+const MOVING_RETRIES: u32 = 3;
 /// Names of one remote: as many as a certificate chain has (docs/protocol.md section 4).
 const MAX_NODES: usize = 16;
 /// Own addresses that are remembered, so that peers who see different ones do not make an event each time.
