@@ -184,7 +184,8 @@ impl Remote {
         Some(asked.max(self.heard) + config.lost_after)
     }
 
-    /// When a remote that nobody holds is forgotten: when pings have ended and nothing came for as long as they would have gone on.
+    /// When a remote that nobody holds is forgotten: when pings have ended and nothing came for as long as they would
+    /// have gone on.
     pub(super) fn forget_at(&self, config: &PathConfig) -> Option<Time> {
         (self.holds == 0).then(|| (self.seen + config.active_for).max(self.active_until))
     }
