@@ -12,11 +12,11 @@ use crate::addr::RemoteId;
 use crate::time::Time;
 
 impl PathTable {
-    /// A valid packet of a known connection came: a sign of life. `proven`: it acknowledged something that we sent, so what
-    /// we send arrives. Constant time.
+    /// A valid packet of a known connection came: a sign of life. `proven`: it acknowledged something that we sent,
+    /// so what we send arrives. Constant time.
     ///
-    /// Where the source address is at hand, [`handle_utp_from`](Self::handle_utp_from) is better: without it a remote with several paths
-    /// learns only that it lives, not which path works, and has to ping to find out.
+    /// Where the source address is at hand, [`handle_utp_from`](Self::handle_utp_from) is better: without it a remote
+    /// with several paths learns only that it lives, not which path works, and has to ping to find out.
     pub fn handle_utp(&mut self, now: Time, remote: RemoteId, proven: bool) {
         self.utp(now, remote, None, proven);
     }

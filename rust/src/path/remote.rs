@@ -28,6 +28,7 @@ pub(super) struct Path {
 #[derive(Debug)]
 pub(super) struct Remote {
     pub(super) id: RemoteId,
+    pub(super) created: Time,
     /// Never empty. Those behind the first were proven by keyed pongs.
     pub(super) paths: Vec<Path>,
     /// Index of the one in use.
@@ -66,6 +67,7 @@ impl Remote {
     pub(super) fn new(id: RemoteId, now: Time, address: SocketAddr, config: &PathConfig) -> Self {
         Self {
             id,
+            created: now,
             paths: vec![Path::new(now, address)],
             in_use: 0,
             nodes: Vec::new(),
@@ -182,7 +184,8 @@ impl Remote {
         Some(asked.max(self.heard) + config.lost_after)
     }
 
-    /// When a remote that nobody holds is forgotten: when pings have ended and nothing came for as long as they would have gone on.
+    /// When a remote that nobody holds is forgotten: when pings have ended and nothing came for as long as they would
+    /// have gone on.
     pub(super) fn forget_at(&self, config: &PathConfig) -> Option<Time> {
         (self.holds == 0).then(|| (self.seen + config.active_for).max(self.active_until))
     }

@@ -17,8 +17,8 @@ pub(super) enum Class {
 /// Where a remote stands in [`Spares`]; the remote keeps it.
 pub(super) type Filed = (Class, Time, RemoteId);
 
-/// Remotes that may be evicted, by class and by the time they were last heard. Being heard does not touch the queue (that would
-/// cost on the data path): the times in it are lower bounds, corrected when somebody has to go.
+/// Remotes that may be evicted, by class and by the time they were last heard. Being heard does not touch the queue
+/// (that would cost on the data path): the times in it are lower bounds, corrected when somebody has to go.
 #[derive(Debug, Default)]
 pub(super) struct Spares {
     queue: BTreeSet<Filed>,
@@ -43,8 +43,8 @@ impl Spares {
         }
     }
 
-    /// The longest unheard stranger, or peer when there is no stranger, if its time is up to date; otherwise the caller files it
-    /// anew and asks again. Each such round was paid for by a packet that came in since.
+    /// The longest unheard stranger, or peer when there is no stranger, if its time is up to date; otherwise the
+    /// caller files it anew and asks again. Each such round was paid for by a packet that came in since.
     pub(super) fn first(&self) -> Option<Filed> {
         self.queue.first().copied()
     }

@@ -16,7 +16,8 @@ pub(super) enum Owner {
 }
 
 /// A sorted set and not a heap: each owner has at most one entry, so nothing stale piles up. The owner keeps the time
-/// under which it is filed (`filed`), and on the data path a deadline that moves further away is left alone: it is corrected when it fires.
+/// under which it is filed (`filed`), and on the data path a deadline that moves further away is left alone: it is
+/// corrected when it fires.
 #[derive(Debug, Default)]
 pub(super) struct Timers {
     queue: BTreeSet<(Time, Owner)>,

@@ -1,4 +1,5 @@
-//! The table in virtual time. `Bench` is one table with a hand-made outside; `network.rs` lets two tables talk over a bad network.
+//! The table in virtual time. `Bench` is one table with a hand-made outside; `network.rs` lets two tables talk over a
+//! bad network.
 
 use std::net::SocketAddr;
 use std::time::Duration;

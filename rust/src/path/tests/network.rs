@@ -1,5 +1,5 @@
-//! Two tables over a network that loses, delays, repeats and forges, while one of them gets a new address now and then. Random operations; every
-//! failure names its seed.
+//! Two tables over a network that loses, delays, repeats and forges, while one of them gets a new address now and
+//! then. Random operations; every failure names its seed.
 
 use super::*;
 
