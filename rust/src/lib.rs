@@ -19,7 +19,11 @@
 #![warn(clippy::print_stdout, clippy::print_stderr)]
 
 pub mod addr;
+pub mod classify;
 pub mod config;
 pub mod error;
+pub mod path;
+pub mod stun;
 pub mod time;
+pub mod tls;
 pub mod utp;
