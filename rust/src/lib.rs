@@ -22,6 +22,8 @@ pub mod addr;
 pub mod classify;
 pub mod config;
 pub mod error;
+#[cfg(feature = "runtime")]
+pub mod net;
 pub mod path;
 pub mod stun;
 pub mod time;

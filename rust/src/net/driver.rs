@@ -84,7 +84,6 @@ impl Driver<'_> {
                 std::array::from_fn(|_| IoSliceMut::new(chunks.next().unwrap_or_default()))
             };
             let Ok(count) = self.inner.socket.receive(&mut slices, &mut metas) else { break };
-            drop(slices);
             let now = self.inner.clock.now();
             let mut core = self.inner.core();
             for (meta, chunk) in metas.iter().zip(buffer.chunks(BUFFER_SIZE)).take(count) {
