@@ -27,6 +27,8 @@ pub mod http_connect;
 pub mod net;
 pub mod open;
 pub mod path;
+#[cfg(feature = "runtime")]
+pub mod peer;
 pub mod stun;
 pub mod time;
 pub mod tls;
