@@ -29,6 +29,8 @@ pub mod open;
 pub mod path;
 #[cfg(feature = "runtime")]
 pub mod peer;
+#[cfg(feature = "runtime")]
+pub mod proxy;
 pub mod stun;
 pub mod time;
 pub mod tls;
