@@ -18,5 +18,7 @@
 pub mod addr;
 pub mod config;
 pub mod error;
+#[cfg(feature = "python")]
+mod python;
 pub mod time;
 pub mod utp;
