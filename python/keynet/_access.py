@@ -31,7 +31,8 @@ class Anyone:
 
 
 ANYONE: Final = Anyone()
-"""`allow=keynet.ANYONE`: every node on earth that has a key may use the services; they must judge callers themselves."""
+"""`allow=keynet.ANYONE`: every node on earth that has a key may use the services; they must judge callers
+themselves."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,9 +1,9 @@
 """What a proxy reports while it runs: frozen dataclasses, made to be matched.
 
-    async for event in proxy.events():
-        match event:
-            case keynet.PeerLost(node_id=node, reason=reason): ...
-            case keynet.ConnectionOpened(connection): ...
+async for event in proxy.events():
+    match event:
+        case keynet.PeerLost(node_id=node, reason=reason): ...
+        case keynet.ConnectionOpened(connection): ...
 """
 
 from __future__ import annotations
@@ -94,7 +94,14 @@ class Closed:
 
 
 Event = Union[  # noqa: UP007 - isinstance() and get_args() of a Union work alike on every supported Python
-    PeerConnected, PeerLost, PathChanged, ConnectionOpened, ConnectionClosed, ConnectionRefused, EventsDropped, Closed
+    PeerConnected,
+    PeerLost,
+    PathChanged,
+    ConnectionOpened,
+    ConnectionClosed,
+    ConnectionRefused,
+    EventsDropped,
+    Closed,
 ]
 
 

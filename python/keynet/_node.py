@@ -10,8 +10,8 @@ __all__ = ["NodeId"]
 class NodeId(str):
     """The name of a node: its Ed25519 public key, as text `v` + 52 characters of base32hex.
 
-    A `NodeId` *is* its text, always in lower case: it can be printed, compared, sorted, hashed, used as a key or put into
-    JSON as it is. Making one checks it; host names are case-insensitive, so upper case is taken too.
+    A `NodeId` *is* its text, always in lower case: it can be printed, compared, sorted, hashed, used as a key or put
+    into JSON as it is. Making one checks it; host names are case-insensitive, so upper case is taken too.
 
     Raises `ValueError` with what is wrong when the text is not a node id.
     """

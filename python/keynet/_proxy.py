@@ -48,8 +48,8 @@ class BaseProxy:
         """Describes a proxy; it runs from `start` (or entering its context) until `close`.
 
         - `services`: what peers may reach: service port -> "host:port" or "unix:/path". Needs `allow`.
-        - `allow`: who may: node ids, `keynet.ANYONE`, or a function `AccessRequest -> bool`, plain or async. It is asked off
-          the data path; an exception, or no answer in `allow_timeout` seconds, denies.
+        - `allow`: who may: node ids, `keynet.ANYONE`, or a function `AccessRequest -> bool`, plain or async. It is
+          asked off the data path; an exception, or no answer in `allow_timeout` seconds, denies.
         - `listen`: the UDP socket "address:port". "[::]:0" is IPv4 and IPv6 on a free port; nodes that are dialled need
           a known one.
         - `forward`: the address of the HTTP CONNECT proxy for local clients, TCP.
@@ -80,7 +80,7 @@ class BaseProxy:
         self._ended = False
         self._node_id = identity.node_id
 
-    # -- who and where --------------------------------------------------------------------------------------------------
+    # -- who and where -----------------------------------------------------------------------------------------------
 
     @property
     def node_id(self) -> NodeId:
@@ -94,18 +94,18 @@ class BaseProxy:
 
     @property
     def forward_address(self) -> str:
-        """"host:port" of the HTTP CONNECT proxy for local clients."""
+        """Where the HTTP CONNECT proxy for local clients listens: "host:port"."""
         return self._running.forward_address()
 
     @property
     def forward_url(self) -> str:
-        """"http://user:password@host:port" for programs that take a proxy URL. It contains the password."""
+        """The HTTP proxy as a URL, "http://user:password@host:port". It contains the password."""
         user, password = (urllib.parse.quote(part, safe="") for part in self.credentials)
         return f"http://{user}:{password}@{self.forward_address}"
 
     @property
     def proxy_address(self) -> str:
-        """"host:port" of the UDP socket."""
+        """Where the UDP socket is bound: "host:port"."""
         return self._running.proxy_address()
 
     @property
@@ -113,7 +113,7 @@ class BaseProxy:
         """The user and password that local clients must send."""
         return self._running.credentials()
 
-    # -- peers ----------------------------------------------------------------------------------------------------------
+    # -- peers -------------------------------------------------------------------------------------------------------
 
     def add_peer(self, node_id: str, addresses: Sequence[str] = ()) -> None:
         """Tells where a node may be found: "host:port" or "[v6]:port"; names are resolved when it is dialled.
@@ -121,7 +121,7 @@ class BaseProxy:
         Replaces what was told before. Raises `InvalidArgument` for anything unparsable.
         """
         if isinstance(addresses, str):
-            raise InvalidArgument("addresses are a list: [\"host:port\"]")
+            raise InvalidArgument('addresses are a list: ["host:port"]')
         self._running.add_peer(NodeId(node_id), list(addresses))
 
     def remove_peer(self, node_id: str) -> None:
@@ -132,7 +132,7 @@ class BaseProxy:
         """The nodes told by `add_peer`, with their addresses."""
         return {NodeId(node): tuple(addresses) for node, addresses in self._running.peers()}
 
-    # -- changes while it runs ------------------------------------------------------------------------------------------
+    # -- changes while it runs ---------------------------------------------------------------------------------------
 
     def rotate(self, identity: Identity) -> None:
         """From now on new connections show this identity; those that stand go on."""
@@ -141,7 +141,7 @@ class BaseProxy:
         self._node_id = identity.node_id
 
     def set_service(self, port: int, backend: str | None) -> None:
-        """Offers a service at this port, in place of an earlier one; None takes it away. Connections that stand go on."""
+        """Offers a service at this port, in place of an earlier one; None takes it away. What stands goes on."""
         self._running.set_service(port, None if backend is None else os.fspath(backend))
 
     def set_allow(self, allow: Allow) -> None:
@@ -151,7 +151,7 @@ class BaseProxy:
         if requests is not None and ask is not None:
             _Gatekeeper(requests, ask, self._loop)
 
-    # -- looking around -------------------------------------------------------------------------------------------------
+    # -- looking around ----------------------------------------------------------------------------------------------
 
     def connections(self, node_id: str | None = None) -> list[ConnectionInfo]:
         """The open connections, or those of one node (also by its older names)."""
@@ -179,7 +179,7 @@ class BaseProxy:
         """Counters since the start, by name."""
         return self._running.stats()
 
-    # -- shared by both kinds -------------------------------------------------------------------------------------------
+    # -- shared by both kinds ----------------------------------------------------------------------------------------
 
     @property
     def _running(self) -> _keynet.Proxy:
@@ -236,7 +236,8 @@ class Proxy(BaseProxy):
     async def close(self, *, drain: bool = True) -> None:
         """Ends it. `drain` lets open connections end by themselves for `drain_timeout` first; otherwise they are reset.
 
-        May be called again, and from several tasks; all return when it is closed. Cancelling it does not stop the closing.
+        May be called again, and from several tasks; all return when it is closed. Cancelling it does not
+        stop the closing.
         """
         core = self._closing = self._ending() or getattr(self, "_closing", None)
         if core is not None:
@@ -249,7 +250,7 @@ class Proxy(BaseProxy):
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: types.TracebackType | None
     ) -> None:
-        # in a forked child the proxy is the parent's, which closes it; by an exception, whoever waits for the connections is gone
+        # in a forked child the proxy is the parent's, which closes it; after an exception nobody waits for a drain
         with contextlib.suppress(ForkedError):
             await self.close(drain=error is None)
 

@@ -21,7 +21,7 @@ class _Facts(NamedTuple):
     advice: str
 
 
-_FACTS: dict[str, _Facts] = {name: _Facts(*facts) for name, *facts in _keynet.reasons()}
+_FACTS = {row[0]: _Facts(*row[1:]) for row in _keynet.reasons()}
 
 
 class _Name(str, enum.Enum):
@@ -30,7 +30,8 @@ class _Name(str, enum.Enum):
     def __str__(self) -> str:
         return str(self.value)
 
-    __format__ = str.__format__
+    def __format__(self, spec: str) -> str:
+        return format(str(self.value), spec)
 
 
 class Culprit(_Name):

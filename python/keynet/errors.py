@@ -1,7 +1,8 @@
 """The exceptions of keynet: one tree, at its root `KeynetError`.
 
 Every `Reason` has exactly one class. Catch the class for what you want to do about it, read `error.reason` for what it
-was. Where Python has a class for the same thing (`TimeoutError`, `ConnectionError`, `ValueError` ...) the class is that too.
+was. Where Python has a class for the same thing (`TimeoutError`, `ConnectionError`, `ValueError` ...) the class is
+that too.
 
     KeynetError
     ├── InvalidArgument (ValueError)       ├── ProxyClosedError (RuntimeError)
@@ -14,8 +15,8 @@ was. Where Python has a class for the same thing (`TimeoutError`, `ConnectionErr
     │   ├── DialRefused (ConnectionRefusedError), Unreachable
     │   ├── TlsError ─ IdentityMismatch, RejectedByPeer, CertificateError ─ CertificateExpired, ChainError
     │   ├── AccessDenied (PermissionError)
-    │   ├── ServiceError ─ ServiceNotFound (LookupError), ServiceRefused (ConnectionRefusedError), ServiceTimeout (TimeoutError)
-    │   └── PeerBusy, ProtocolError
+    │   ├── ServiceError ─ ServiceNotFound (LookupError), ServiceRefused (ConnectionRefusedError), ServiceTimeout
+    (TimeoutError) │   └── PeerBusy, ProtocolError
     └── ConnectionLost (ConnectionError)   a connection that stood has ended
         └── PeerLostError, PeerResetError, PeerClosedError, LocalResetError, Finished
 """
@@ -91,14 +92,23 @@ class KeynetError(Exception):
         detail: str = "",
     ) -> None:
         super().__init__(message or _sentence(reason, stage, node_id, address, detail))
-        self.reason, self.stage, self.node_id, self.address, self.detail = reason, stage, node_id, address, detail
+        self.reason, self.stage, self.node_id, self.address, self.detail = (
+            reason,
+            stage,
+            node_id,
+            address,
+            detail,
+        )
 
     def __str__(self) -> str:
         # OSError formats itself from errno and friends; these errors always have their one sentence
         return str(self.args[0])
 
     def __reduce__(self) -> tuple[object, ...]:
-        return (_rebuild, (type(self), str(self), self.reason, self.stage, self.node_id, self.address, self.detail))
+        return (
+            _rebuild,
+            (type(self), str(self), self.reason, self.stage, self.node_id, self.address, self.detail),
+        )
 
     @property
     def advice(self) -> str:
@@ -124,7 +134,8 @@ class ForkedError(KeynetError, RuntimeError):
 
 
 class OperationCancelled(KeynetError):
-    """The work was cancelled by the one who asked for it (a remote or shared dial; an `await` raises CancelledError)."""
+    """The work was cancelled by the one who asked for it (a remote or shared dial; an `await` raises
+    CancelledError)."""
 
 
 class BindError(KeynetError, OSError):

@@ -1,8 +1,9 @@
 """Helpers for gRPC (needs grpcio: `pip install keynet[grpc]`).
 
 Nothing here is needed to use gRPC through keynet: the public channel option
-`("grpc.http_proxy", proxy.forward_url)` with the target "<node id>.keynet:<port>" does it too. These helpers are immune to
-the proxy settings of the environment, set sensible reconnect times, tell a servicer who calls, and say in words why a call failed.
+`("grpc.http_proxy", proxy.forward_url)` with the target "<node id>.keynet:<port>" does it too. These helpers are
+immune to the proxy settings of the environment, set sensible reconnect times, tell a servicer who calls, and say in
+words why a call failed.
 
     async with keynet.grpc.aio_channel(proxy, node_id) as channel:            # client
         await GreeterStub(channel).SayHello(request)
@@ -43,6 +44,7 @@ __all__ = [
     "current_peer",
     "explain",
     "peer",
+    "proxy_target",
     "server_interceptor",
     "target",
 ]
@@ -53,7 +55,7 @@ Options = Sequence[tuple[str, Any]]
 _DIAL_TIMEOUT_MS = 15_000
 
 
-# -- client -------------------------------------------------------------------------------------------------------------
+# -- client ----------------------------------------------------------------------------------------------------------
 
 
 def target(node_id: str, port: int = 50051) -> str:
@@ -64,9 +66,9 @@ def target(node_id: str, port: int = 50051) -> str:
 def channel_options(proxy: BaseProxy, node_id: str, port: int = 50051) -> list[tuple[str, Any]]:
     """The channel arguments that `channel` and `aio_channel` use, with a channel target of `proxy_target(proxy)`.
 
-    `no_proxy` and its kin in the environment would override gRPC's public `grpc.http_proxy` option, and a proxy URL there
-    would redirect it. So the channel is pointed at the proxy itself, and the CONNECT is asked for with the arguments that
-    gRPC's own proxy code sets further inside (grpcio 1.60 to 1.85 have them; a test watches).
+    `no_proxy` and its kin in the environment would override gRPC's public `grpc.http_proxy` option, and a proxy URL
+    there would redirect it. So the channel is pointed at the proxy itself, and the CONNECT is asked for with the
+    arguments that gRPC's own proxy code sets further inside (grpcio 1.85 has them; a test watches).
     """
     user, password = proxy.credentials
     credentials = base64.b64encode(f"{user}:{password}".encode()).decode()
@@ -130,15 +132,17 @@ def _merged(ours: Options, theirs: Options) -> list[tuple[str, Any]]:
     return [option for option in ours if option[0] not in given] + list(theirs)
 
 
-# -- server: who calls? -------------------------------------------------------------------------------------------------
+# -- server: who calls? ----------------------------------------------------------------------------------------------
 
 
 class UnknownPeer(LookupError):
-    """The call did not come through a proxy of this process, or its connection has ended: nobody vouches for the caller."""
+    """The call did not come through a proxy of this process, or its connection has ended: the caller is unknown."""
 
 
 # set by the interceptors: gRPC's text for the peer, and the connection behind it when the call began
-_current: contextvars.ContextVar[tuple[str, ConnectionInfo] | None] = contextvars.ContextVar("keynet_peer", default=None)
+_current: contextvars.ContextVar[tuple[str, ConnectionInfo] | None] = contextvars.ContextVar(
+    "keynet_peer", default=None
+)
 
 
 def peer(
@@ -149,16 +153,17 @@ def peer(
 ) -> ConnectionInfo:
     """Who is calling: the connection that the call came over; `.node_id` has proved to hold its key.
 
-    Works in sync and aio servicers, over TCP and UNIX sockets, and looks in `proxy` or else in all running proxies of this process.
+    Works in sync and aio servicers, over TCP and UNIX sockets, and looks in `proxy` or else in all running proxies
+    of this process.
 
     Raises `UnknownPeer` for a caller that did not come through keynet: never take that for a permission. Also for one
-    whose connection has ended, because its local port may belong to any local program by then; `closed=True` accepts it for up
-    to 60 s, fit for logs but not for permissions. With an interceptor installed the connection is looked up when the call
-    begins, and remains known for as long as the call lasts.
+    whose connection has ended, because its local port may belong to any local program by then; `closed=True` accepts
+    it for up to 60 s, fit for logs but not for permissions. With an interceptor installed the connection is looked up
+    when the call begins, and remains known for as long as the call lasts.
     """
     text = context.peer()
     captured = _current.get()
-    if captured is not None and captured[0] == text:
+    if proxy is None and captured is not None and captured[0] == text:
         return captured[1]
     return _look_up(text, proxy, closed)
 
@@ -197,14 +202,12 @@ def _address(text: str) -> str:
     return urllib.parse.unquote(text)
 
 
-_SYNC_KINDS = ("unary_unary", "unary_stream", "stream_unary", "stream_stream")
-
-
 def server_interceptor(proxy: BaseProxy | None = None, *, required: bool = True) -> grpc.ServerInterceptor:
     """Looks up the caller when a call begins, for `peer(context)` and `current_peer()`; for `grpc.server(...)`.
 
-    Looks in `proxy`, or else in all running proxies of this process. With `required` a call that did not come through keynet is
-    refused with UNAUTHENTICATED before the servicer sees it; otherwise `peer` raises `UnknownPeer` in the servicer.
+    Looks in `proxy`, or else in all running proxies of this process. With `required` a call that did not come
+    through keynet is refused with UNAUTHENTICATED before the servicer sees it; otherwise `peer` raises `UnknownPeer`
+    in the servicer.
     """
     return _Interceptor(proxy, required)
 
@@ -238,6 +241,7 @@ class _Lookup:
             "stream" if handler.response_streaming else "unary"
         )
         behaviour = getattr(handler, kind)
+        wrapped: Callable[[Any, Any], Any]
         if inspect.isasyncgenfunction(behaviour):
             wrapped = self._async_generator(behaviour)
         elif inspect.iscoroutinefunction(behaviour):
@@ -324,17 +328,17 @@ def _serving(captured: tuple[str, ConnectionInfo] | None) -> Iterator[None]:
         _current.reset(token)
 
 
-class _Interceptor(_Lookup, grpc.ServerInterceptor):  # type: ignore[misc]
+class _Interceptor(_Lookup, grpc.ServerInterceptor):
     def intercept_service(self, continuation: Any, handler_call_details: Any) -> Any:
         return self.wrap(continuation(handler_call_details))
 
 
-class _AioInterceptor(_Lookup, grpc.aio.ServerInterceptor):  # type: ignore[misc]
+class _AioInterceptor(_Lookup, grpc.aio.ServerInterceptor):
     async def intercept_service(self, continuation: Any, handler_call_details: Any) -> Any:
         return self.wrap(await continuation(handler_call_details))
 
 
-# -- why did it fail? ---------------------------------------------------------------------------------------------------
+# -- why did it fail? ------------------------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
@@ -356,13 +360,17 @@ class Explanation:
 def explain(error: grpc.RpcError, proxy: BaseProxy, node_id: str | None = None) -> Explanation:
     """Why a call through `proxy` failed.
 
-    gRPC reports nearly all that goes wrong below it as UNAVAILABLE, at best with the number of an HTTP status. The proxy knows more:
-    its last error with the node. Without `node_id` all the nodes are considered that the proxy was told about.
+    gRPC reports nearly all that goes wrong below it as UNAVAILABLE, at best with the number of an HTTP status. The
+    proxy knows more: its last error with the node. Without `node_id` all nodes that it was told about are considered.
     """
-    code, details = error.code(), error.details() or ""  # type: ignore[attr-defined]
+    code, details = error.code(), error.details() or ""
     match = re.search(r"HTTP proxy returned response code (\d{3})", details)
     http_status = int(match.group(1)) if match else None
-    if code not in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED):
+    if code not in (
+        grpc.StatusCode.UNAVAILABLE,
+        grpc.StatusCode.DEADLINE_EXCEEDED,
+        grpc.StatusCode.CANCELLED,
+    ):
         return Explanation(code, None, None, f"the server was reached and answered {code.name}: {details}")
     cause = _cause(proxy, node_id, http_status)
     if cause is not None:

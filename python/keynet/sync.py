@@ -29,7 +29,9 @@ class Proxy(BaseProxy):
     def start(self) -> None:
         """Binds the sockets and begins. Raises `BindError`, `InvalidArgument`."""
         if inspect.iscoroutinefunction(self._ask):
-            raise InvalidArgument("an async allow= needs keynet.Proxy, which runs on an event loop; give a plain function")
+            raise InvalidArgument(
+                "an async allow= needs keynet.Proxy, which runs on an event loop; give a plain function"
+            )
         self._claim_start()
         try:
             core = _keynet.Proxy.start(self._identity._core, self._settings, None)
