@@ -16,9 +16,16 @@
 //! (`poll_*`). Time, randomness and sockets are always arguments.
 
 pub mod addr;
+pub mod classify;
 pub mod config;
 pub mod error;
+#[cfg(feature = "runtime")]
+pub mod net;
+#[cfg(feature = "runtime")]
+pub mod proxy;
 #[cfg(feature = "python")]
 mod python;
+pub mod stun;
 pub mod time;
+pub mod tls;
 pub mod utp;
