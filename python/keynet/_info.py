@@ -4,25 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-import enum
 from typing import Any, TypedDict
 
 from ._node import NodeId
-from ._reasons import Reason
+from ._reasons import Reason, _Name
 
 __all__ = ["ConnectionInfo", "Limits", "PathInfo", "PingReport", "ProxyStats", "Role"]
 
 
-class Role(str, enum.Enum):
+class Role(_Name):
     """Which side of a connection this node is on."""
 
     FORWARD = "forward"
     """A local client asked for it."""
     REVERSE = "reverse"
     """A peer asked for it; it ends at a local service."""
-
-    def __str__(self) -> str:
-        return str(self.value)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,6 +6,24 @@ from typing import Any, Final, final, overload
 from ._runtime import Loop
 from .errors import KeynetError
 
+__all__ = [
+    "BUILD",
+    "AccessRequests",
+    "EventStream",
+    "Forward",
+    "Identity",
+    "Proxy",
+    "__version__",
+    "check_settings",
+    "limit_names",
+    "node_id_from_key",
+    "node_id_key",
+    "parse_node_id",
+    "reasons",
+    "shutdown",
+    "stages",
+]
+
 BUILD: Final[str]
 __version__: Final[str]
 

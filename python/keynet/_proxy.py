@@ -23,7 +23,7 @@ from .errors import ForkedError, InvalidArgument, KeynetError, ProxyClosedError
 
 __all__ = ["BaseProxy", "EventStream", "Forward", "Proxy"]
 
-Controller = Literal["cubic", "ledbat", "bbr"]
+_Controller = Literal["cubic", "ledbat", "bbr"]
 
 
 class BaseProxy:
@@ -42,7 +42,7 @@ class BaseProxy:
         listen: str = "[::]:0",
         forward: str = "127.0.0.1:0",
         credentials: tuple[str, str] | None = None,
-        controller: Controller = "cubic",
+        controller: _Controller = "cubic",
         limits: Limits | None = None,
     ) -> None:
         """Describes a proxy; it runs from `start` (or entering its context) until `close`.

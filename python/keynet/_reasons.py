@@ -6,9 +6,12 @@ The members are written out for their sake; `tests/python/test_errors.py` holds 
 from __future__ import annotations
 
 import enum
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from . import _keynet
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 __all__ = ["Culprit", "Reason", "Stage"]
 
@@ -26,6 +29,11 @@ _FACTS = {row[0]: _Facts(*row[1:]) for row in _keynet.reasons()}
 
 class _Name(str, enum.Enum):
     """A member is its name: it compares equal to the string, formats as it and goes into JSON as it."""
+
+    def __new__(cls, value: str) -> Self:
+        member = str.__new__(cls, value)
+        member._value_ = value
+        return member
 
     def __str__(self) -> str:
         return str(self.value)

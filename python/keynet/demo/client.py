@@ -87,7 +87,7 @@ def _download(stub: rpc.GreeterStub, mebibytes: int) -> dict[str, Any]:
 def _upload(stub: rpc.GreeterStub, mebibytes: int) -> dict[str, Any]:
     payload = b"\0" * _CHUNK
 
-    def numbers() -> Iterator[pb.Number]:
+    def numbers() -> Iterator[Any]:
         for value in range(mebibytes * 16):
             yield pb.Number(value=value, payload=payload)
 
