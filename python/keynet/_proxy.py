@@ -23,8 +23,6 @@ from .errors import ForkedError, InvalidArgument, KeynetError, ProxyClosedError
 
 __all__ = ["BaseProxy", "EventStream", "Forward", "Proxy"]
 
-_Controller = Literal["cubic", "ledbat", "bbr"]
-
 
 class BaseProxy:
     """What `keynet.Proxy` and `keynet.sync.Proxy` have in common: everything that answers at once.
@@ -42,7 +40,7 @@ class BaseProxy:
         listen: str = "[::]:0",
         forward: str = "127.0.0.1:0",
         credentials: tuple[str, str] | None = None,
-        controller: _Controller = "cubic",
+        controller: Literal["cubic", "ledbat", "bbr"] = "cubic",
         limits: Limits | None = None,
     ) -> None:
         """Describes a proxy; it runs from `start` (or entering its context) until `close`.
