@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import pickle
 
-import keynet
 import pytest
+
+import keynet
 from keynet import _keynet, errors
 from keynet.errors import _CLASSES, _from_core
 

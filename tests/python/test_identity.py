@@ -9,8 +9,9 @@ import pickle
 import stat
 import threading
 
-import keynet
 import pytest
+
+import keynet
 
 
 def test_a_node_id_is_its_text(alice: keynet.Identity) -> None:
@@ -69,7 +70,10 @@ def test_an_exposed_file_is_refused(tmp_path: pathlib.Path) -> None:
     assert str(path) in str(caught.value)
 
 
-@pytest.mark.parametrize("content", [b"", b"nonsense", b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n", b"\xff" * 99])
+CERTIFICATE = b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"
+
+
+@pytest.mark.parametrize("content", [b"", b"nonsense", CERTIFICATE, b"\xff" * 99])
 def test_a_bad_file_is_refused(tmp_path: pathlib.Path, content: bytes) -> None:
     path = tmp_path / "node.pem"
     path.write_bytes(content)

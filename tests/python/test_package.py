@@ -7,11 +7,12 @@ import inspect
 import pkgutil
 import types
 
+import pytest
+
 import keynet
 import keynet.errors
 import keynet.grpc
 import keynet.sync
-import pytest
 from keynet import _keynet
 
 PUBLIC = [keynet, keynet.errors, keynet.sync, keynet.grpc]

@@ -10,10 +10,10 @@ import socket
 import threading
 from collections.abc import Iterator
 
-import keynet
 import pytest
 
-from .conftest import SERVICE, pair, proxy, sync_pair, sync_proxy
+import keynet
+from support import SERVICE, pair, proxy, sync_pair, sync_proxy
 
 
 @pytest.mark.parametrize(
@@ -142,19 +142,19 @@ def speaks_first(greeting: bytes = b"welcome") -> Iterator[tuple[str, socket.soc
             thread.join(20)
 
 
-def connect(node: keynet.BaseProxy, target: str, credentials: tuple[str, str] | None = None) -> tuple[socket.socket, bytes]:
+def connect(
+    node: keynet.BaseProxy, target: str, credentials: tuple[str, str] | None = None
+) -> tuple[socket.socket, bytes]:
     """A CONNECT by hand; the connection and everything up to the empty line."""
     host, _, port = node.forward_address.rpartition(":")
     client = socket.create_connection((host.strip("[]"), int(port)), timeout=30)
     basic = base64.b64encode(":".join(credentials or node.credentials).encode()).decode()
-    client.sendall(f"CONNECT {target} HTTP/1.1\r\nHost: {target}\r\nProxy-Authorization: Basic {basic}\r\n\r\n".encode())
-    head = b""
-    while b"\r\n\r\n" not in head:
-        byte = client.recv(1)
-        if not byte:
-            break
-        head += byte
-    return client, head
+    head = f"CONNECT {target} HTTP/1.1\r\nHost: {target}\r\nProxy-Authorization: Basic {basic}\r\n\r\n"
+    client.sendall(head.encode())
+    answer = b""
+    while b"\r\n\r\n" not in answer and (byte := client.recv(1)):
+        answer += byte
+    return client, answer
 
 
 def test_a_connection_from_end_to_end(alice: keynet.Identity, bob: keynet.Identity, host: str) -> None:
@@ -242,11 +242,13 @@ async def test_a_static_forward(
                     reader, writer = await asyncio.open_unix_connection(local.removeprefix("unix:"))
                 assert await asyncio.wait_for(reader.readexactly(7), 20) == b"welcome"
                 writer.close()
+            again = (
+                asyncio.open_connection(*forward.address.split(":"))
+                if kind == "tcp"
+                else asyncio.open_unix_connection(local.removeprefix("unix:"))
+            )
             with pytest.raises(OSError):
-                if kind == "tcp":
-                    await asyncio.open_connection(*forward.address.split(":"))
-                else:
-                    await asyncio.open_unix_connection(local.removeprefix("unix:"))
+                await again
 
 
 def test_wrong_credentials(alice: keynet.Identity, bob: keynet.Identity) -> None:
