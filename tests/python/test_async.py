@@ -1,4 +1,4 @@
-"""Where Python and the threads of the core meet: cancellation, loops that close early, forks, signals, threads, exit."""
+"""Where Python meets the threads of the core: cancellation, loops that close early, forks, signals, exit."""
 
 from __future__ import annotations
 
