@@ -118,7 +118,7 @@ fn check_module(source: &Source, module: &[String], walk: &Walk, findings: &mut 
 /// From the own folder and from lower layers only; in layer 0, from what stands before it in the table.
 fn check_import(source: &Source, name: &Name, in_test: bool, findings: &mut Vec<Finding>) {
     let mut complain = |what: String| findings.push(finding(&source.path, name.line, what));
-    let Some(target) = name.from_root() else { return };
+    let Some(target) = name.absolute() else { return };
     let Some(from) = name.module.first() else { return };
     let Some(top) = target.first() else {
         if name.in_use {

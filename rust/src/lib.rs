@@ -24,8 +24,7 @@ pub mod config;
 pub mod error;
 #[cfg(feature = "runtime")]
 pub mod net;
-#[cfg(feature = "runtime")]
-pub mod proxy;
+pub mod path;
 #[cfg(feature = "python")]
 mod python;
 pub mod stun;

@@ -16,7 +16,7 @@ pub struct Name {
 
 impl Name {
     /// The path from the crate root, if it begins with `crate` or `super`.
-    pub fn from_root(&self) -> Option<Vec<String>> {
+    pub fn absolute(&self) -> Option<Vec<String>> {
         match self.path.first().map(String::as_str) {
             Some("crate") => Some(self.path[1..].to_vec()),
             Some("super") | Some("self") => {

@@ -328,6 +328,11 @@ impl Connection {
         }
     }
 
+    /// Everything written has left at least once: the next write has to be announced to whoever sends.
+    pub fn is_quiet(&self) -> bool {
+        !self.tx.has_unsent()
+    }
+
     /// Ends our direction after what was written.
     pub fn finish(&mut self) {
         self.tx.finish();
