@@ -22,8 +22,10 @@ pub mod addr;
 pub mod classify;
 pub mod config;
 pub mod error;
+pub mod http_connect;
 #[cfg(feature = "runtime")]
 pub mod net;
+pub mod open;
 pub mod path;
 #[cfg(feature = "python")]
 mod python;
