@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import datetime
 import os
+import re
 from pathlib import Path
 
 from cryptography import x509
@@ -36,7 +37,7 @@ def node_text(key: bytes) -> str:
 
 def node_key(text: str) -> bytes:
     """The public key that a node's text is. ValueError if it is no such text."""
-    if len(text) != 53 or text[0] not in "vV" or not text.isascii():
+    if not re.fullmatch("[vV][0-9a-vA-V]{52}", text):
         raise ValueError(f"{text!r} is no node id: 'v' and 52 characters of 0-9 and a-v")
     key = base64.b32decode(text[1:].upper().encode().translate(_32HEX_TO_HEX) + b"====")
     if node_text(key) != text.lower():

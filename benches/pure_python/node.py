@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
+import socket
+import struct
 from collections.abc import Coroutine, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -200,9 +202,15 @@ async def _splice(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, tl
         for task in tasks:
             task.cancel()
         tls.reset()
-        writer.transport.abort()
+        abort(writer)
         if isinstance(e, asyncio.CancelledError):
             raise
+
+
+def abort(writer: asyncio.StreamWriter) -> None:
+    """Closes with a TCP RST: without SO_LINGER 0 the other side would see an orderly end."""
+    writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    writer.transport.abort()
 
 
 async def _read_head(reader: asyncio.StreamReader) -> bytes:

@@ -230,9 +230,10 @@ class Stream:
         """Counts a packet as arrived; returns it if it is good for an RTT sample (sent once: Karn)."""
         if sent.arrived:
             return None
-        if sent.at:
-            self._in_flight -= len(sent.payload)
-            self._newest_arrival = max(self._newest_arrival, sent.at)
+        if not sent.at:
+            return None  # given up too early
+        self._in_flight -= len(sent.payload)
+        self._newest_arrival = max(self._newest_arrival, sent.at)
         return sent if sent.tries == 1 else None
 
     def _handle_rtt(self, rtt: float) -> None:
