@@ -204,7 +204,7 @@ def _expand_label(digest: str, secret: bytes, label: bytes, context: bytes, leng
 
 
 def _certificates(message: bytes) -> list[bytes]:
-    """The chain in a Certificate message, header included (RFC 8446 section 4.4.2). Lengths are unchecked.."""
+    """The chain in a Certificate message, header included (RFC 8446 section 4.4.2); lengths unchecked.."""
     at = 5 + (message[4] if len(message) > 4 else 0) + 3
     chain = []
     while at + 3 <= len(message):
