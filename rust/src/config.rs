@@ -172,11 +172,22 @@ pub struct TlsConfig {
     pub max_chain: usize,
     /// The handshake must be over by then.
     pub handshake_timeout: Duration,
+    /// A leaf is taken this long before its first date: a machine whose clock is slow must still take an identity made just
+    /// now. The last date is a date.
+    pub clock_skew: Duration,
+    /// Session tickets kept for dialling again, over all nodes (rustls keeps 8 a node; the oldest node makes room). A ticket
+    /// holds the peer's chain: about 1 KiB, 33 KiB at the very most, so 2048 (256 nodes) are about 2 MiB.
+    pub max_tickets: usize,
 }
 
 impl Default for TlsConfig {
     fn default() -> Self {
-        Self { max_chain: 16, handshake_timeout: Duration::from_secs(10) }
+        Self {
+            max_chain: 16,
+            handshake_timeout: Duration::from_secs(10),
+            clock_skew: Duration::from_secs(3600),
+            max_tickets: 2_048,
+        }
     }
 }
 

@@ -15,8 +15,15 @@
 //! The core is driven from outside: bytes and the time go in (`handle_*`), datagrams, deadlines and events come out
 //! (`poll_*`). Time, randomness and sockets are always arguments.
 
+#![cfg_attr(not(test), warn(clippy::unwrap_used))]
+#![warn(clippy::print_stdout, clippy::print_stderr)]
+
 pub mod addr;
+pub mod classify;
 pub mod config;
 pub mod error;
+pub mod path;
+pub mod stun;
 pub mod time;
+pub mod tls;
 pub mod utp;

@@ -1,7 +1,17 @@
 //! Congestion control behind one trait. A controller sees acks and losses and says two things: how much may be in flight,
 //! and how fast it may leave. It knows no packets, no sockets and no clock.
 
+mod bbr;
+mod bbr_model;
+mod cubic;
+mod hystart;
+mod ledbat;
+
 use std::time::Duration;
+
+pub use bbr::Bbr;
+pub use cubic::Cubic;
+pub use ledbat::Ledbat;
 
 use crate::config::{ControllerKind, UtpConfig};
 use crate::time::Time;
@@ -89,6 +99,36 @@ pub trait Controller: Send + std::fmt::Debug {
 
 /// Makes the controller of this kind for a new connection.
 pub fn new(kind: ControllerKind, config: &UtpConfig, max_payload: u16) -> Box<dyn Controller> {
-    let _ = (kind, config, max_payload);
-    unimplemented!("controllers follow")
+    match kind {
+        ControllerKind::Cubic => Box::new(Cubic::new(max_payload)),
+        ControllerKind::Ledbat => Box::new(Ledbat::new(config.ledbat_target, max_payload)),
+        ControllerKind::Bbr => Box::new(Bbr::new(max_payload)),
+    }
 }
+
+/// RFC 6928: ten packets, but no more than 14,600 bytes unless two packets are more.
+fn initial_window(mss: f64) -> f64 {
+    (10.0 * mss).min(14_600.0f64.max(2.0 * mss))
+}
+
+/// Every window is at least two packets (a lost ack of a single one would cost a delayed ack or a timer each time), and at
+/// most [`MAX_WINDOW`].
+fn clamp_window(window: f64, mss: f64) -> f64 {
+    window.min(MAX_WINDOW).max(2.0 * mss)
+}
+
+/// Bytes per second that bring `bytes` out in one round trip.
+fn pace(bytes: f64, rtt: Duration) -> u64 {
+    let rate = bytes / rtt.as_secs_f64().max(1e-6);
+    // `as` saturates, but an infinite rate would be no pacing.
+    rate.clamp(1.0, MAX_RATE) as u64
+}
+
+/// Five times what 32,767 packets of 1,472 bytes hold, the most that the sequence numbers allow.
+const MAX_WINDOW: f64 = (1u64 << 28) as f64;
+
+/// 100 GB/s.
+const MAX_RATE: f64 = 1e11;
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,109 @@
+# Everything a person or a machine does with this checkout. `make` alone lists it.
+# Needs python3 >= 3.10, a Rust toolchain, a C compiler and make; the rest is fetched into .venv and target.
+
+# another Python for the venv: make PYTHON=python3.12 test
+PYTHON ?= python3
+VENV := .venv
+# as a module: the scripts of a venv stop working when the checkout moves
+RUN := $(VENV)/bin/python -m
+
+# the venv of this checkout, whatever else is active
+export VIRTUAL_ENV := $(CURDIR)/$(VENV)
+export PYO3_PYTHON := $(CURDIR)/$(VENV)/bin/python
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+unexport CONDA_PREFIX PYTHONHOME PIP_USER PIP_TARGET PIP_PREFIX
+
+# what the extension module is made of
+CORE := Cargo.toml Cargo.lock $(shell find rust -name '*.rs')
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-rust test-python test-long lint lint-rust lint-core lint-python sizes bench fmt venv clean
+.PHONY: rust-tools
+# cargo uses every core by itself; two of them would wait for each other
+.NOTPARALLEL:
+
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
+	@echo "Each of them sets up what it needs by itself; PYTHON=python3.12 chooses another Python."
+
+demo: $(VENV)/core-release ## see gRPC calls go through two nodes
+	@$(RUN) keynet demo
+
+test: test-rust test-python ## run every test (but the long ones)
+
+test-rust: | rust-tools
+	@sh scripts/cargo-test.sh default
+
+test-python: $(VENV)/core-dev
+	@cargo build --quiet --examples
+	@$(RUN) pytest
+
+test-long: $(VENV)/core-dev ## run every test, the long ones too
+	@cargo build --quiet --examples
+	@KEYNET_LONG=1 sh scripts/cargo-test.sh long
+	@KEYNET_LONG=1 $(RUN) pytest
+
+lint: lint-rust lint-core lint-python sizes ## check format, lints, types and stubs
+
+# the venv first: the build of pyo3 asks its interpreter
+lint-rust: $(VENV)/ready | rust-tools
+	cargo fmt --check
+	cargo clippy --locked --all-targets -- -D warnings
+	cargo clippy --locked --all-targets --no-default-features -- -D warnings
+	cargo clippy --locked --all-targets --features python -- -D warnings
+
+# the core stands without runtime, sockets and Python
+lint-core: | rust-tools
+	cargo check --locked --no-default-features
+	@sh scripts/core-is-bare.sh
+
+lint-python: $(VENV)/core-dev
+	$(RUN) ruff check .
+	$(RUN) ruff format --check .
+	$(RUN) mypy
+	$(RUN) mypy.stubtest --mypy-config-file pyproject.toml keynet
+
+sizes: $(VENV)/ready
+	@$(VENV)/bin/python scripts/sizes.py
+
+bench: $(VENV)/core-release ## measure; prints tables of ratios
+	@cargo build --quiet --release --examples
+	cargo bench --locked
+	$(RUN) pytest benches
+
+fmt: $(VENV)/ready | rust-tools ## format everything
+	cargo fmt
+	$(RUN) ruff check --fix --select I .
+	$(RUN) ruff format .
+
+venv: $(VENV)/ready ## make .venv and install the development tools
+
+clean: ## remove .venv, target and everything built
+	rm -rf $(VENV) target dist python/keynet/_keynet*.so
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+	rm -rf .mypy_cache .ruff_cache .pytest_cache .benchmarks
+
+rust-tools:
+	@sh scripts/preflight.sh rust
+
+# Stamps: each stands for a state of .venv, so that a second run does nothing. A venv that was made at another place, or
+# whose interpreter has gone, counts as none.
+ifneq ($(shell cat $(VENV)/ready 2>/dev/null && $(VENV)/bin/python -c '' 2>/dev/null && echo runs),$(CURDIR) runs)
+.PHONY: $(VENV)/ready
+endif
+
+$(VENV)/ready: pyproject.toml scripts/preflight.sh scripts/venv.sh
+	@sh scripts/preflight.sh python "$(PYTHON)"
+	@sh scripts/venv.sh "$(PYTHON)" $(VENV)
+	@echo "$(CURDIR)" > $@
+
+# One extension module is installed at a time: building one kind takes away the stamp of the other.
+$(VENV)/core-dev: $(CORE) $(VENV)/ready | rust-tools
+	@echo "building the core with debug assertions (the first time takes some minutes)"
+	@$(RUN) maturin develop --locked
+	@rm -f $(VENV)/core-release && touch $@
+
+$(VENV)/core-release: $(CORE) $(VENV)/ready | rust-tools
+	@echo "building the optimised core (the first time takes some minutes)"
+	@$(RUN) maturin develop --release --locked
+	@rm -f $(VENV)/core-dev && touch $@

@@ -1,0 +1,119 @@
+//! The sans-IO parts of a node together: endpoint, path table and the connections by slot. The driver holds its lock for
+//! one batch at a time; `Net` holds it to start things.
+
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+
+use super::conn::Conn;
+use super::{NetConfig, NetStats};
+use crate::addr::RemoteId;
+use crate::config::UtpConfig;
+use crate::error::{Error, Reason, Result, Stage};
+use crate::path::PathTable;
+use crate::time::Time;
+use crate::utp::{ConnectError, Connection, Endpoint, Handle};
+
+pub struct Core {
+    pub endpoint: Endpoint,
+    pub paths: PathTable,
+    conns: Vec<Option<Arc<Conn>>>,
+    /// One live entry for each connection at most; stale ones are skipped.
+    pub timers: BinaryHeap<Reverse<(Time, Handle)>>,
+    pub stats: NetStats,
+}
+
+impl Core {
+    pub fn new(config: NetConfig) -> Result<Self> {
+        Ok(Self {
+            endpoint: Endpoint::new(config.endpoint, config.utp, seed()?),
+            paths: PathTable::new(config.path, seed()?),
+            conns: Vec::new(),
+            timers: BinaryHeap::new(),
+            stats: NetStats::default(),
+        })
+    }
+
+    /// A connection towards `address`, and whether that path is known to work.
+    pub fn dial(&mut self, now: Time, address: SocketAddr, utp: &UtpConfig) -> Result<(Arc<Conn>, bool)> {
+        let full = |what: &str| Error::new(Reason::TooManyConnections, Stage::Utp, what).with_address(address);
+        let remote = self.paths.remote_for(now, address).map_err(|_| full("no room for another remote address"))?;
+        let proven = self.paths.rtt_of(remote).is_some();
+        let (handle, utp) =
+            self.endpoint.connect(now, remote, utp, ipv6_cap(address)).map_err(|error| match error {
+                ConnectError::Full => full("max_connections are open"),
+                ConnectError::NoId => full("every connection id towards this address is taken"),
+            })?;
+        Ok((self.insert(now, handle, utp), proven))
+    }
+
+    pub fn insert(&mut self, now: Time, handle: Handle, utp: Connection) -> Arc<Conn> {
+        let conn = Arc::new(Conn::new(handle, utp));
+        if self.conns.len() <= handle.slot() {
+            self.conns.resize(handle.slot() + 1, None);
+        }
+        self.paths.hold(now, conn.remote);
+        self.conns[handle.slot()] = Some(conn.clone());
+        conn
+    }
+
+    pub fn find(&self, handle: Handle) -> Option<&Arc<Conn>> {
+        self.conns.get(handle.slot())?.as_ref().filter(|conn| conn.handle == handle)
+    }
+
+    pub fn forget(&mut self, now: Time, handle: Handle) {
+        if let Some(slot) = self.conns.get_mut(handle.slot()) {
+            if let Some(conn) = slot.take_if(|conn| conn.handle == handle) {
+                self.endpoint.forget(handle);
+                self.paths.release(now, conn.remote);
+            }
+        }
+    }
+
+    pub fn all(&self) -> impl Iterator<Item = &Arc<Conn>> {
+        self.conns.iter().flatten()
+    }
+
+    /// Where packets for `remote` go; an unspecified address when it is forgotten.
+    pub fn address_of(&self, remote: RemoteId) -> SocketAddr {
+        self.paths.address_of(remote).unwrap_or_else(|| (Ipv4Addr::UNSPECIFIED, 0).into())
+    }
+
+    /// The next connection timer, the endpoint's and the paths' together.
+    pub fn poll_timeout(&self) -> Option<Time> {
+        let conns = self.timers.peek().map(|Reverse((at, _))| *at);
+        [conns, self.endpoint.poll_timeout(), self.paths.poll_timeout()].into_iter().flatten().min()
+    }
+
+    pub fn stats(&self) -> NetStats {
+        NetStats {
+            connections: self.endpoint.connections(),
+            half_open: self.endpoint.half_open(),
+            paths: self.paths.stats(),
+            ..self.stats
+        }
+    }
+}
+
+impl std::fmt::Debug for Core {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Core").field("stats", &self.stats()).finish_non_exhaustive()
+    }
+}
+
+/// What a datagram to this address may measure: IPv6 headers take 20 bytes more than IPv4's.
+pub fn ipv6_cap(address: SocketAddr) -> u16 {
+    if address.is_ipv6() {
+        1_452
+    } else {
+        u16::MAX
+    }
+}
+
+fn seed() -> Result<[u8; 32]> {
+    let mut seed = [0; 32];
+    getrandom::fill(&mut seed)
+        .map_err(|error| Error::new(Reason::Internal, Stage::Setup, format!("no randomness: {error}")))?;
+    Ok(seed)
+}

@@ -1,0 +1,373 @@
+//! The task that owns the socket: receive a batch, let the state machines work, send what they have, sleep until something
+//! is due. All connections live in it; no task per stream, no channel per packet (UTP.md 4.2).
+
+use std::cmp::Reverse;
+use std::io::{self, IoSliceMut};
+use std::net::SocketAddr;
+use std::sync::atomic::Ordering;
+use std::sync::Arc;
+use std::time::Duration;
+
+use quinn_udp::RecvMeta;
+use tokio::sync::mpsc;
+
+use super::conn::{Conn, ConnState};
+use super::core::{ipv6_cap, Core};
+use super::{Inner, NetEvent, PathInfo, UtpStream};
+use crate::addr::unmapped;
+use crate::classify::{classify, Kind};
+use crate::error::{Error, Reason, Stage};
+use crate::path::{PathEvent, PingIn, PongIn};
+use crate::stun;
+use crate::time::Time;
+use crate::utp::{Dropped, Routed};
+
+/// Runs until [`super::Net::close`].
+pub async fn run(inner: Arc<Inner>, accepted: mpsc::Sender<UtpStream>) {
+    let mut driver = Driver {
+        inner: &inner,
+        accepted,
+        touched: Vec::new(),
+        out: Vec::with_capacity(64 << 10),
+        blocked: None,
+        receive_buffer: vec![0; RECEIVE_BUFFERS * BUFFER_SIZE].into(),
+    };
+    let sleep = tokio::time::sleep(Duration::ZERO);
+    tokio::pin!(sleep);
+    let mut deadline = None;
+    while !inner.closing.load(Ordering::Acquire) {
+        let next = inner.core().poll_timeout();
+        if next != deadline {
+            deadline = next;
+            if let Some(at) = next {
+                sleep.as_mut().reset(inner.clock.instant(at).into());
+            }
+        }
+        tokio::select! {
+            biased;
+            () = inner.socket.writable(), if driver.blocked.is_some() => driver.send_blocked(),
+            () = inner.doorbell.rung() => {}
+            () = inner.socket.readable() => driver.receive(),
+            () = &mut sleep, if deadline.is_some() => deadline = None,
+        }
+        driver.work();
+    }
+    driver.finish();
+    inner.closed.send_replace(true);
+}
+
+struct Driver<'a> {
+    inner: &'a Arc<Inner>,
+    accepted: mpsc::Sender<UtpStream>,
+    /// Connections to look at in this turn.
+    touched: Vec<Arc<Conn>>,
+    out: Vec<u8>,
+    /// A batch that the socket would not take.
+    blocked: Option<Blocked>,
+    receive_buffer: Box<[u8]>,
+}
+
+struct Blocked {
+    to: SocketAddr,
+    contents: Vec<u8>,
+    segment_size: Option<usize>,
+}
+
+impl Driver<'_> {
+    /// Takes what the socket has, up to a budget, so that sending gets its turn.
+    fn receive(&mut self) {
+        let mut buffer = std::mem::take(&mut self.receive_buffer);
+        for _ in 0..RECEIVE_ROUNDS {
+            let mut metas = [RecvMeta::default(); RECEIVE_BUFFERS];
+            let mut slices: [IoSliceMut<'_>; RECEIVE_BUFFERS] = {
+                let mut chunks = buffer.chunks_mut(BUFFER_SIZE);
+                std::array::from_fn(|_| IoSliceMut::new(chunks.next().unwrap_or_default()))
+            };
+            let Ok(count) = self.inner.socket.receive(&mut slices, &mut metas) else { break };
+            drop(slices);
+            let now = self.inner.clock.now();
+            let mut core = self.inner.core();
+            for (meta, chunk) in metas.iter().zip(buffer.chunks(BUFFER_SIZE)).take(count) {
+                let from = unmapped(meta.addr);
+                let stride = meta.stride.max(1);
+                core.stats.bytes_in += meta.len as u64;
+                for datagram in chunk[..meta.len.min(chunk.len())].chunks(stride) {
+                    core.stats.datagrams_in += 1;
+                    self.handle_datagram(now, &mut core, from, datagram);
+                }
+            }
+            if count < RECEIVE_BUFFERS {
+                break;
+            }
+        }
+        self.receive_buffer = buffer;
+    }
+
+    fn handle_datagram(&mut self, now: Time, core: &mut Core, from: SocketAddr, datagram: &[u8]) {
+        match classify(datagram) {
+            Kind::Stun => self.handle_stun(now, core, from, datagram),
+            Kind::Utp => self.handle_utp(now, core, from, datagram),
+            Kind::Unknown => core.stats.dropped_unknown += 1,
+        }
+    }
+
+    fn handle_stun(&mut self, now: Time, core: &mut Core, from: SocketAddr, datagram: &[u8]) {
+        let verified = |key: &[u8; 32]| stun::verify(datagram, key);
+        match stun::decode(datagram) {
+            Ok(stun::Message::Ping(ping)) => {
+                let ping = PingIn { transaction: ping.transaction, session: ping.session, size: datagram.len() };
+                let Some(pong) = core.paths.handle_ping(now, from, &ping, verified) else { return };
+                self.out.clear();
+                let key = pong.key.as_ref();
+                if stun::encode_pong(&mut self.out, pong.transaction, pong.observed, key, pong.room) {
+                    self.send(core, pong.to, None);
+                }
+            }
+            Ok(stun::Message::Pong(pong)) => {
+                let pong = PongIn { transaction: pong.transaction, observed: pong.observed, keyed: pong.keyed };
+                core.paths.handle_pong(now, from, &pong, verified);
+            }
+            Ok(stun::Message::Other) => core.stats.dropped_unknown += 1,
+            Err(_) => core.stats.dropped_malformed += 1,
+        }
+    }
+
+    fn handle_utp(&mut self, now: Time, core: &mut Core, from: SocketAddr, datagram: &[u8]) {
+        let Ok(remote) = core.paths.remote_for(now, from) else {
+            core.stats.dropped_full += 1;
+            return;
+        };
+        match core.endpoint.handle(now, remote, datagram, ipv6_cap(from)) {
+            Routed::Known(handle, packet) => {
+                let Some(conn) = core.find(handle).cloned() else { return };
+                let mut state = conn.lock();
+                let proven = state.utp.handle_packet(now, &packet);
+                self.touch(&conn, &mut state);
+                drop(state);
+                core.paths.handle_utp(now, remote, proven);
+            }
+            Routed::New(handle, utp, packet) => {
+                let conn = core.insert(now, handle, *utp);
+                let mut state = conn.lock();
+                state.utp.handle_packet(now, &packet);
+                self.touch(&conn, &mut state);
+                drop(state);
+                // it repeated the number of our SYN-ACK: what we send arrives there
+                core.paths.handle_utp(now, remote, true);
+                let stream = UtpStream::new(conn, self.inner.clone());
+                if self.accepted.try_send(stream).is_err() {
+                    core.stats.dropped_full += 1;
+                }
+            }
+            Routed::Answered => self.send_reply(core, from),
+            Routed::Dropped(why) => {
+                match why {
+                    Dropped::Malformed => core.stats.dropped_malformed += 1,
+                    Dropped::Unknown => core.stats.dropped_stray += 1,
+                    Dropped::Full => core.stats.dropped_full += 1,
+                }
+                self.send_reply(core, from);
+            }
+        }
+    }
+
+    fn send_reply(&mut self, core: &mut Core, to: SocketAddr) {
+        self.out.clear();
+        if core.endpoint.poll_reply(&mut self.out).is_some() {
+            self.send(core, to, None);
+        }
+    }
+
+    fn touch(&mut self, conn: &Arc<Conn>, state: &mut ConnState) {
+        if !std::mem::replace(&mut state.queued, true) {
+            self.touched.push(conn.clone());
+        }
+    }
+
+    /// Everything that is due now: timers, connections that received or were written to, paths.
+    fn work(&mut self) {
+        let inner = self.inner;
+        let now = inner.clock.now();
+        let mut core = inner.core();
+        self.fire_timers(now, &mut core);
+        inner.doorbell.take(&mut self.touched);
+        let mut touched = std::mem::take(&mut self.touched);
+        for conn in touched.drain(..) {
+            if self.blocked.is_some() {
+                // stays queued: its turn comes when the socket takes more
+                self.touched.push(conn);
+            } else {
+                self.pump(now, &mut core, &conn);
+            }
+        }
+        if self.touched.is_empty() {
+            self.touched = touched;
+        }
+        self.work_paths(now, &mut core);
+    }
+
+    fn fire_timers(&mut self, now: Time, core: &mut Core) {
+        core.endpoint.handle_timeout(now);
+        while let Some(&Reverse((at, handle))) = core.timers.peek() {
+            if at > now {
+                break;
+            }
+            core.timers.pop();
+            let Some(conn) = core.find(handle).cloned() else { continue };
+            let mut state = conn.lock();
+            if state.timer == Some(at) {
+                state.timer = None;
+                self.touch(&conn, &mut state);
+            }
+        }
+    }
+
+    /// Lets one connection send what it may, wakes its application, and notes when to come back.
+    fn pump(&mut self, now: Time, core: &mut Core, conn: &Arc<Conn>) {
+        let mut state = conn.lock();
+        state.queued = false;
+        if state.utp.poll_timeout().is_some_and(|at| at <= now) {
+            state.utp.handle_timeout(now);
+        }
+        let to = core.address_of(conn.remote);
+        let max_segments = self.inner.socket.max_segments();
+        let mut sent = false;
+        for round in 0.. {
+            self.out.clear();
+            let Some(transmit) = state.utp.poll_transmit(now, max_segments, &mut self.out) else { break };
+            sent = true;
+            self.send(core, to, transmit.segment_size);
+            if self.blocked.is_some() || round == SEND_ROUNDS {
+                // the others get their turn first
+                self.touch(conn, &mut state);
+                self.inner.doorbell.ring_plain();
+                break;
+            }
+        }
+        let wakes = state.utp.take_wakes();
+        state.wake(wakes);
+        if sent {
+            core.paths.handle_sent(now, conn.remote);
+        }
+        if state.utp.is_drained() {
+            drop(state);
+            core.forget(now, conn.handle);
+            return;
+        }
+        if let Some(at) = state.utp.poll_timeout() {
+            if state.timer.is_none_or(|registered| at < registered) {
+                state.timer = Some(at);
+                core.timers.push(Reverse((at, conn.handle)));
+            }
+        }
+    }
+
+    fn work_paths(&mut self, now: Time, core: &mut Core) {
+        if core.paths.poll_timeout().is_some_and(|at| at <= now) {
+            core.paths.handle_timeout(now);
+        }
+        while self.blocked.is_none() {
+            let Some(ping) = core.paths.poll_transmit(now) else { break };
+            self.out.clear();
+            let keys = ping.keys.as_ref().map(|(session, key)| (session, key));
+            stun::encode_ping(&mut self.out, ping.transaction, keys);
+            self.send(core, ping.to, None);
+        }
+        while let Some(event) = core.paths.poll_event() {
+            self.handle_path_event(core, event);
+        }
+    }
+
+    fn handle_path_event(&mut self, core: &mut Core, event: PathEvent) {
+        let inner = self.inner;
+        match event {
+            PathEvent::Punched { id, address, rtt, observed, .. } => {
+                if let Some(done) = inner.punches().remove(&id) {
+                    let _ = done.send(Ok(PathInfo { address, rtt, observed: Some(observed) }));
+                }
+            }
+            PathEvent::PunchFailed { id, tried } => {
+                if let Some(done) = inner.punches().remove(&id) {
+                    let tried: Vec<_> = tried.iter().map(ToString::to_string).collect();
+                    let text = format!("no answer from {}", tried.join(", "));
+                    let _ = done.send(Err(Error::new(Reason::PunchTimeout, Stage::Punch, text)));
+                }
+            }
+            PathEvent::Up { remote, address } => {
+                let node = core.paths.node_of(remote);
+                let _ = inner.events.send(NetEvent::PathUp { remote, node, address });
+            }
+            PathEvent::Lost { remote, node, address, silent_for } => {
+                tracing::info!(%address, ?silent_for, "path lost");
+                let lost: Vec<_> = core.all().filter(|conn| conn.remote == remote).cloned().collect();
+                for conn in lost {
+                    let mut state = conn.lock();
+                    state.fail(Reason::PeerLost);
+                    let wakes = state.utp.take_wakes();
+                    state.wake(wakes);
+                    inner.doorbell.ring(&conn, &mut state);
+                }
+                let _ = inner.events.send(NetEvent::PathLost { remote, node, address, reason: Reason::PeerLost });
+            }
+            PathEvent::Moved { remote, node, from, to } => {
+                tracing::info!(%from, %to, "path moved");
+                let _ = inner.events.send(NetEvent::PathMoved { remote, node, from, to });
+            }
+            PathEvent::Observed { address } => tracing::debug!(%address, "own address as seen from outside"),
+        }
+    }
+
+    /// Sends what is in `self.out`. A full socket keeps it for later; what the network refuses is lost, as datagrams are.
+    fn send(&mut self, core: &mut Core, to: SocketAddr, segment_size: Option<usize>) {
+        if self.blocked.is_some() {
+            core.stats.send_errors += 1;
+            return;
+        }
+        match self.inner.socket.send(to, &self.out, segment_size) {
+            Ok(()) => {
+                core.stats.datagrams_out += segment_size.map_or(1, |size| self.out.len().div_ceil(size)) as u64;
+                core.stats.bytes_out += self.out.len() as u64;
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                self.blocked = Some(Blocked { to, contents: self.out.clone(), segment_size });
+            }
+            Err(error) => {
+                core.stats.send_errors += 1;
+                tracing::debug!(%to, %error, "datagram not sent");
+            }
+        }
+    }
+
+    fn send_blocked(&mut self) {
+        let Some(Blocked { to, contents, segment_size }) = self.blocked.take() else { return };
+        self.out = contents;
+        let inner = self.inner;
+        self.send(&mut inner.core(), to, segment_size);
+    }
+
+    /// Resets every connection, tells whoever waits, and lets go of the socket.
+    fn finish(&mut self) {
+        let inner = self.inner;
+        let now = inner.clock.now();
+        let mut core = inner.core();
+        let all: Vec<_> = core.all().cloned().collect();
+        self.blocked = None;
+        for conn in all {
+            let mut state = conn.lock();
+            state.failure.get_or_insert(Reason::ProxyClosed);
+            state.utp.abort();
+            drop(state);
+            self.pump(now, &mut core, &conn);
+            core.forget(now, conn.handle);
+        }
+        inner.punches().clear();
+    }
+}
+
+/// Received at most in one system call; each buffer takes a whole GRO batch.
+const RECEIVE_BUFFERS: usize = 8;
+const BUFFER_SIZE: usize = 64 << 10;
+/// System calls before sending gets its turn.
+const RECEIVE_ROUNDS: usize = 2;
+/// Batches of one connection before the next one gets its turn.
+const SEND_ROUNDS: usize = 8;

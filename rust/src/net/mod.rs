@@ -1,0 +1,277 @@
+//! The UDP socket and the one task that owns it. tokio starts here: below there is no runtime, above there is no datagram.
+
+mod clock;
+mod conn;
+mod core;
+mod driver;
+mod socket;
+mod stream;
+
+use std::collections::HashMap;
+use std::future::poll_fn;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::{broadcast, mpsc, oneshot, watch};
+
+use crate::addr::{NodeId, PingKeys, RemoteId};
+use crate::config::{EndpointConfig, PathConfig, UtpConfig};
+use crate::error::{Error, Reason, Result, Stage};
+use crate::path::{PathStats, PunchId};
+use clock::Clock;
+use conn::Doorbell;
+use core::Core;
+use socket::Socket;
+
+pub use stream::UtpStream;
+
+/// Knobs of everything below.
+#[derive(Clone, Debug, Default)]
+pub struct NetConfig {
+    pub endpoint: EndpointConfig,
+    pub path: PathConfig,
+    pub utp: UtpConfig,
+}
+
+/// A path that has answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PathInfo {
+    pub address: SocketAddr,
+    pub rtt: Duration,
+    /// Our own address as the other side saw it.
+    pub observed: Option<SocketAddr>,
+}
+
+/// What happens to paths. Late subscribers miss what came before.
+#[derive(Clone, Debug)]
+pub enum NetEvent {
+    /// A remote has proven that it receives what is sent to it.
+    PathUp {
+        remote: RemoteId,
+        node: Option<NodeId>,
+        address: SocketAddr,
+    },
+    /// Nothing was heard from it for too long; its connections are broken.
+    PathLost {
+        remote: RemoteId,
+        node: Option<NodeId>,
+        address: SocketAddr,
+        reason: Reason,
+    },
+    PathMoved {
+        remote: RemoteId,
+        node: Option<NodeId>,
+        from: SocketAddr,
+        to: SocketAddr,
+    },
+}
+
+/// Counters since the start, and how full the tables are.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct NetStats {
+    pub datagrams_in: u64,
+    pub datagrams_out: u64,
+    pub bytes_in: u64,
+    pub bytes_out: u64,
+    /// Datagrams that are neither STUN nor uTP, or malformed.
+    pub dropped_unknown: u64,
+    pub dropped_malformed: u64,
+    /// uTP packets for no connection.
+    pub dropped_stray: u64,
+    /// For want of room in a table.
+    pub dropped_full: u64,
+    pub send_errors: u64,
+    pub connections: usize,
+    pub half_open: usize,
+    pub paths: PathStats,
+}
+
+/// A node's socket. Cheap to clone; the last word is [`Net::close`].
+#[derive(Clone, Debug)]
+pub struct Net {
+    inner: Arc<Inner>,
+}
+
+/// Connections that peers opened.
+#[derive(Debug)]
+pub struct Incoming {
+    queue: mpsc::Receiver<UtpStream>,
+}
+
+impl Incoming {
+    /// The next one; `None` after [`Net::close`].
+    pub async fn accept(&mut self) -> Option<UtpStream> {
+        self.queue.recv().await
+    }
+}
+
+/// What the driver, the streams and the handles share.
+#[derive(Debug)]
+struct Inner {
+    clock: Clock,
+    socket: Socket,
+    doorbell: Doorbell,
+    core: Mutex<Core>,
+    punches: Mutex<HashMap<PunchId, oneshot::Sender<Result<PathInfo>>>>,
+    events: broadcast::Sender<NetEvent>,
+    closing: AtomicBool,
+    closed: watch::Sender<bool>,
+}
+
+impl Net {
+    /// Binds the socket and starts its driver; needs a tokio runtime around it.
+    pub fn bind(listen: SocketAddr, config: NetConfig) -> Result<(Self, Incoming)> {
+        let socket = Socket::bind(listen)?;
+        let (accepted, queue) = mpsc::channel(ACCEPT_QUEUE);
+        let inner = Arc::new(Inner {
+            clock: Clock::start(),
+            socket,
+            doorbell: Doorbell::default(),
+            core: Mutex::new(Core::new(config)?),
+            punches: Mutex::default(),
+            events: broadcast::Sender::new(EVENT_QUEUE),
+            closing: AtomicBool::new(false),
+            closed: watch::Sender::new(false),
+        });
+        tokio::spawn(driver::run(inner.clone(), accepted));
+        Ok((Self { inner }, Incoming { queue }))
+    }
+
+    pub fn local_address(&self) -> SocketAddr {
+        self.inner.socket.local_address()
+    }
+
+    /// Opens a uTP connection, punching on the way. Dropping the future gives it up. Fails with `PunchTimeout` when nothing
+    /// at all answered within `utp.connect_timeout`, with `ConnectTimeout` or `ConnectRefused` when something did.
+    pub async fn connect(&self, address: SocketAddr, utp: UtpConfig) -> Result<UtpStream> {
+        let (stream, punch) = self.inner.dial(address, &utp)?;
+        let _punch = PunchGuard { inner: &self.inner, id: punch };
+        let failed = match poll_fn(|cx| stream.poll_connected(cx)).await {
+            Ok(()) => return Ok(stream),
+            Err(reason) => reason,
+        };
+        let answered = self.inner.core().paths.rtt_of(stream.remote()).is_some();
+        let waited = format!("waited {:.1} s", utp.connect_timeout.as_secs_f32());
+        Err(match failed {
+            Reason::ConnectTimeout if !answered => Error::new(Reason::PunchTimeout, Stage::Punch, waited),
+            Reason::PeerLost if !answered => Error::new(Reason::PunchTimeout, Stage::Punch, "no answer"),
+            Reason::ConnectTimeout => Error::new(Reason::ConnectTimeout, Stage::Utp, waited),
+            Reason::PeerReset => Error::new(Reason::ConnectRefused, Stage::Utp, ""),
+            reason => Error::new(reason, Stage::Utp, ""),
+        }
+        .with_address(address))
+    }
+
+    /// Pings the addresses by the punching schedule until one answers.
+    pub async fn punch(&self, addresses: Vec<SocketAddr>, timeout: Duration) -> Result<PathInfo> {
+        self.inner.check_open()?;
+        let (done, answer) = oneshot::channel();
+        let id = self.inner.start_punch(&addresses, timeout, Some(done));
+        let _punch = PunchGuard { inner: &self.inner, id: Some(id) };
+        answer.await.unwrap_or_else(|_| Err(self.inner.closed_error()))
+    }
+
+    /// `node` has proven itself behind `remote`; its pings are recognised by `keys` from now on.
+    pub fn bind_node(&self, remote: RemoteId, node: NodeId, keys: PingKeys) {
+        let now = self.inner.clock.now();
+        self.inner.core().paths.bind_node(now, remote, node, keys);
+        self.inner.doorbell.ring_plain();
+    }
+
+    /// Addresses where `node` is known to be reachable now, the one in use first.
+    pub fn live_addresses(&self, node: &NodeId) -> Vec<SocketAddr> {
+        self.inner.core().paths.addresses_of_node(node)
+    }
+
+    pub fn subscribe(&self) -> broadcast::Receiver<NetEvent> {
+        self.inner.events.subscribe()
+    }
+
+    pub fn stats(&self) -> NetStats {
+        self.inner.core().stats()
+    }
+
+    /// Resets what is left, ends the driver and closes the socket. Later calls wait for the end as well.
+    pub async fn close(&self) {
+        self.inner.closing.store(true, Ordering::Release);
+        self.inner.doorbell.ring_plain();
+        let mut closed = self.inner.closed.subscribe();
+        let _ = closed.wait_for(|closed| *closed).await;
+    }
+}
+
+impl Inner {
+    /// Never held across an await, and no code panics while it holds it.
+    fn core(&self) -> MutexGuard<'_, Core> {
+        self.core.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn punches(&self) -> MutexGuard<'_, HashMap<PunchId, oneshot::Sender<Result<PathInfo>>>> {
+        self.punches.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn address_of(&self, remote: RemoteId) -> SocketAddr {
+        self.core().address_of(remote)
+    }
+
+    fn check_open(&self) -> Result<()> {
+        if self.closing.load(Ordering::Acquire) {
+            return Err(self.closed_error());
+        }
+        Ok(())
+    }
+
+    fn closed_error(&self) -> Error {
+        Error::new(Reason::ProxyClosed, Stage::Utp, "the socket was closed")
+    }
+
+    /// Starts a connection and, unless the path is known to work, a punching attempt.
+    fn dial(self: &Arc<Self>, address: SocketAddr, utp: &UtpConfig) -> Result<(UtpStream, Option<PunchId>)> {
+        self.check_open()?;
+        let now = self.clock.now();
+        let (conn, proven) = self.core().dial(now, address, utp)?;
+        let stream = UtpStream::new(conn.clone(), self.clone());
+        self.doorbell.ring(&conn, &mut conn.lock());
+        let punch = (!proven).then(|| self.start_punch(&[address], utp.connect_timeout, None));
+        Ok((stream, punch))
+    }
+
+    fn start_punch(
+        &self,
+        addresses: &[SocketAddr],
+        timeout: Duration,
+        done: Option<oneshot::Sender<Result<PathInfo>>>,
+    ) -> PunchId {
+        // taken in this order everywhere: core, then punches
+        let mut core = self.core();
+        let id = core.paths.start_punch(self.clock.now(), addresses, timeout);
+        if let Some(done) = done {
+            self.punches().insert(id, done);
+        }
+        drop(core);
+        self.doorbell.ring_plain();
+        id
+    }
+}
+
+/// Ends a punching attempt when nobody waits for it any more.
+struct PunchGuard<'a> {
+    inner: &'a Inner,
+    id: Option<PunchId>,
+}
+
+impl Drop for PunchGuard<'_> {
+    fn drop(&mut self) {
+        if let Some(id) = self.id {
+            self.inner.core().paths.stop_punch(id);
+            self.inner.punches().remove(&id);
+        }
+    }
+}
+
+/// Connections that wait for `accept`; beyond it they are reset.
+const ACCEPT_QUEUE: usize = 1_024;
+/// Path events a subscriber may lag behind.
+const EVENT_QUEUE: usize = 1_024;

@@ -1,0 +1,155 @@
+//! A uTP connection as tokio sees it: bytes in, bytes out, back-pressure both ways.
+
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{ready, Context, Poll};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use super::conn::{Conn, ConnState};
+use super::Inner;
+use crate::addr::RemoteId;
+use crate::config::ControllerKind;
+use crate::error::{Error, Reason, Stage};
+use crate::utp::{ReadOutcome, UtpStats};
+
+/// A connected uTP stream. Dropping it resets the connection, unless our direction was shut down: then what was written is
+/// still delivered.
+#[derive(Debug)]
+pub struct UtpStream {
+    conn: Arc<Conn>,
+    inner: Arc<Inner>,
+}
+
+impl UtpStream {
+    pub(super) fn new(conn: Arc<Conn>, inner: Arc<Inner>) -> Self {
+        Self { conn, inner }
+    }
+
+    /// Who is at the other end, as the path table knows it.
+    pub fn remote(&self) -> RemoteId {
+        self.conn.remote
+    }
+
+    /// Where packets go now; it can change while the stream lives.
+    pub fn remote_address(&self) -> SocketAddr {
+        self.inner.address_of(self.conn.remote)
+    }
+
+    /// Ends both directions at once, with RESET.
+    pub fn reset(&self) {
+        let mut state = self.conn.lock();
+        state.utp.abort();
+        let wakes = state.utp.take_wakes();
+        state.wake(wakes);
+        self.inner.doorbell.ring(&self.conn, &mut state);
+    }
+
+    pub fn stats(&self) -> UtpStats {
+        self.conn.lock().utp.stats()
+    }
+
+    /// Why it broke; `None` while it lives and when it ended in order.
+    pub fn failure(&self) -> Option<Reason> {
+        self.conn.lock().reason()
+    }
+
+    /// Puts another congestion controller in charge.
+    pub fn set_controller(&self, kind: ControllerKind) {
+        self.conn.lock().utp.set_controller(kind);
+    }
+
+    /// Waits until the SYN-ACK is here.
+    pub(super) fn poll_connected(&self, cx: &mut Context<'_>) -> Poll<Result<(), Reason>> {
+        let mut state = self.conn.lock();
+        if let Some(reason) = state.reason() {
+            return Poll::Ready(Err(reason));
+        }
+        if state.utp.is_connected() {
+            return Poll::Ready(Ok(()));
+        }
+        state.reader = Some(cx.waker().clone());
+        Poll::Pending
+    }
+
+    fn broken(&self, state: &ConnState) -> io::Error {
+        let reason = state.reason().unwrap_or(Reason::Finished);
+        let kind = match reason {
+            Reason::PeerLost | Reason::ConnectTimeout => io::ErrorKind::TimedOut,
+            Reason::Finished => io::ErrorKind::BrokenPipe,
+            _ => io::ErrorKind::ConnectionReset,
+        };
+        io::Error::new(kind, Error::new(reason, Stage::Stream, ""))
+    }
+}
+
+impl AsyncRead for UtpStream {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let mut state = self.conn.lock();
+        let outcome = state.utp.read(buf.initialize_unfilled());
+        match outcome {
+            Ok(ReadOutcome::Bytes(count)) => {
+                buf.advance(count);
+                if state.utp.wants_transmit() {
+                    self.inner.doorbell.ring(&self.conn, &mut state);
+                }
+                Poll::Ready(Ok(()))
+            }
+            Ok(ReadOutcome::Eof) => Poll::Ready(Ok(())),
+            Ok(ReadOutcome::Pending) => {
+                state.reader = Some(cx.waker().clone());
+                Poll::Pending
+            }
+            Err(_) => Poll::Ready(Err(self.broken(&state))),
+        }
+    }
+}
+
+impl AsyncWrite for UtpStream {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let mut state = self.conn.lock();
+        let was_idle = state.utp.is_quiet();
+        match state.utp.write(buf) {
+            Ok(0) if !buf.is_empty() => {
+                state.writer = Some(cx.waker().clone());
+                Poll::Pending
+            }
+            Ok(count) => {
+                if was_idle {
+                    self.inner.doorbell.ring(&self.conn, &mut state);
+                }
+                Poll::Ready(Ok(count))
+            }
+            Err(_) => Poll::Ready(Err(self.broken(&state))),
+        }
+    }
+
+    /// Written bytes leave by themselves; nothing waits for acks.
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let state = self.conn.lock();
+        match state.reason() {
+            Some(_) => Poll::Ready(Err(self.broken(&state))),
+            None => Poll::Ready(Ok(())),
+        }
+    }
+
+    /// FIN follows what was written; returns at once.
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.as_mut().poll_flush(cx))?;
+        let mut state = self.conn.lock();
+        state.utp.finish();
+        self.inner.doorbell.ring(&self.conn, &mut state);
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl Drop for UtpStream {
+    fn drop(&mut self) {
+        let mut state = self.conn.lock();
+        (state.reader, state.writer) = (None, None);
+        state.utp.detach(self.inner.clock.now());
+        self.inner.doorbell.ring(&self.conn, &mut state);
+    }
+}

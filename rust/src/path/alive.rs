@@ -1,0 +1,190 @@
+//! Signs of life, silence, and moving from one path to another (DESIGN.md, decision 9).
+
+use std::net::SocketAddr;
+
+use super::address::canonical;
+use super::outstanding::Purpose;
+use super::remote::Remote;
+use super::table::PathTable;
+use super::timers::Owner;
+use super::PathEvent;
+use crate::addr::RemoteId;
+use crate::time::Time;
+
+impl PathTable {
+    /// A valid packet of a known connection came: a sign of life. `proven`: it acknowledged something that we sent, so what
+    /// we send arrives. Constant time.
+    ///
+    /// Where the source address is at hand, [`handle_utp_from`](Self::handle_utp_from) is better: without it a remote with several paths
+    /// learns only that it lives, not which path works, and has to ping to find out.
+    pub fn handle_utp(&mut self, now: Time, remote: RemoteId, proven: bool) {
+        self.utp(now, remote, None, proven);
+    }
+
+    /// The same, with the address that it came from.
+    pub fn handle_utp_from(&mut self, now: Time, from: SocketAddr, remote: RemoteId, proven: bool) {
+        self.utp(now, remote, Some(canonical(from)), proven);
+    }
+
+    /// Data was sent to the remote: it is active. Constant time.
+    pub fn handle_sent(&mut self, now: Time, remote: RemoteId) {
+        let Some(entry) = self.remotes.get_mut(&remote).filter(|entry| !entry.lost) else { return };
+        entry.active_until = now + self.config.active_for;
+        entry.waiting.get_or_insert(now);
+        let deadline = entry.deadline(&self.config);
+        self.timers.advance(&mut entry.timer, Owner::Remote(remote), deadline);
+    }
+
+    /// Does what is due. Call it at [`poll_timeout`](Self::poll_timeout), or any time.
+    pub fn handle_timeout(&mut self, now: Time) {
+        while let Some(owner) = self.timers.pop_due(now) {
+            match owner {
+                Owner::Remote(id) => self.remote_due(now, id),
+                Owner::Probe(address) => self.probe_due(now, address),
+                Owner::Punch(id) => self.punch_due(id),
+            }
+        }
+    }
+
+    /// The path in use gave a sign of life.
+    pub(super) fn alive(remote: &mut Remote, now: Time) {
+        remote.asked = None;
+        remote.waiting = None;
+        if let Some(path) = remote.paths.get_mut(remote.in_use) {
+            path.heard = now;
+        }
+    }
+
+    /// Sends what is for the remote to another of its paths from now on.
+    pub(super) fn move_to(&mut self, id: RemoteId, index: usize) {
+        let Some(remote) = self.remotes.get_mut(&id) else { return };
+        let (Some(from), Some(to)) = (remote.address(), remote.paths.get(index).map(|path| path.address)) else {
+            return;
+        };
+        if from == to {
+            return;
+        }
+        remote.in_use = index;
+        remote.asked = None;
+        remote.pinged = None;
+        remote.waiting = None;
+        self.counters.moved += 1;
+        self.events.push_back(PathEvent::Moved { remote: id, node: remote.node(), from, to });
+    }
+
+    /// Pings the path in use; the other ones too, when it has not answered the last time.
+    pub(super) fn keep_alive(&mut self, now: Time, id: RemoteId) {
+        let Some(remote) = self.remotes.get_mut(&id) else { return };
+        let Some(address) = remote.address() else { return };
+        let keys = remote.sessions.pick(remote.unanswered);
+        let again = remote.asked.is_some();
+        remote.asked.get_or_insert(now);
+        remote.pinged = Some(now);
+        remote.unanswered = remote.unanswered.saturating_add(1);
+        if let Some((_, tries)) = remote.confirm.as_mut().filter(|_| !remote.sessions.confirmed()) {
+            *tries = tries.saturating_add(1);
+        }
+        let others: Vec<_> =
+            remote.paths.iter().map(|path| path.address).filter(|other| again && *other != address).collect();
+        for to in std::iter::once(address).chain(others) {
+            self.ping(to, Purpose::Path { remote: id, keys: keys.clone() });
+        }
+    }
+
+    fn utp(&mut self, now: Time, id: RemoteId, from: Option<SocketAddr>, proven: bool) {
+        let Some(remote) = self.remotes.get_mut(&id).filter(|remote| !remote.lost) else { return };
+        let index = match from {
+            Some(from) => match remote.index_of(from) {
+                Some(index) => Some(index),
+                None => return, // not a path of this remote: proves nothing
+            },
+            None => (remote.paths.len() == 1).then_some(remote.in_use),
+        };
+        remote.heard = now;
+        remote.seen = now;
+        remote.active_until = now + self.config.active_for;
+        let mut elsewhere = None;
+        match index {
+            Some(index) if index == remote.in_use => Self::alive(remote, now),
+            Some(index) => {
+                let stalled = remote.is_stalled(now, &self.config);
+                if let Some(path) = remote.paths.get_mut(index) {
+                    path.heard = now;
+                    elsewhere = (stalled && path.proven).then_some(index);
+                }
+            }
+            None => {}
+        }
+        let unproven = remote.path().is_some_and(|path| !path.proven);
+        if let Some(index) = elsewhere {
+            // the path in use does not answer, and the peer sends from this one
+            self.move_to(id, index);
+        }
+        if proven && unproven {
+            self.prove(id, None);
+        }
+        if let Some(remote) = self.remotes.get_mut(&id) {
+            let deadline = remote.deadline(&self.config);
+            self.timers.advance(&mut remote.timer, Owner::Remote(id), deadline);
+        }
+    }
+
+    fn remote_due(&mut self, now: Time, id: RemoteId) {
+        self.drop_stale_paths(now, id);
+        let Some(remote) = self.remotes.get_mut(&id) else { return };
+        remote.timer = None;
+        let is_due = |at: Option<Time>| at.is_some_and(|at| at <= now);
+        if is_due(remote.lost_at(&self.config)) {
+            self.lose(now, id);
+            return;
+        }
+        if is_due(remote.forget_at(&self.config)) {
+            self.forget(id);
+            return;
+        }
+        if remote.is_stalled(now, &self.config) {
+            if let Some(better) = last_heard_alternate(remote) {
+                self.move_to(id, better);
+            }
+        }
+        if self.remotes.get(&id).is_some_and(|remote| is_due(remote.ping_due(&self.config))) {
+            self.keep_alive(now, id);
+        }
+        self.look_again(id);
+    }
+
+    /// Old addresses of a peer may belong to somebody else after a while.
+    fn drop_stale_paths(&mut self, now: Time, id: RemoteId) {
+        let Some(remote) = self.remotes.get(&id) else { return };
+        let stale = |path: &super::remote::Path| now.since(path.heard) > self.config.active_for;
+        let stale: Vec<_> = (0..remote.paths.len())
+            .rev()
+            .filter(|index| *index != remote.in_use && stale(&remote.paths[*index]))
+            .collect();
+        for index in stale {
+            self.drop_path(id, index);
+        }
+    }
+
+    fn lose(&mut self, now: Time, id: RemoteId) {
+        self.unlink(id);
+        let Some(remote) = self.remotes.get_mut(&id) else { return };
+        remote.lost = true;
+        let (node, silent_for) = (remote.node(), now.since(remote.heard));
+        if let Some(address) = remote.address() {
+            self.counters.lost += 1;
+            self.events.push_back(PathEvent::Lost { remote: id, node, address, silent_for });
+        }
+        if remote.holds == 0 {
+            self.remotes.remove(&id);
+        }
+    }
+}
+
+/// Another path that was heard since the one in use was.
+fn last_heard_alternate(remote: &Remote) -> Option<usize> {
+    let in_use = remote.path()?.heard;
+    let others = remote.paths.iter().enumerate().filter(|(index, path)| *index != remote.in_use && path.proven);
+    let (index, path) = others.max_by_key(|(_, path)| path.heard)?;
+    (path.heard > in_use).then_some(index)
+}

@@ -1,0 +1,150 @@
+//! Paths: which addresses lead to a remote, and whether they still do (DESIGN.md, decisions 4 and 7 to 9; docs/protocol.md section 2).
+//!
+//! [`PathTable`] maps a [`RemoteId`] to the addresses proven for it and picks one; it keeps NAT mappings open, notices dead
+//! peers, follows a peer whose address changes, and punches. It neither reads nor writes datagrams: pings and pongs come in as
+//! [`PingIn`] and [`PongIn`] and go out as [`PongOut`] and [`PingOut`], and the caller turns them into STUN.
+//!
+//! Drive it like the rest of the core: `handle_*`, then [`PathTable::poll_transmit`] and [`PathTable::poll_event`] until both
+//! are empty, then [`PathTable::handle_timeout`] at the time that [`PathTable::poll_timeout`] names.
+//!
+//! Invariants:
+//! - An address is added to a remote that has keys only after a keyed pong came from it, to a ping that was sent there.
+//! - Only pongs and valid uTP packets are signs of life. A ping proves nothing: it can be a replay.
+//! - No timer and no lookup costs more than the logarithm of the number of remotes, and no table grows without a cap.
+
+mod address;
+mod alive;
+mod limit;
+mod outstanding;
+mod ping;
+mod punch;
+mod remote;
+mod session;
+mod spare;
+mod table;
+mod timers;
+
+#[cfg(test)]
+mod tests;
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use crate::addr::{NodeId, RemoteId};
+
+pub use table::PathTable;
+
+/// A ping that came in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PingIn {
+    pub transaction: [u8; 12],
+    /// The session that it claims to belong to.
+    pub session: Option<[u8; 16]>,
+    /// Bytes of the datagram: the pong must not be larger.
+    pub size: usize,
+}
+
+/// A pong that came in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PongIn {
+    pub transaction: [u8; 12],
+    /// Where our ping was seen to come from.
+    pub observed: SocketAddr,
+    /// It claims to be keyed.
+    pub keyed: bool,
+}
+
+/// A ping to be sent.
+#[derive(Clone, PartialEq, Eq)]
+pub struct PingOut {
+    pub to: SocketAddr,
+    pub transaction: [u8; 12],
+    /// The receiver's session name, and the key.
+    pub keys: Option<([u8; 16], [u8; 32])>,
+}
+
+/// A pong to be sent.
+#[derive(Clone, PartialEq, Eq)]
+pub struct PongOut {
+    pub to: SocketAddr,
+    pub transaction: [u8; 12],
+    /// What goes into XOR-MAPPED-ADDRESS; never an IPv4-mapped IPv6 address.
+    pub observed: SocketAddr,
+    pub key: Option<[u8; 32]>,
+    /// Bytes of the ping: no pong may be larger.
+    pub room: usize,
+}
+
+/// A punching attempt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PunchId(u64);
+
+/// No room for another remote: all of them are in use. Also said of an address that nothing can be sent to (port 0, multicast, …).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TableFull;
+
+/// What happened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PathEvent {
+    /// The attempt ended well: `address` answered first. `remote` has it as a proven path.
+    Punched { id: PunchId, remote: RemoteId, address: SocketAddr, rtt: Duration, observed: SocketAddr },
+    /// The attempt ended without an answer from any of these.
+    PunchFailed { id: PunchId, tried: Vec<SocketAddr> },
+    /// The first path of the remote is proven: it answered a ping, or acknowledged data. Once a remote; not later than
+    /// [`PathTable::bind_node`].
+    Up { remote: RemoteId, address: SocketAddr },
+    /// Nothing came for `silent_for`, while pings went out. Once a remote, and the last word about it: its addresses are strangers from
+    /// now on, and it is forgotten as soon as nobody holds it.
+    Lost { remote: RemoteId, node: Option<NodeId>, address: SocketAddr, silent_for: Duration },
+    /// What is sent to the remote goes to another address from now on.
+    Moved { remote: RemoteId, node: Option<NodeId>, from: SocketAddr, to: SocketAddr },
+    /// A peer or server saw our datagrams come from this address, which is news.
+    Observed { address: SocketAddr },
+}
+
+/// Counters since the start, and how full the tables are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PathStats {
+    pub remotes: usize,
+    /// Remotes that no peer has authenticated and nobody holds.
+    pub strangers: usize,
+    pub punches: usize,
+    /// Pings that wait for their pong.
+    pub outstanding: usize,
+    pub pings_in: u64,
+    pub pings_out: u64,
+    /// Pongs that answered a ping of ours.
+    pub pongs_in: u64,
+    pub pongs_out: u64,
+    /// Pings and pongs that changed nothing: unknown session or transaction, wrong key, wrong address, replayed.
+    pub forged: u64,
+    /// Pings that were not answered or not asked back because of a limit.
+    pub rate_limited: u64,
+    /// Pings from addresses that nothing can be sent to.
+    pub unsendable: u64,
+    pub lost: u64,
+    pub moved: u64,
+}
+
+impl fmt::Debug for PingOut {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let keyed = self.keys.is_some();
+        f.debug_struct("PingOut").field("to", &self.to).field("keyed", &keyed).finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for PongOut {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let keyed = self.key.is_some();
+        f.debug_struct("PongOut").field("to", &self.to).field("keyed", &keyed).finish_non_exhaustive()
+    }
+}
+
+impl fmt::Display for TableFull {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("no room for another remote")
+    }
+}
+
+impl std::error::Error for TableFull {}

@@ -1,0 +1,180 @@
+//! Pings and pongs that come in.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use super::address::{canonical, sendable};
+use super::outstanding::{Asked, Keys, Purpose};
+use super::table::PathTable;
+use super::{PingIn, PongIn, PongOut};
+use crate::addr::RemoteId;
+use crate::time::Time;
+
+impl PathTable {
+    /// A ping came; returns how to answer it, if at all. `verified` says whether the datagram carries a right tag under a key; it is
+    /// asked at most once, and not at all for unkeyed pings.
+    pub fn handle_ping(
+        &mut self,
+        now: Time,
+        from: SocketAddr,
+        ping: &PingIn,
+        verified: impl FnOnce(&[u8; 32]) -> bool,
+    ) -> Option<PongOut> {
+        let from = canonical(from);
+        self.counters.pings_in += 1;
+        if !sendable(from) {
+            self.counters.unsendable += 1;
+            return None;
+        }
+        let key = match ping.session {
+            Some(name) => Some(self.keyed_ping(now, from, ping, &name, verified)?),
+            None => {
+                self.unkeyed_ping(now, from)?;
+                None
+            }
+        };
+        self.counters.pongs_out += 1;
+        Some(PongOut { to: from, transaction: ping.transaction, observed: from, key, room: ping.size })
+    }
+
+    /// A pong came. It counts when its transaction is outstanding and it comes from the address that was asked, with a right tag if
+    /// the ping had one (`verified`, asked at most once).
+    pub fn handle_pong(
+        &mut self,
+        now: Time,
+        from: SocketAddr,
+        pong: &PongIn,
+        verified: impl FnOnce(&[u8; 32]) -> bool,
+    ) {
+        let from = canonical(from);
+        let genuine = match self.outstanding.peek(now, &pong.transaction) {
+            Some(Asked { to, .. }) if *to != from => false,
+            Some(Asked { purpose: Purpose::Path { keys: Some(keys), .. }, .. }) => pong.keyed && verified(&keys.key),
+            Some(_) => !pong.keyed,
+            None => false,
+        };
+        // a forged pong leaves the transaction alone, so that the real one still counts
+        let asked = if genuine { self.outstanding.remove(&pong.transaction) } else { None };
+        let Some(Asked { sent, purpose, .. }) = asked else {
+            self.counters.forged += 1;
+            return;
+        };
+        self.counters.pongs_in += 1;
+        self.observe(pong.observed);
+        let rtt = now.since(sent);
+        match purpose {
+            Purpose::Path { remote, keys } => self.path_answered(now, remote, from, keys, rtt),
+            Purpose::Probe => self.probe_answered(now, from, rtt, canonical(pong.observed)),
+        }
+    }
+
+    /// A proven path answered, or a new one is proven by this.
+    pub(super) fn path_answered(
+        &mut self,
+        now: Time,
+        id: RemoteId,
+        from: SocketAddr,
+        keys: Option<Keys>,
+        rtt: Duration,
+    ) {
+        let Some(remote) = self.remotes.get_mut(&id).filter(|remote| !remote.lost) else { return };
+        if keys.is_none() && remote.is_keyed() {
+            return; // asked before there were keys; now only keyed pongs count
+        }
+        if remote.index_of(from).is_none() && (keys.is_none() || !self.add_path(now, id, from)) {
+            return;
+        }
+        let Some(remote) = self.remotes.get_mut(&id) else { return };
+        let Some(index) = remote.index_of(from) else { return };
+        if let Some(keys) = keys {
+            remote.sessions.ponged(now, &keys.local_name, remote.unanswered);
+        }
+        remote.unanswered = 0;
+        remote.heard = now;
+        remote.seen = now;
+        let moves = index != remote.in_use && remote.is_silent(now, &self.config);
+        let contested = index != remote.in_use && !moves && remote.asked.is_none();
+        if let Some(path) = remote.paths.get_mut(index) {
+            path.answers = true;
+            path.heard = now;
+            path.measured(rtt);
+        }
+        if index == remote.in_use {
+            Self::alive(remote, now);
+        }
+        self.prove(id, Some(from));
+        if moves {
+            self.move_to(id, index);
+        } else if contested {
+            // both may work: the path in use has until the next ping to show that it still does
+            self.keep_alive(now, id);
+        }
+        self.look_again(id);
+    }
+
+    /// The key for the answer, if the ping is genuine and new.
+    fn keyed_ping(
+        &mut self,
+        now: Time,
+        from: SocketAddr,
+        ping: &PingIn,
+        name: &[u8; 16],
+        verified: impl FnOnce(&[u8; 32]) -> bool,
+    ) -> Option<[u8; 32]> {
+        let id = self.names.get(name).copied();
+        let keys = id.and_then(|id| self.remotes.get(&id)).and_then(|remote| remote.sessions.key(name));
+        let genuine = keys.filter(|keys| verified(&keys.key));
+        let (Some(id), Some(keys)) = (id, genuine) else {
+            self.counters.forged += 1;
+            return None;
+        };
+        let remote = self.remotes.get_mut(&id)?;
+        if !remote.sessions.pinged(now, name, ping.transaction) {
+            self.counters.forged += 1;
+            return None;
+        }
+        remote.seen = now;
+        let ask_back = match remote.index_of(from) {
+            None => true,
+            Some(index) if index != remote.in_use => remote.is_silent(now, &self.config),
+            Some(_) => remote.path().is_some_and(|path| !path.proven),
+        };
+        let key = keys.key;
+        if ask_back {
+            // under the session that the peer itself uses: it surely knows that one
+            self.ask_back(now, id, from, Some(keys));
+        }
+        Some(key)
+    }
+
+    /// Whether an unkeyed ping may be answered. Anyone can send one, under any address, so nothing is remembered for it.
+    fn unkeyed_ping(&mut self, now: Time, from: SocketAddr) -> Option<()> {
+        let remote = self.slots.get(&from).and_then(|slot| self.remotes.get(&slot.first));
+        let path = remote.and_then(|remote| remote.paths.iter().find(|path| path.address == from));
+        let proven = path.is_some_and(|path| path.proven);
+        let punching = self.punches.is_probed(&from);
+        let ask_back = remote.filter(|remote| remote.holds > 0 && !remote.is_keyed() && !proven && !punching);
+        let ask_back = ask_back.map(|remote| remote.id);
+        if !proven && !punching && !self.stranger_pongs.take(now) {
+            self.counters.rate_limited += 1;
+            return None;
+        }
+        if punching {
+            self.probe_heard(now, from);
+        }
+        if let Some(id) = ask_back {
+            self.ask_back(now, id, from, None);
+        }
+        Some(())
+    }
+
+    /// Pings an address that has not proven itself, within the limit of its remote.
+    fn ask_back(&mut self, now: Time, id: RemoteId, to: SocketAddr, keys: Option<Keys>) {
+        let Some(remote) = self.remotes.get_mut(&id) else { return };
+        if remote.unproven_pings.take(now) {
+            self.ping(to, Purpose::Path { remote: id, keys });
+        } else {
+            self.counters.rate_limited += 1;
+        }
+    }
+}

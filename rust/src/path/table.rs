@@ -1,0 +1,425 @@
+//! The table: which remotes there are, and where. Time-outs and moves are in `alive.rs`, pings and pongs in `ping.rs`, punching in `punch.rs`.
+
+use std::collections::{HashMap, VecDeque};
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use super::address::{canonical, sendable};
+use super::limit::Limit;
+use super::outstanding::{Asked, Keys, Outstanding, Purpose};
+use super::punch::Punches;
+use super::remote::{Path, Remote};
+use super::spare::Spares;
+use super::timers::{Owner, Timers};
+use super::{PathEvent, PathStats, PingOut, TableFull};
+use crate::addr::{NodeId, PingKeys, RemoteId};
+use crate::config::PathConfig;
+use crate::time::Time;
+
+/// See the [module](super).
+///
+/// Addresses may be passed in either form, plain or IPv4-mapped; the ones that come out are plain.
+pub struct PathTable {
+    pub(super) config: PathConfig,
+    pub(super) remotes: HashMap<RemoteId, Remote>,
+    pub(super) slots: HashMap<SocketAddr, Slot>,
+    /// Which remote a session name belongs to.
+    pub(super) names: HashMap<[u8; 16], RemoteId>,
+    nodes: HashMap<NodeId, Vec<RemoteId>>,
+    /// Who may be evicted: strangers first, then remotes of peers that nobody holds.
+    strangers: Spares,
+    peers: Spares,
+    pub(super) timers: Timers,
+    pub(super) outstanding: Outstanding,
+    pub(super) punches: Punches,
+    /// Pongs to addresses that have not proven themselves.
+    pub(super) stranger_pongs: Limit,
+    /// Our own addresses as others saw them lately.
+    observed: VecDeque<SocketAddr>,
+    transmits: VecDeque<(SocketAddr, Purpose)>,
+    pub(super) events: VecDeque<PathEvent>,
+    pub(super) counters: PathStats,
+    last_id: u64,
+}
+
+/// The remotes at one address. Normally one; a second when a peer has moved to an address at which it had already opened
+/// another connection.
+#[derive(Debug)]
+pub(super) struct Slot {
+    pub(super) first: RemoteId,
+    pub(super) others: Vec<RemoteId>,
+}
+
+impl PathTable {
+    /// `seed` must be random: transaction ids come from it.
+    pub fn new(mut config: PathConfig, seed: [u8; 32]) -> Self {
+        for interval in [&mut config.ping_active, &mut config.ping_idle, &mut config.ping_retry] {
+            *interval = (*interval).max(SHORTEST_INTERVAL);
+        }
+        let cap = config.max_remotes.saturating_mul(PINGS_PER_REMOTE);
+        let pongs = config.max_stranger_pongs_per_second;
+        Self {
+            outstanding: Outstanding::new(seed, config.lost_after, cap),
+            stranger_pongs: Limit::new(pongs, pongs),
+            config,
+            remotes: HashMap::new(),
+            slots: HashMap::new(),
+            names: HashMap::new(),
+            nodes: HashMap::new(),
+            strangers: Spares::default(),
+            peers: Spares::default(),
+            timers: Timers::default(),
+            punches: Punches::default(),
+            observed: VecDeque::new(),
+            transmits: VecDeque::new(),
+            events: VecDeque::new(),
+            counters: PathStats::default(),
+            last_id: 0,
+        }
+    }
+
+    /// The remote that is reached at this address. Constant time.
+    pub fn remote_of(&self, from: SocketAddr) -> Option<RemoteId> {
+        self.slots.get(&canonical(from)).map(|slot| slot.first)
+    }
+
+    /// All remotes that are reached at this address, the one of [`remote_of`](Self::remote_of) first. A packet that the first knows nothing of may
+    /// belong to another: connections that a peer had before it moved.
+    pub fn remotes_at(&self, from: SocketAddr) -> impl Iterator<Item = RemoteId> + '_ {
+        let slot = self.slots.get(&canonical(from));
+        slot.into_iter().flat_map(|slot| std::iter::once(slot.first).chain(slot.others.iter().copied()))
+    }
+
+    /// The remote at this address; a new one if there is none.
+    ///
+    /// The longest unheard stranger makes room when there are too many of them, and a peer that nobody holds when there are too
+    /// many remotes.
+    pub fn remote_for(&mut self, now: Time, address: SocketAddr) -> Result<RemoteId, TableFull> {
+        let address = canonical(address);
+        if let Some(slot) = self.slots.get(&address) {
+            if let Some(remote) = self.remotes.get_mut(&slot.first) {
+                remote.seen = now;
+            }
+            return Ok(slot.first);
+        }
+        if !sendable(address) {
+            return Err(TableFull);
+        }
+        self.make_room()?;
+        self.last_id += 1;
+        let id = RemoteId(self.last_id);
+        let mut remote = Remote::new(id, now, address, &self.config);
+        self.strangers.insert(&mut remote.spare, now, id);
+        let deadline = remote.deadline(&self.config);
+        self.timers.set(&mut remote.timer, Owner::Remote(id), deadline);
+        self.remotes.insert(id, remote);
+        self.slots.insert(address, Slot { first: id, others: Vec::new() });
+        Ok(id)
+    }
+
+    /// Where to send what is for this remote. Constant time. A lost remote keeps its last address while it is held, so that its connections can be reset.
+    pub fn address_of(&self, remote: RemoteId) -> Option<SocketAddr> {
+        self.remotes.get(&remote)?.address()
+    }
+
+    /// One more connection or dial needs the remote: it is kept alive and never evicted.
+    pub fn hold(&mut self, now: Time, remote: RemoteId) {
+        let Some(entry) = self.remotes.get_mut(&remote) else { return };
+        entry.holds += 1;
+        entry.seen = now;
+        if entry.holds == 1 {
+            self.strangers.remove(&mut entry.spare, remote);
+            self.peers.remove(&mut entry.spare, remote);
+            self.look_again(remote);
+        }
+    }
+
+    /// The counterpart of [`hold`](Self::hold).
+    pub fn release(&mut self, now: Time, remote: RemoteId) {
+        let Some(entry) = self.remotes.get_mut(&remote) else { return };
+        entry.holds = entry.holds.saturating_sub(1);
+        if entry.holds > 0 {
+            return;
+        }
+        if entry.lost {
+            self.forget(remote);
+            return;
+        }
+        entry.seen = now;
+        self.file_as_spare(remote);
+        self.look_again(remote);
+    }
+
+    /// After authentication: the remote is this node, and its pings are known by these keys. Proves the path in use, for the
+    /// handshake went over it.
+    ///
+    /// A remote can be bound to several nodes, as the names of one whose key changes.
+    pub fn bind_node(&mut self, now: Time, remote: RemoteId, node: NodeId, keys: PingKeys) {
+        let Some(entry) = self.remotes.get_mut(&remote).filter(|entry| !entry.lost) else { return };
+        if self.names.get(&keys.local_name).is_some_and(|other| *other != remote) {
+            return; // a name of 128 random bits that is taken: not from a handshake
+        }
+        let name = keys.local_name;
+        if !entry.is_keyed() {
+            entry.confirm = Some((now, 0));
+            // an answer without a key said nothing about this node
+            entry.unanswered = 0;
+        }
+        self.names.insert(name, remote);
+        if let Some(evicted) = entry.sessions.install(now, keys, self.config.lost_after) {
+            self.names.remove(&evicted);
+        }
+        let known = entry.nodes.iter().position(|other| *other == node);
+        let dropped = match known {
+            Some(index) => {
+                entry.nodes.remove(index);
+                None
+            }
+            None => (entry.nodes.len() >= MAX_NODES).then(|| entry.nodes.pop()).flatten(),
+        };
+        entry.nodes.insert(0, node);
+        let at_node = self.nodes.entry(node).or_default();
+        if !at_node.contains(&remote) {
+            at_node.push(remote);
+        }
+        if let Some(node) = dropped {
+            self.unlink_node(&node, remote);
+        }
+        if self.remotes.get(&remote).is_some_and(|entry| entry.spare.is_some()) {
+            self.file_as_spare(remote);
+        }
+        self.prove(remote, None);
+        self.look_again(remote);
+    }
+
+    /// Addresses that are proven paths to the node: of each of its remotes, the one in use, last heard first; then the others.
+    pub fn addresses_of_node(&self, node: &NodeId) -> Vec<SocketAddr> {
+        let remotes = self.nodes.get(node).into_iter().flatten().filter_map(|id| self.remotes.get(id));
+        let paths = remotes.flat_map(|remote| {
+            let in_use = remote.in_use;
+            remote.paths.iter().enumerate().map(move |(index, path)| (index != in_use, path))
+        });
+        let mut paths: Vec<_> = paths.filter(|(_, path)| path.proven).collect();
+        paths.sort_by_key(|(alternate, path)| (*alternate, std::cmp::Reverse(path.heard)));
+        let mut addresses: Vec<SocketAddr> = Vec::with_capacity(paths.len());
+        for (_, path) in paths {
+            if !addresses.contains(&path.address) {
+                addresses.push(path.address);
+            }
+        }
+        addresses
+    }
+
+    /// The node that the remote last authenticated as.
+    pub fn node_of(&self, remote: RemoteId) -> Option<NodeId> {
+        self.remotes.get(&remote)?.node()
+    }
+
+    /// The smoothed round-trip time of the path in use, as pings measured it.
+    pub fn rtt_of(&self, remote: RemoteId) -> Option<Duration> {
+        self.remotes.get(&remote)?.path()?.rtt
+    }
+
+    /// The next ping to send.
+    pub fn poll_transmit(&mut self, now: Time) -> Option<PingOut> {
+        let (to, purpose) = self.transmits.pop_front()?;
+        let keys = match &purpose {
+            Purpose::Path { keys: Some(Keys { remote_name, key, .. }), .. } => Some((*remote_name, *key)),
+            _ => None,
+        };
+        let transaction = self.outstanding.insert(Asked { to, sent: now, purpose });
+        self.counters.pings_out += 1;
+        Some(PingOut { to, transaction, keys })
+    }
+
+    /// What happened, oldest first.
+    pub fn poll_event(&mut self) -> Option<PathEvent> {
+        self.events.pop_front()
+    }
+
+    /// When [`handle_timeout`](Self::handle_timeout) is due. Constant time for practical purposes: a descent along the edge of a search tree.
+    pub fn poll_timeout(&self) -> Option<Time> {
+        self.timers.next()
+    }
+
+    pub fn stats(&self) -> PathStats {
+        PathStats {
+            remotes: self.remotes.len(),
+            strangers: self.strangers.len(),
+            punches: self.punches.len(),
+            outstanding: self.outstanding.len(),
+            ..self.counters
+        }
+    }
+
+    /// Queues a ping. At the cap it is dropped, like one that the network loses: all of them are repeated.
+    pub(super) fn ping(&mut self, to: SocketAddr, purpose: Purpose) {
+        if self.transmits.len() < self.config.max_remotes.saturating_mul(2) {
+            self.transmits.push_back((to, purpose));
+        }
+    }
+
+    /// Reports an address of our own, if it is news.
+    pub(super) fn observe(&mut self, address: SocketAddr) {
+        let address = canonical(address);
+        if !sendable(address) || self.observed.contains(&address) {
+            return;
+        }
+        if self.observed.len() >= MAX_OBSERVED {
+            self.observed.pop_front();
+        }
+        self.observed.push_back(address);
+        self.events.push_back(PathEvent::Observed { address });
+    }
+
+    /// The path at `address` (`None`: the one in use) is proven.
+    pub(super) fn prove(&mut self, id: RemoteId, address: Option<SocketAddr>) {
+        let Some(remote) = self.remotes.get_mut(&id) else { return };
+        let index = address.map_or(Some(remote.in_use), |address| remote.index_of(address));
+        let Some(path) = index.and_then(|index| remote.paths.get_mut(index)) else { return };
+        path.proven = true;
+        let address = path.address;
+        if !remote.up {
+            remote.up = true;
+            self.events.push_back(PathEvent::Up { remote: id, address });
+        }
+    }
+
+    /// A keyed pong has come from an address that is new for this remote. False: there is no room for it.
+    pub(super) fn add_path(&mut self, now: Time, id: RemoteId, address: SocketAddr) -> bool {
+        let taken = self.slots.get(&address).map(|slot| (slot.first, slot.others.len()));
+        if let Some((first, others)) = taken {
+            let stranger = self.remotes.get(&first).is_some_and(|other| other.is_stranger() && other.holds == 0);
+            if stranger {
+                self.forget(first);
+            } else if others >= MAX_ALIASES {
+                return false;
+            }
+        }
+        let Some(remote) = self.remotes.get_mut(&id) else { return false };
+        if remote.paths.len() >= MAX_PATHS {
+            let in_use = remote.in_use;
+            let alternates = remote.paths.iter().enumerate().filter(|(index, _)| *index != in_use);
+            let Some((oldest, _)) = alternates.min_by_key(|(_, path)| path.heard) else { return false };
+            self.drop_path(id, oldest);
+        }
+        let Some(remote) = self.remotes.get_mut(&id) else { return false };
+        remote.paths.push(Path::new(now, address));
+        match self.slots.get_mut(&address) {
+            Some(slot) => slot.others.push(id),
+            None => {
+                self.slots.insert(address, Slot { first: id, others: Vec::new() });
+            }
+        }
+        true
+    }
+
+    /// Removes a path that is not in use.
+    pub(super) fn drop_path(&mut self, id: RemoteId, index: usize) {
+        let Some(remote) = self.remotes.get_mut(&id) else { return };
+        if index == remote.in_use || index >= remote.paths.len() {
+            return;
+        }
+        let path = remote.paths.remove(index);
+        if remote.in_use > index {
+            remote.in_use -= 1;
+        }
+        self.vacate(path.address, id);
+    }
+
+    /// Takes everything away by which a remote can be found, except its handle.
+    pub(super) fn unlink(&mut self, id: RemoteId) {
+        let Some(remote) = self.remotes.get_mut(&id) else { return };
+        self.timers.set(&mut remote.timer, Owner::Remote(id), None);
+        self.strangers.remove(&mut remote.spare, id);
+        self.peers.remove(&mut remote.spare, id);
+        for name in remote.sessions.names() {
+            self.names.remove(&name);
+        }
+        let addresses: Vec<_> = remote.paths.iter().map(|path| path.address).collect();
+        let nodes = remote.nodes.clone();
+        for address in addresses {
+            self.vacate(address, id);
+        }
+        for node in nodes {
+            self.unlink_node(&node, id);
+        }
+    }
+
+    pub(super) fn forget(&mut self, id: RemoteId) {
+        self.unlink(id);
+        self.remotes.remove(&id);
+    }
+
+    /// Brings the timer up to date.
+    pub(super) fn look_again(&mut self, id: RemoteId) {
+        if let Some(remote) = self.remotes.get_mut(&id) {
+            let deadline = remote.deadline(&self.config);
+            self.timers.set(&mut remote.timer, Owner::Remote(id), deadline);
+        }
+    }
+
+    fn vacate(&mut self, address: SocketAddr, id: RemoteId) {
+        let Some(slot) = self.slots.get_mut(&address) else { return };
+        if slot.first != id {
+            slot.others.retain(|other| *other != id);
+        } else if slot.others.is_empty() {
+            self.slots.remove(&address);
+        } else {
+            slot.first = slot.others.remove(0);
+        }
+    }
+
+    fn unlink_node(&mut self, node: &NodeId, id: RemoteId) {
+        let Some(remotes) = self.nodes.get_mut(node) else { return };
+        remotes.retain(|other| *other != id);
+        if remotes.is_empty() {
+            self.nodes.remove(node);
+        }
+    }
+
+    fn file_as_spare(&mut self, id: RemoteId) {
+        let Some(remote) = self.remotes.get_mut(&id) else { return };
+        self.strangers.remove(&mut remote.spare, id);
+        let queue = if remote.is_stranger() { &mut self.strangers } else { &mut self.peers };
+        queue.insert(&mut remote.spare, remote.seen, id);
+    }
+
+    fn make_room(&mut self) -> Result<(), TableFull> {
+        if self.strangers.len() >= self.config.max_strangers {
+            self.evict(true);
+        }
+        if self.remotes.len() >= self.config.max_remotes && !self.evict(true) && !self.evict(false) {
+            return Err(TableFull);
+        }
+        Ok(())
+    }
+
+    /// Forgets the longest unheard spare remote of a kind. False: there is none.
+    fn evict(&mut self, stranger: bool) -> bool {
+        loop {
+            let queue = if stranger { &mut self.strangers } else { &mut self.peers };
+            let Some((filed, id)) = queue.first() else { return false };
+            match self.remotes.get_mut(&id) {
+                Some(remote) if remote.seen > filed => queue.insert(&mut remote.spare, remote.seen, id),
+                _ => {
+                    self.forget(id);
+                    return true;
+                }
+            }
+        }
+    }
+}
+
+/// Paths of one remote: a peer has one address at a time, and while it moves two; four leave room for IPv4 beside IPv6.
+const MAX_PATHS: usize = 4;
+/// A ping interval of zero would make pings without end.
+const SHORTEST_INTERVAL: Duration = Duration::from_millis(10);
+/// Further remotes at one address.
+const MAX_ALIASES: usize = 8;
+/// Names of one remote: as many as a certificate chain has (docs/protocol.md section 4).
+const MAX_NODES: usize = 16;
+/// Own addresses that are remembered, so that peers who see different ones do not make an event each time.
+const MAX_OBSERVED: usize = 16;
+/// Unanswered pings that are remembered, by remote, on average: one a second for as long as a path takes to be lost.
+const PINGS_PER_REMOTE: usize = 8;

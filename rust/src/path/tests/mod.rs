@@ -1,0 +1,159 @@
+//! The table in virtual time. `Bench` is one table with a hand-made outside; `network.rs` lets two tables talk over a bad network.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use super::*;
+use crate::addr::PingKeys;
+use crate::config::PathConfig;
+use crate::time::Time;
+
+mod forgery;
+mod keepalive;
+mod network;
+mod punching;
+mod roaming;
+mod room;
+
+/// A table and its clock.
+struct Bench {
+    now: Time,
+    table: PathTable,
+    events: Vec<PathEvent>,
+}
+
+impl Bench {
+    fn new() -> Self {
+        Self::with(PathConfig::default())
+    }
+
+    fn with(config: PathConfig) -> Self {
+        Self { now: Time::from_millis(1_000_000), table: PathTable::new(config, [7; 32]), events: Vec::new() }
+    }
+
+    /// A held, proven, unauthenticated remote.
+    fn remote(&mut self, address: SocketAddr) -> RemoteId {
+        let remote = self.table.remote_for(self.now, address).unwrap();
+        self.table.hold(self.now, remote);
+        self.table.handle_utp(self.now, remote, true);
+        self.drain();
+        remote
+    }
+
+    /// A held remote of a node, with session `n` confirmed in both directions.
+    fn peer(&mut self, address: SocketAddr, n: u8) -> RemoteId {
+        let remote = self.remote(address);
+        self.table.bind_node(self.now, remote, node(n), keys(n));
+        let pings = self.pass(PathConfig::default().ping_retry);
+        assert_eq!(pings.len(), 1, "one ping confirms the session");
+        self.answer(&pings[0]);
+        remote
+    }
+
+    fn drain(&mut self) -> Vec<PingOut> {
+        while let Some(event) = self.table.poll_event() {
+            self.events.push(event);
+        }
+        std::iter::from_fn(|| self.table.poll_transmit(self.now)).collect()
+    }
+
+    /// Lets time pass; returns what was sent.
+    fn pass(&mut self, duration: Duration) -> Vec<PingOut> {
+        self.pass_timed(duration).into_iter().map(|(_, ping)| ping).collect()
+    }
+
+    fn pass_timed(&mut self, duration: Duration) -> Vec<(Time, PingOut)> {
+        let end = self.now + duration;
+        let mut sent: Vec<_> = self.drain().into_iter().map(|ping| (self.now, ping)).collect();
+        while let Some(at) = self.table.poll_timeout().filter(|at| *at <= end) {
+            assert!(at >= self.now, "a deadline was left behind");
+            self.now = at;
+            self.table.handle_timeout(at);
+            assert!(self.table.poll_timeout().is_none_or(|next| next > at), "time does not go on");
+            sent.extend(self.drain().into_iter().map(|ping| (at, ping)));
+        }
+        self.now = end;
+        sent
+    }
+
+    /// The pong that a right-minded receiver would send.
+    fn answer(&mut self, ping: &PingOut) {
+        let key = ping.keys.map(|(_, key)| key);
+        self.pong(ping.to, ping.transaction, key);
+    }
+
+    fn pong(&mut self, from: SocketAddr, transaction: [u8; 12], key: Option<[u8; 32]>) {
+        let pong = PongIn { transaction, observed: own(), keyed: key.is_some() };
+        self.table.handle_pong(self.now, from, &pong, |expected| Some(*expected) == key);
+        self.collect();
+    }
+
+    /// A ping that the peer of session `n` sends.
+    fn keyed_ping(&mut self, from: SocketAddr, transaction: u8, n: u8) -> Option<PongOut> {
+        let ping = PingIn { transaction: [transaction; 12], session: Some(keys(n).local_name), size: 92 };
+        let pong = self.table.handle_ping(self.now, from, &ping, |key| *key == keys(n).key);
+        self.collect();
+        pong
+    }
+
+    fn unkeyed_ping(&mut self, from: SocketAddr) -> Option<PongOut> {
+        let ping = PingIn { transaction: [9; 12], session: None, size: 44 };
+        let pong = self.table.handle_ping(self.now, from, &ping, |_| unreachable!("there is nothing to verify"));
+        self.collect();
+        pong
+    }
+
+    fn collect(&mut self) {
+        while let Some(event) = self.table.poll_event() {
+            self.events.push(event);
+        }
+    }
+
+    fn events(&mut self) -> Vec<PathEvent> {
+        self.collect();
+        std::mem::take(&mut self.events)
+    }
+
+    fn lost(&mut self) -> Vec<RemoteId> {
+        let lost = |event: &PathEvent| match event {
+            PathEvent::Lost { remote, .. } => Some(*remote),
+            _ => None,
+        };
+        self.events().iter().filter_map(lost).collect()
+    }
+
+    /// Everything by which the table can be told from another.
+    fn face(&self, remotes: &[RemoteId]) -> Vec<(Option<SocketAddr>, Option<Duration>, Vec<SocketAddr>)> {
+        let table = &self.table;
+        let node = |remote| table.node_of(remote).map(|node| table.addresses_of_node(&node)).unwrap_or_default();
+        remotes.iter().map(|remote| (table.address_of(*remote), table.rtt_of(*remote), node(*remote))).collect()
+    }
+}
+
+fn address(n: u32) -> SocketAddr {
+    SocketAddr::from(([198, 51, (n >> 8) as u8, n as u8], 1000 + (n >> 16) as u16))
+}
+
+fn own() -> SocketAddr {
+    "203.0.113.1:4433".parse().unwrap()
+}
+
+fn node(n: u8) -> NodeId {
+    NodeId::from_public_key([n; 32])
+}
+
+fn keys(n: u8) -> PingKeys {
+    PingKeys { key: [n; 32], local_name: [n; 16], remote_name: [n ^ 0x80; 16] }
+}
+
+fn millis(millis: u64) -> Duration {
+    Duration::from_millis(millis)
+}
+
+fn seconds(seconds: u64) -> Duration {
+    Duration::from_secs(seconds)
+}
+
+fn targets(pings: &[PingOut]) -> Vec<SocketAddr> {
+    pings.iter().map(|ping| ping.to).collect()
+}

@@ -1,0 +1,156 @@
+//! Tables at their caps.
+
+use super::*;
+
+#[test]
+fn addresses_are_the_same_in_either_form() {
+    let mut bench = Bench::new();
+    let remote = bench.remote(crate::addr::mapped(address(1)));
+    assert_eq!(bench.table.remote_of(address(1)), Some(remote));
+    assert_eq!(bench.table.remote_of(crate::addr::mapped(address(1))), Some(remote));
+    assert_eq!(bench.table.address_of(remote), Some(address(1)));
+}
+
+#[test]
+fn the_longest_unheard_stranger_makes_room() {
+    let config = PathConfig { max_strangers: 4, ..PathConfig::default() };
+    let mut bench = Bench::with(config);
+    let ids: Vec<_> = (0..4)
+        .map(|n| {
+            bench.now += millis(1);
+            bench.table.remote_for(bench.now, address(n)).unwrap()
+        })
+        .collect();
+    bench.now += millis(1);
+    bench.table.handle_utp(bench.now, ids[0], false);
+    bench.table.remote_for(bench.now, address(1)).unwrap();
+    bench.table.remote_for(bench.now, address(9)).unwrap();
+    let alive: Vec<_> = ids.iter().map(|id| bench.table.address_of(*id).is_some()).collect();
+    assert_eq!(alive, [true, true, false, true]);
+    assert_eq!(bench.table.stats().strangers, 4);
+}
+
+#[test]
+fn what_is_held_is_never_evicted() {
+    let config = PathConfig { max_strangers: 10, max_remotes: 100, ..PathConfig::default() };
+    let mut bench = Bench::with(config);
+    let held: Vec<_> = (0..20).map(|n| bench.remote(address(n))).collect();
+    let peer = bench.peer(address(50), 1);
+    for n in 1_000..20_000 {
+        bench.table.remote_for(bench.now, address(n)).unwrap();
+        assert!(bench.table.stats().remotes <= 31);
+    }
+    assert!(held.iter().chain([&peer]).all(|id| bench.table.address_of(*id).is_some()));
+    assert!(bench.table.slots.len() <= 31 && bench.table.timers.len() <= 31);
+}
+
+#[test]
+fn a_full_table_gives_up_strangers_then_unheld_peers_then_nothing() {
+    let config = PathConfig { max_strangers: 2, max_remotes: 3, ..PathConfig::default() };
+    let mut bench = Bench::with(config);
+    let peer = bench.peer(address(1), 1);
+    bench.remote(address(2));
+    let stranger = bench.table.remote_for(bench.now, address(3)).unwrap();
+    bench.table.release(bench.now, peer);
+    bench.remote(address(4));
+    assert_eq!((bench.table.address_of(stranger), bench.table.address_of(peer)), (None, Some(address(1))));
+    bench.remote(address(5));
+    assert_eq!(bench.table.address_of(peer), None);
+    assert_eq!(bench.table.addresses_of_node(&node(1)), []);
+    assert_eq!(bench.table.remote_for(bench.now, address(6)), Err(TableFull));
+    assert_eq!(bench.table.stats().remotes, 3);
+}
+
+#[test]
+fn strangers_are_forgotten_when_they_fall_silent() {
+    let mut bench = Bench::new();
+    for n in 0..100 {
+        bench.table.remote_for(bench.now, address(n)).unwrap();
+    }
+    assert_eq!(bench.pass(seconds(60)), []);
+    assert_eq!((bench.table.stats().remotes, bench.table.slots.len(), bench.table.timers.len()), (0, 0, 0));
+    assert_eq!(bench.events(), []);
+}
+
+#[test]
+fn holds_are_counted() {
+    let mut bench = Bench::new();
+    let remote = bench.remote(address(1));
+    bench.table.hold(bench.now, remote);
+    bench.table.release(bench.now, remote);
+    bench.pass(seconds(600));
+    assert!(bench.table.address_of(remote).is_some());
+    bench.table.release(bench.now, remote);
+    bench.table.release(bench.now, remote);
+    bench.pass(seconds(600));
+    assert_eq!(bench.table.address_of(remote), None);
+}
+
+#[test]
+fn handles_are_never_used_again() {
+    let mut bench = Bench::new();
+    let first = bench.table.remote_for(bench.now, address(1)).unwrap();
+    bench.pass(seconds(100));
+    let second = bench.table.remote_for(bench.now, address(1)).unwrap();
+    assert_ne!(first, second);
+}
+
+#[test]
+fn five_hundred_handshakes_at_once_leave_the_path_alive() {
+    // both ends, with the handshakes finishing in different orders; session 0 is in use
+    let session = |n: u32| {
+        let name = |salt: u64| {
+            let mut name = [0; 16];
+            name[..8].copy_from_slice(&(u64::from(n) + salt).wrapping_mul(0x9e37_79b9_7f4a_7c15).to_be_bytes());
+            name
+        };
+        let (mut key, a, b) = ([0; 32], name(1 << 32), name(2 << 32));
+        key[..4].copy_from_slice(&n.to_be_bytes());
+        (PingKeys { key, local_name: a, remote_name: b }, PingKeys { key, local_name: b, remote_name: a })
+    };
+    let (mut a, mut b) = (Bench::new(), Bench::new());
+    let (at_a, at_b) = (a.remote(address(2)), b.remote(address(1)));
+    let exchange = |a: &mut Bench, b: &mut Bench| {
+        for (one, other, from) in [(&mut *a, &mut *b, address(1)), (&mut *b, &mut *a, address(2))] {
+            for ping in one.pass(millis(100)) {
+                let (name, key) = ping.keys.unwrap();
+                let arriving = PingIn { transaction: ping.transaction, session: Some(name), size: 92 };
+                if let Some(pong) = other.table.handle_ping(other.now, from, &arriving, |expected| *expected == key) {
+                    one.pong(ping.to, pong.transaction, pong.key);
+                }
+            }
+        }
+    };
+    for round in 0..5 {
+        for n in 0..500 {
+            let n = round * 1_000 + n;
+            a.table.bind_node(a.now, at_a, node(2), session(n).0);
+            let shuffled = round * 1_000 + ((n * 7 + 123) % 500);
+            b.table.bind_node(b.now, at_b, node(1), session(shuffled).1);
+        }
+        for _ in 0..600 {
+            exchange(&mut a, &mut b);
+        }
+        assert_eq!((a.lost(), b.lost()), (vec![], vec![]), "round {round}");
+        assert_eq!((a.table.names.len(), b.table.names.len()), (8, 8));
+    }
+    assert!(a.table.stats().pongs_in > 10 && b.table.stats().pongs_in > 10);
+}
+
+#[test]
+fn sixty_five_thousand_remotes_cost_no_more_each() {
+    let mut bench = Bench::new();
+    let ids: Vec<_> = (0..65_536).map(|n| bench.remote(address(n))).collect();
+    assert_eq!(bench.table.timers.len(), 65_536);
+    let started = std::time::Instant::now();
+    let mut rounds = 0u32;
+    for id in ids.iter().cycle().take(1_000_000) {
+        bench.table.handle_sent(bench.now, *id);
+        bench.table.handle_utp(bench.now, *id, true);
+        bench.now += Duration::from_micros(1);
+        rounds += 1;
+        std::hint::black_box(bench.table.poll_timeout());
+    }
+    let each = started.elapsed() / rounds;
+    assert!(each < Duration::from_micros(50), "{each:?}: that is not constant time any more");
+}

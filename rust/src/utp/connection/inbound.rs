@@ -1,0 +1,249 @@
+//! What a packet from the peer does to a connection.
+
+use super::super::congestion::{AckSample, LossSample};
+use super::super::packet::{Header, Kind, Packet, Sack};
+use super::super::recovery::{Acked, Losses};
+use super::super::recv::{Arrival, ReceiveQueue};
+use super::super::send::FinState;
+use super::super::seq::{self, Seq};
+use super::{Connection, End, State};
+use crate::time::Time;
+
+impl Connection {
+    /// Takes one packet that the endpoint found to be for this connection. Returns whether it confirmed something of
+    /// ours, which proves that the peer receives what we send to it.
+    pub fn handle_packet(&mut self, now: Time, packet: &Packet<'_>) -> bool {
+        self.stats.packets_in += 1;
+        match (self.state, packet.header.kind) {
+            (State::Closed(_), _) => false,
+            (State::SynSent, Kind::State) => self.handle_syn_ack(now, packet),
+            (State::SynSent, Kind::Reset) => {
+                if packet.header.ack == seq::wire(self.syn.seq) {
+                    self.close(End::Refused);
+                }
+                false
+            }
+            // libutp and libtorrent wait for STATE, and so do we: DATA before it is sent again
+            (State::SynSent, _) => false,
+            (_, Kind::Reset) => {
+                self.handle_reset(&packet.header);
+                false
+            }
+            // a late copy: the endpoint has answered it when it mattered
+            (_, Kind::Syn) => false,
+            (State::Established | State::TimeWait { .. }, _) => self.handle_established(now, packet),
+        }
+    }
+
+    fn handle_syn_ack(&mut self, now: Time, packet: &Packet<'_>) -> bool {
+        if packet.header.ack != seq::wire(self.syn.seq) {
+            self.stats.refused += 1;
+            return false;
+        }
+        // the SYN-ACK consumes no number: the first DATA has the same one (UTP.md 2.3)
+        let config = &self.config;
+        self.rx = ReceiveQueue::new(
+            seq::first(packet.header.seq),
+            config.initial_window.min(config.receive_buffer),
+            config.receive_buffer,
+        );
+        self.capable = packet.capable;
+        if self.syn.sent == 1 {
+            self.rtt.sample(now, now.since(self.syn.started));
+        }
+        if packet.header.window > 0 {
+            self.peer_window = u64::from(packet.header.window);
+        }
+        self.note_heard(now, &packet.header);
+        self.last_progress = now;
+        self.state = State::Established;
+        // the acceptor makes its connection only when it sees that we are real
+        self.ack.now = true;
+        self.wakes.connected = true;
+        self.wakes.writable = true;
+        true
+    }
+
+    /// A RESET counts only when its ack_nr is of something sent recently (UTP.md 2.5); a blind forger does not know it.
+    fn handle_reset(&mut self, header: &Header) {
+        let ack = seq::unwrap(header.ack, self.tx.next());
+        if ack + 4 < self.tx.una() || ack > self.tx.next() {
+            self.stats.refused += 1;
+            return;
+        }
+        // some programs answer our FIN with RESET instead of an ack
+        let all_sent = matches!(self.tx.fin(), FinState::Sent | FinState::Confirmed) && !self.tx.has_unsent();
+        let done = all_sent && self.rx.is_complete();
+        self.close(if done { End::Finished } else { End::Reset });
+    }
+
+    fn handle_established(&mut self, now: Time, packet: &Packet<'_>) -> bool {
+        let header = &packet.header;
+        let end = seq::unwrap(header.ack, self.tx.una().wrapping_sub(1)) + 1;
+        if end > self.tx.next() {
+            // acknowledges what was never sent
+            self.stats.refused += 1;
+            return false;
+        }
+        self.note_heard(now, header);
+        let progress = self.handle_ack(now, packet, end);
+        match header.kind {
+            Kind::Data => self.handle_data(now, header, packet.payload),
+            Kind::Fin => self.handle_fin(header),
+            Kind::State | Kind::Reset | Kind::Syn => {}
+        }
+        self.check_finished(now);
+        progress
+    }
+
+    fn note_heard(&mut self, now: Time, header: &Header) {
+        self.last_received = now;
+        if header.timestamp != 0 {
+            let difference = (now.as_micros() as u32).wrapping_sub(header.timestamp);
+            // 0 and 0x7fffffff mean "no sample" to deployed programs (UTP.md 2.1)
+            self.difference = if matches!(difference, 0 | NO_DIFFERENCE) { difference + 1 } else { difference };
+        }
+    }
+
+    fn handle_ack(&mut self, now: Time, packet: &Packet<'_>, end: Seq) -> bool {
+        let header = &packet.header;
+        let una = self.tx.una();
+        let prior_in_flight = self.tx.in_flight();
+        let near = self.tx.una();
+        let ranges = packet.sacked().map(|(first, after)| (seq::unwrap(first, near), seq::unwrap(after, near)));
+        let acked = self.recovery.handle_ack(now, &mut self.tx, &self.rtt, end, ranges);
+        let advanced = self.tx.una() > una;
+        if end >= una {
+            self.note_window(u64::from(header.window));
+        }
+        let mut losses = Losses::default();
+        let duplicate = end == una && header.kind == Kind::State && self.tx.outstanding() > 0;
+        if duplicate && matches!(packet.sack, Sack::None) {
+            self.recovery.handle_duplicate_ack(&mut self.tx, &mut losses);
+            self.report_losses(now, &losses);
+        }
+        if acked.packets == 0 {
+            return advanced;
+        }
+        self.last_progress = now;
+        self.full_timeouts = 0;
+        if let Some(rtt) = acked.rtt {
+            self.rtt.sample(now, rtt);
+        }
+        if acked.probe > 0 {
+            self.mtu.handle_probe_acked(now, acked.probe);
+            self.controller.on_mtu(self.max_payload());
+        }
+        if acked.undo {
+            self.stats.false_alarms += 1;
+            self.controller.on_spurious_loss(now);
+        }
+        let losses = self.recovery.detect(now, &mut self.tx, &self.rtt);
+        self.report_losses(now, &losses);
+        self.report_ack(now, header, &acked, prior_in_flight);
+        self.note_room();
+        true
+    }
+
+    fn report_ack(&mut self, now: Time, header: &Header, acked: &Acked, prior_in_flight: u64) {
+        let delay = header.timestamp_difference;
+        self.controller.on_ack(&AckSample {
+            now,
+            acked: acked.bytes,
+            prior_in_flight,
+            in_flight: self.tx.in_flight(),
+            rtt: acked.rtt,
+            min_rtt: self.rtt.min(),
+            srtt: self.rtt.srtt(),
+            delay_micros: (!matches!(delay, 0 | NO_DIFFERENCE)).then_some(delay),
+            delivery_rate: acked.rate,
+            app_limited: acked.app_limited,
+            delivered: self.recovery.delivered(),
+            prior_delivered: acked.prior_delivered,
+            window_limited: acked.window_limited,
+        });
+    }
+
+    /// Tells the controller and the MTU search what was lost.
+    pub(super) fn report_losses(&mut self, now: Time, losses: &Losses) {
+        if losses.probe > 0 {
+            self.mtu.handle_probe_lost(now, losses.probe);
+        }
+        if losses.bytes == 0 {
+            return;
+        }
+        self.controller.on_loss(&LossSample {
+            now,
+            lost: losses.bytes,
+            in_flight: self.tx.in_flight(),
+            newest_lost_sent: losses.newest_sent,
+            new_episode: losses.new_episode,
+            delivered: self.recovery.delivered(),
+        });
+    }
+
+    fn note_window(&mut self, window: u64) {
+        self.peer_window = window;
+        if window >= u64::from(self.max_payload()) {
+            self.persist = None;
+        }
+    }
+
+    /// The writer's share of memory follows the window: enough to keep it full for two round trips.
+    fn note_room(&mut self) {
+        let wanted = usize::try_from(self.controller.window().saturating_mul(3)).unwrap_or(usize::MAX);
+        let limit = wanted.clamp(self.tx.limit(), self.config.send_buffer);
+        self.tx.set_limit(limit);
+        if self.tx.free() >= limit / 4 {
+            self.wakes.writable = true;
+        }
+    }
+
+    fn handle_data(&mut self, now: Time, header: &Header, payload: &[u8]) {
+        if self.detached.is_some() && self.tx.fin() == FinState::Confirmed {
+            // nobody will read it: say so, as TCP does (RFC 1122 section 4.2.2.13), once ours has arrived
+            self.abort();
+            return;
+        }
+        let seq = seq::unwrap(header.seq, self.rx.next());
+        match self.rx.insert(seq, payload) {
+            Arrival::InOrder { gap_closed } => {
+                self.wakes.readable = true;
+                self.ack.pending += 1;
+                if gap_closed || self.ack.pending >= 2 || self.ack.quick > 0 || self.rx.is_complete() {
+                    self.ack.quick = self.ack.quick.saturating_sub(1);
+                    self.ack.now = true;
+                } else if self.ack.at.is_none() {
+                    self.ack.at = Some(now + self.ack_delay());
+                }
+            }
+            Arrival::Early | Arrival::Duplicate => self.ack.now = true,
+            Arrival::Refused => {
+                self.stats.refused += 1;
+                self.ack.now = true;
+            }
+        }
+    }
+
+    fn handle_fin(&mut self, header: &Header) {
+        let seq = seq::unwrap(header.seq, self.rx.next());
+        self.ack.now = true;
+        match self.rx.insert_fin(seq) {
+            Arrival::InOrder { .. } => self.wakes.readable = true,
+            Arrival::Refused => self.stats.refused += 1,
+            Arrival::Early | Arrival::Duplicate => {}
+        }
+    }
+
+    /// An eighth of the round trip is little error in the sender's measurement.
+    fn ack_delay(&self) -> std::time::Duration {
+        if self.rtt.has_sample() {
+            (self.rtt.srtt() / 8).min(self.config.max_ack_delay)
+        } else {
+            std::time::Duration::ZERO
+        }
+    }
+}
+
+/// An old uTorrent said this when it had no measurement.
+const NO_DIFFERENCE: u32 = 0x7fff_ffff;

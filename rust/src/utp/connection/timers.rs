@@ -1,0 +1,138 @@
+//! When a connection wants to be called, and what it does then.
+
+use super::super::recovery::Alarm;
+use super::{Connection, End, State};
+use crate::time::Time;
+
+impl Connection {
+    /// When [`Connection::handle_timeout`] is due; `None` when it is over.
+    pub fn poll_timeout(&self) -> Option<Time> {
+        match self.state {
+            State::Closed(_) => None,
+            State::SynSent => Some(self.syn.next.min(self.syn.started + self.config.connect_timeout)),
+            State::TimeWait { until } => Some(self.ack.at.map_or(until, |at| at.min(until))),
+            State::Established => self.established_timeout(),
+        }
+    }
+
+    fn established_timeout(&self) -> Option<Time> {
+        let recovery = self.recovery.deadline(&self.tx, &self.rtt).map(|(at, _)| at);
+        let persist = self.persist.and_then(|persist| persist.at);
+        let unanswered = self.is_waiting().then(|| self.last_progress + self.config.unanswered_timeout);
+        let keep_alive = self.last_sent + self.config.keep_alive;
+        let idle = self.last_received + self.idle_timeout();
+        [recovery, persist, unanswered, self.ack.at, self.pace_at, self.detached, Some(keep_alive), Some(idle)]
+            .into_iter()
+            .flatten()
+            .min()
+    }
+
+    /// Does what is due. Call [`Connection::poll_transmit`] afterwards.
+    pub fn handle_timeout(&mut self, now: Time) {
+        match self.state {
+            State::Closed(_) => {}
+            State::SynSent => {
+                if now >= self.syn.started + self.config.connect_timeout {
+                    self.close(End::ConnectTimeout);
+                }
+            }
+            State::TimeWait { until } => {
+                self.check_ack_timer(now);
+                if now >= until {
+                    self.close(End::Finished);
+                }
+            }
+            State::Established => self.handle_established_timeout(now),
+        }
+    }
+
+    fn handle_established_timeout(&mut self, now: Time) {
+        if now >= self.last_received + self.idle_timeout() {
+            return self.close(End::Idle);
+        }
+        if self.is_waiting() && now >= self.last_progress + self.config.unanswered_timeout {
+            return self.close(End::Unanswered);
+        }
+        if self.detached.is_some_and(|at| now >= at) {
+            return self.abort();
+        }
+        self.check_ack_timer(now);
+        if self.pace_at.is_some_and(|at| now >= at) {
+            self.pace_at = None;
+        }
+        if let Some(persist) = self.persist.as_mut().filter(|persist| persist.at.is_some_and(|at| now >= at)) {
+            persist.at = None;
+            persist.due = true;
+            persist.tries += 1;
+        }
+        if now >= self.last_sent + self.config.keep_alive {
+            self.ack.now = true;
+            self.give_memory_back();
+        }
+        match self.recovery.deadline(&self.tx, &self.rtt) {
+            Some((at, alarm)) if now >= at => self.handle_alarm(now, alarm),
+            _ => {}
+        }
+    }
+
+    fn handle_alarm(&mut self, now: Time, alarm: Alarm) {
+        match alarm {
+            Alarm::Reorder => {
+                let losses = self.recovery.detect(now, &mut self.tx, &self.rtt);
+                self.report_losses(now, &losses);
+            }
+            Alarm::Probe => self.probe_due = true,
+            Alarm::Timeout => self.handle_retransmission_timeout(now),
+        }
+    }
+
+    fn handle_retransmission_timeout(&mut self, now: Time) {
+        self.stats.timeouts += 1;
+        let in_flight = self.tx.in_flight();
+        let full = self.tx.segments().next().is_some_and(|(_, segment)| segment.len >= self.max_payload());
+        let losses = self.recovery.handle_timeout(now, &mut self.tx, &self.rtt);
+        if losses.probe > 0 {
+            self.mtu.handle_probe_lost(now, losses.probe);
+        }
+        if self.peer_window < u64::from(self.max_payload()) {
+            // the peer has no room and drops what we probe with: this is no congestion
+            return;
+        }
+        self.controller.on_timeout(now, in_flight);
+        self.full_timeouts = if full { self.full_timeouts + 1 } else { 0 };
+        if self.full_timeouts >= BLACK_HOLE_TIMEOUTS {
+            self.mtu.handle_black_hole(now);
+            self.controller.on_mtu(self.max_payload());
+        }
+    }
+
+    /// Something of ours is unconfirmed although the peer could take it.
+    fn is_waiting(&self) -> bool {
+        self.tx.outstanding() > 0 && !(self.peer_window == 0 && self.last_received > self.last_progress)
+    }
+
+    /// Plain peers do not answer keep-alives and send few of their own: they get more time.
+    fn idle_timeout(&self) -> std::time::Duration {
+        if self.capable {
+            self.config.idle_timeout
+        } else {
+            self.config.idle_timeout * 8
+        }
+    }
+
+    fn check_ack_timer(&mut self, now: Time) {
+        if self.ack.at.is_some_and(|at| now >= at) {
+            self.ack.at = None;
+            self.ack.now = true;
+        }
+    }
+
+    fn give_memory_back(&mut self) {
+        self.tx.shrink();
+        self.rx.shrink();
+        self.recovery.shrink();
+    }
+}
+
+/// Full packets that time out this often in a row are presumed too large for the path (RFC 8899 section 4.3).
+const BLACK_HOLE_TIMEOUTS: u32 = 2;

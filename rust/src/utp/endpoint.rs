@@ -1,0 +1,356 @@
+//! Finds the connection a datagram belongs to, answers SYNs, and turns strangers away. A stranger's SYN costs one row of a
+//! fixed table: the connection is made when a packet shows that our SYN-ACK arrived.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::time::Duration;
+
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+
+use super::connection::{Connection, Start};
+use super::packet::{Header, Kind, Packet};
+use crate::addr::RemoteId;
+use crate::config::{EndpointConfig, UtpConfig};
+use crate::time::Time;
+
+/// Names a connection within its endpoint. Slots are used again, generations are not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Handle {
+    slot: u32,
+    generation: u32,
+}
+
+impl Handle {
+    /// Index for tables beside the endpoint's.
+    pub fn slot(self) -> usize {
+        self.slot as usize
+    }
+}
+
+/// What a datagram turned out to be.
+#[derive(Debug)]
+pub enum Routed<'a> {
+    /// For this connection: call [`Connection::handle_packet`].
+    Known(Handle, Packet<'a>),
+    /// A peer confirmed our SYN-ACK: keep the connection and give it the packet.
+    New(Handle, Box<Connection>, Packet<'a>),
+    /// [`Endpoint::poll_reply`] may have something to send.
+    Answered,
+    /// Nothing came of it.
+    Dropped(Dropped),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Dropped {
+    Malformed,
+    /// For no connection of this remote.
+    Unknown,
+    /// All connections are taken.
+    Full,
+}
+
+/// Why [`Endpoint::connect`] refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ConnectError {
+    /// `max_connections` are open.
+    Full,
+    /// Every connection id towards this remote is taken.
+    NoId,
+}
+
+/// Demultiplexer and doorkeeper; owns no connections.
+#[derive(Debug)]
+pub struct Endpoint {
+    config: EndpointConfig,
+    utp: Arc<UtpConfig>,
+    rng: StdRng,
+    routes: HashMap<(RemoteId, u16), Handle>,
+    slots: Vec<Slot>,
+    free: Vec<u32>,
+    half_open: HashMap<(RemoteId, u16), HalfOpen>,
+    half_open_of: HashMap<RemoteId, usize>,
+    /// By age: the oldest makes room.
+    half_open_order: BTreeMap<(Time, u64), (RemoteId, u16)>,
+    half_open_count: u64,
+    reply: Option<(RemoteId, Vec<u8>)>,
+    resets: Allowance,
+}
+
+#[derive(Debug, Default)]
+struct Slot {
+    generation: u32,
+    route: Option<(RemoteId, u16)>,
+    /// The id we send with: RESETs may carry it.
+    send_id: u16,
+}
+
+/// A SYN that was answered.
+#[derive(Debug)]
+struct HalfOpen {
+    at: (Time, u64),
+    syn_seq: u16,
+    our_seq: u16,
+    capable: bool,
+}
+
+/// How many RESETs may still leave this second.
+#[derive(Debug, Default)]
+struct Allowance {
+    since: Time,
+    used: u32,
+}
+
+impl Endpoint {
+    /// `seed` must be unpredictable: connection ids and first sequence numbers are what a blind forger has to guess.
+    pub fn new(config: EndpointConfig, utp: UtpConfig, seed: [u8; 32]) -> Self {
+        Self {
+            config,
+            utp: Arc::new(utp),
+            rng: StdRng::from_seed(seed),
+            routes: HashMap::new(),
+            slots: Vec::new(),
+            free: Vec::new(),
+            half_open: HashMap::new(),
+            half_open_of: HashMap::new(),
+            half_open_order: BTreeMap::new(),
+            half_open_count: 0,
+            reply: None,
+            resets: Allowance::default(),
+        }
+    }
+
+    pub fn connections(&self) -> usize {
+        self.routes.len()
+    }
+
+    /// SYNs answered and not confirmed.
+    pub fn half_open(&self) -> usize {
+        self.half_open.len()
+    }
+
+    /// Starts a connection; its first [`Connection::poll_transmit`] gives the SYN. `ipv6_cap` bounds the datagram
+    /// (1452 over IPv6, `u16::MAX` otherwise).
+    pub fn connect(
+        &mut self,
+        now: Time,
+        remote: RemoteId,
+        config: &UtpConfig,
+        ipv6_cap: u16,
+    ) -> Result<(Handle, Connection), ConnectError> {
+        if self.routes.len() >= self.config.max_connections {
+            return Err(ConnectError::Full);
+        }
+        let id = self.free_id(remote).ok_or(ConnectError::NoId)?;
+        let start =
+            Start { remote, receive_id: id, send_id: id.wrapping_add(1), first_seq: self.rng.random(), ipv6_cap };
+        let handle = self.insert(remote, id, start.send_id);
+        Ok((handle, Connection::dial(now, &start, Arc::new(config.clone()))))
+    }
+
+    /// Takes one datagram that was classified as uTP.
+    pub fn handle<'a>(&mut self, now: Time, remote: RemoteId, datagram: &'a [u8], ipv6_cap: u16) -> Routed<'a> {
+        let Ok(packet) = Packet::parse(datagram) else { return Routed::Dropped(Dropped::Malformed) };
+        let id = packet.header.connection_id;
+        match packet.header.kind {
+            Kind::Syn => self.handle_syn(now, remote, &packet),
+            Kind::Reset => match self.find_for_reset(remote, id) {
+                Some(handle) => Routed::Known(handle, packet),
+                None => Routed::Dropped(Dropped::Unknown),
+            },
+            _ => match self.routes.get(&(remote, id)) {
+                Some(&handle) => Routed::Known(handle, packet),
+                None => self.handle_unknown(now, remote, packet, ipv6_cap),
+            },
+        }
+    }
+
+    /// The datagram that answers the last one handled, if any.
+    pub fn poll_reply(&mut self, out: &mut Vec<u8>) -> Option<RemoteId> {
+        let (remote, reply) = self.reply.take()?;
+        out.extend_from_slice(&reply);
+        Some(remote)
+    }
+
+    /// The connection is drained.
+    pub fn forget(&mut self, handle: Handle) {
+        let Some(slot) = self.slots.get_mut(handle.slot()).filter(|slot| slot.generation == handle.generation) else {
+            return;
+        };
+        if let Some(route) = slot.route.take() {
+            self.routes.remove(&route);
+            slot.generation = slot.generation.wrapping_add(1);
+            self.free.push(handle.slot);
+        }
+    }
+
+    pub fn poll_timeout(&self) -> Option<Time> {
+        let (&(at, _), _) = self.half_open_order.first_key_value()?;
+        Some(at + self.config.half_open_timeout)
+    }
+
+    /// Forgets SYNs that nobody confirmed.
+    pub fn handle_timeout(&mut self, now: Time) {
+        while self.poll_timeout().is_some_and(|at| now >= at) {
+            self.drop_oldest_half_open();
+        }
+    }
+
+    fn handle_syn(&mut self, now: Time, remote: RemoteId, packet: &Packet<'_>) -> Routed<'static> {
+        let id = packet.header.connection_id;
+        let receive_id = id.wrapping_add(1);
+        if self.routes.contains_key(&(remote, receive_id)) {
+            // late copy of a SYN whose connection stands, or a clash; either way the dialler has or will get another
+            return Routed::Dropped(Dropped::Unknown);
+        }
+        if self.routes.len() >= self.config.max_connections {
+            self.write_reset(now, remote, packet);
+            return Routed::Dropped(Dropped::Full);
+        }
+        let known = self.half_open.get(&(remote, id)).filter(|half| half.syn_seq == packet.header.seq);
+        let our_seq = match known {
+            // a repeated SYN-ACK must repeat its number, or data is lost (UTP.md 2.3)
+            Some(half) => half.our_seq,
+            None => match self.remember_syn(now, remote, packet) {
+                Some(our_seq) => our_seq,
+                None => return Routed::Dropped(Dropped::Full),
+            },
+        };
+        let header = Header {
+            kind: Kind::State,
+            connection_id: id,
+            timestamp: (now.as_micros() as u32).max(1),
+            timestamp_difference: (now.as_micros() as u32).wrapping_sub(packet.header.timestamp),
+            window: u32::try_from(self.utp.initial_window).unwrap_or(u32::MAX),
+            seq: our_seq,
+            ack: packet.header.seq,
+        };
+        let mut reply = Vec::with_capacity(64);
+        if packet.capable {
+            header.write_with_capability(&mut reply);
+        } else {
+            header.write(&mut reply);
+        }
+        self.reply = Some((remote, reply));
+        Routed::Answered
+    }
+
+    fn remember_syn(&mut self, now: Time, remote: RemoteId, packet: &Packet<'_>) -> Option<u16> {
+        let id = packet.header.connection_id;
+        self.drop_half_open((remote, id));
+        if self.half_open_of.get(&remote).is_some_and(|count| *count >= self.config.max_half_open_per_remote) {
+            return None;
+        }
+        if self.half_open.len() >= self.config.max_half_open {
+            self.drop_oldest_half_open();
+        }
+        self.half_open_count += 1;
+        let at = (now, self.half_open_count);
+        let our_seq = self.rng.random();
+        let half = HalfOpen { at, syn_seq: packet.header.seq, our_seq, capable: packet.capable };
+        self.half_open.insert((remote, id), half);
+        self.half_open_order.insert(at, (remote, id));
+        *self.half_open_of.entry(remote).or_insert(0) += 1;
+        Some(our_seq)
+    }
+
+    /// No connection has this id: it confirms a SYN-ACK of ours, or it is astray.
+    fn handle_unknown<'a>(&mut self, now: Time, remote: RemoteId, packet: Packet<'a>, ipv6_cap: u16) -> Routed<'a> {
+        let receive_id = packet.header.connection_id;
+        let syn_id = receive_id.wrapping_sub(1);
+        let confirmed = self.half_open.get(&(remote, syn_id)).and_then(|half| {
+            // the SYN-ACK consumed no number, so the dialler confirms the one before it
+            (packet.header.ack == half.our_seq.wrapping_sub(1)).then_some((half.syn_seq, half.our_seq, half.capable))
+        });
+        let Some((syn_seq, our_seq, capable)) = confirmed else {
+            self.write_reset(now, remote, &packet);
+            return Routed::Dropped(Dropped::Unknown);
+        };
+        self.drop_half_open((remote, syn_id));
+        if self.routes.len() >= self.config.max_connections {
+            self.write_reset(now, remote, &packet);
+            return Routed::Dropped(Dropped::Full);
+        }
+        let start = Start { remote, receive_id, send_id: syn_id, first_seq: our_seq, ipv6_cap };
+        let handle = self.insert(remote, receive_id, syn_id);
+        let connection = Connection::accept(now, &start, syn_seq, capable, self.utp.clone());
+        Routed::New(handle, Box::new(connection), packet)
+    }
+
+    /// RESETs carry either id of the connection, as seen from either side (UTP.md 2.2).
+    fn find_for_reset(&self, remote: RemoteId, id: u16) -> Option<Handle> {
+        [id, id.wrapping_add(1), id.wrapping_sub(1)].into_iter().find_map(|receive_id| {
+            let handle = *self.routes.get(&(remote, receive_id))?;
+            let slot = self.slots.get(handle.slot())?;
+            (receive_id == id || slot.send_id == id).then_some(handle)
+        })
+    }
+
+    /// Says that there is no such connection, at most so often; never in answer to RESET.
+    fn write_reset(&mut self, now: Time, remote: RemoteId, packet: &Packet<'_>) {
+        if packet.header.kind == Kind::Reset || !self.resets.take(now, self.config.resets_per_second) {
+            return;
+        }
+        let header = Header {
+            kind: Kind::Reset,
+            // libutp repeats the id of the offending packet
+            connection_id: packet.header.connection_id,
+            timestamp: (now.as_micros() as u32).max(1),
+            timestamp_difference: 0,
+            window: 0,
+            seq: self.rng.random(),
+            ack: packet.header.seq,
+        };
+        let mut reply = Vec::with_capacity(20);
+        header.write(&mut reply);
+        self.reply = Some((remote, reply));
+    }
+
+    fn free_id(&mut self, remote: RemoteId) -> Option<u16> {
+        let first: u16 = self.rng.random();
+        // both ids of the pair must be free on our side: the peer's connections to us use them too
+        (0..=u16::MAX).map(|step| first.wrapping_add(step.wrapping_mul(2))).take(32_768).find(|id| {
+            !self.routes.contains_key(&(remote, *id)) && !self.routes.contains_key(&(remote, id.wrapping_add(1)))
+        })
+    }
+
+    fn insert(&mut self, remote: RemoteId, receive_id: u16, send_id: u16) -> Handle {
+        let slot = self.free.pop().unwrap_or_else(|| {
+            self.slots.push(Slot::default());
+            (self.slots.len() - 1) as u32
+        });
+        let entry = &mut self.slots[slot as usize];
+        entry.route = Some((remote, receive_id));
+        entry.send_id = send_id;
+        let handle = Handle { slot, generation: entry.generation };
+        self.routes.insert((remote, receive_id), handle);
+        handle
+    }
+
+    fn drop_oldest_half_open(&mut self) {
+        if let Some((_, key)) = self.half_open_order.pop_first() {
+            self.drop_half_open(key);
+        }
+    }
+
+    fn drop_half_open(&mut self, key: (RemoteId, u16)) {
+        let Some(half) = self.half_open.remove(&key) else { return };
+        self.half_open_order.remove(&half.at);
+        if let Some(count) = self.half_open_of.get_mut(&key.0) {
+            *count -= 1;
+            if *count == 0 {
+                self.half_open_of.remove(&key.0);
+            }
+        }
+    }
+}
+
+impl Allowance {
+    fn take(&mut self, now: Time, per_second: u32) -> bool {
+        if now.since(self.since) >= Duration::from_secs(1) {
+            *self = Self { since: now, used: 0 };
+        }
+        self.used += 1;
+        self.used <= per_second
+    }
+}

@@ -1,0 +1,133 @@
+//! The driver on real sockets: uTP streams between two nodes on loopback, IPv4 and IPv6.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use keynet::config::{ControllerKind, UtpConfig};
+use keynet::error::Reason;
+use keynet::net::{Incoming, Net, NetConfig, UtpStream};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+const LOOPBACKS: [&str; 2] = ["127.0.0.1:0", "[::1]:0"];
+
+fn bind(at: &str) -> (Net, Incoming) {
+    Net::bind(at.parse().unwrap(), NetConfig::default()).unwrap()
+}
+
+async fn pair(at: &str, utp: UtpConfig) -> (Net, Net, UtpStream, UtpStream) {
+    let ((a, _), (b, mut incoming)) = (bind(at), bind(at));
+    let (dialled, accepted) = tokio::join!(a.connect(b.local_address(), utp), incoming.accept());
+    (a, b, dialled.unwrap(), accepted.unwrap())
+}
+
+fn pattern(len: usize) -> Vec<u8> {
+    (0..len).map(|i| (i * 31 + i / 251) as u8).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn bytes_arrive_in_both_directions_at_once() {
+    for at in LOOPBACKS {
+        for controller in [ControllerKind::Cubic, ControllerKind::Ledbat, ControllerKind::Bbr] {
+            let (a, b, dialled, accepted) =
+                pair(at, UtpConfig { controller, ..UtpConfig::default() }).await;
+            let (mut dr, mut dw) = tokio::io::split(dialled);
+            let (mut ar, mut aw) = tokio::io::split(accepted);
+            let data = pattern(20 << 20);
+            let write = |mut to: tokio::io::WriteHalf<UtpStream>, data: Vec<u8>| async move {
+                to.write_all(&data).await.unwrap();
+                to.shutdown().await.unwrap();
+                to
+            };
+            let (mut there, mut back) = (Vec::new(), Vec::new());
+            let writers = tokio::spawn({
+                let (there, back) = (data.clone(), data[..1 << 20].to_vec());
+                async move {
+                    dw = write(dw, there).await;
+                    aw = write(aw, back).await;
+                    (dw, aw)
+                }
+            });
+            let (r1, r2) = tokio::join!(ar.read_to_end(&mut there), dr.read_to_end(&mut back));
+            r1.unwrap();
+            r2.unwrap();
+            writers.await.unwrap();
+            assert!(there == data && back == data[..1 << 20], "{at} {controller:?}");
+            tokio::join!(a.close(), b.close());
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_acceptor_may_speak_first() {
+    let (_a, _b, mut dialled, mut accepted) = pair("127.0.0.1:0", UtpConfig::default()).await;
+    accepted.write_all(b"hello").await.unwrap();
+    let mut text = [0; 5];
+    dialled.read_exact(&mut text).await.unwrap();
+    assert_eq!(&text, b"hello");
+}
+
+#[tokio::test]
+async fn a_dropped_stream_is_a_reset_at_the_other_end() {
+    let (_a, _b, dialled, mut accepted) = pair("[::1]:0", UtpConfig::default()).await;
+    drop(dialled);
+    let error = accepted.read(&mut [0; 10]).await.unwrap_err();
+    assert_eq!(accepted.failure(), Some(Reason::PeerReset), "{error}");
+}
+
+#[tokio::test]
+async fn what_was_written_before_shutdown_arrives_though_the_stream_is_dropped() {
+    let (_a, b, mut dialled, mut accepted) = pair("127.0.0.1:0", UtpConfig::default()).await;
+    let data = pattern(200_000);
+    dialled.write_all(&data).await.unwrap();
+    dialled.shutdown().await.unwrap();
+    drop(dialled);
+    let mut got = Vec::new();
+    accepted.read_to_end(&mut got).await.unwrap();
+    assert_eq!(got, data);
+    accepted.shutdown().await.unwrap();
+    drop(accepted);
+    wait_until(|| b.stats().connections == 0).await;
+}
+
+#[tokio::test]
+async fn nobody_there_is_a_punch_timeout_and_a_refusal_is_a_refusal() {
+    let (a, _incoming) = bind("127.0.0.1:0");
+    let silent = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    let utp = UtpConfig { connect_timeout: Duration::from_millis(500), ..UtpConfig::default() };
+    let error = a.connect(silent.local_addr().unwrap(), utp.clone()).await.unwrap_err();
+    assert_eq!(error.reason, Reason::PunchTimeout);
+    assert_eq!(error.address, Some(silent.local_addr().unwrap()));
+    assert_eq!(a.stats().connections, 0);
+}
+
+#[tokio::test]
+async fn punching_tells_both_addresses() {
+    let ((a, _ia), (b, _ib)) = (bind("127.0.0.1:0"), bind("127.0.0.1:0"));
+    let path = a.punch(vec![b.local_address()], Duration::from_secs(5)).await.unwrap();
+    assert_eq!((path.address, path.observed), (b.local_address(), Some(a.local_address())));
+    let nowhere: SocketAddr = "127.0.0.1:1".parse().unwrap();
+    let error = a.punch(vec![nowhere], Duration::from_millis(300)).await.unwrap_err();
+    assert_eq!(error.reason, Reason::PunchTimeout);
+    assert!(error.detail.contains("127.0.0.1:1"), "{error}");
+}
+
+#[tokio::test]
+async fn closing_resets_streams_and_refuses_more() {
+    let (a, b, mut dialled, mut accepted) = pair("127.0.0.1:0", UtpConfig::default()).await;
+    a.close().await;
+    assert!(accepted.read(&mut [0; 10]).await.is_err());
+    assert!(dialled.write(b"x").await.is_err());
+    assert_eq!(dialled.failure(), Some(Reason::ProxyClosed));
+    let error = a.connect(b.local_address(), UtpConfig::default()).await.unwrap_err();
+    assert_eq!(error.reason, Reason::ProxyClosed);
+}
+
+async fn wait_until(mut condition: impl FnMut() -> bool) {
+    for _ in 0..2_000 {
+        if condition() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    panic!("waited 20 s in vain");
+}
