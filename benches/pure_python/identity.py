@@ -90,8 +90,15 @@ def _private_key(pem: bytes) -> Ed25519PrivateKey:
     return key
 
 
+def names_of(path: Path) -> list[str]:
+    """Every node that an identity file is, newest first."""
+    return [
+        node_text(key_of(certificate)) for certificate in x509.load_pem_x509_certificates(path.read_bytes())
+    ]
+
+
 def node_of(path: Path) -> str:
-    return node_text(key_of(x509.load_pem_x509_certificates(path.read_bytes())[0]))
+    return names_of(path)[0]
 
 
 def judge(chain: list[bytes]) -> list[str]:

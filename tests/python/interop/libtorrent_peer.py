@@ -1,7 +1,8 @@
-"""Runs libtorrent, uTP only, with the first half of a file; a program of its own, so that two uTPs share no process.
+"""Runs libtorrent, uTP only, with the first half of a file; a program of its own: two uTPs share no process.
 
-`libtorrent_peer.py DIRECTORY ADDRESS PIECES [HOST PORT]`: listens on ADDRESS (any port), dials HOST PORT if given.
-Prints one line of JSON when it listens, one more when it has the whole file; ends when its standard input does.
+`libtorrent_peer.py DIRECTORY ADDRESS PIECES [HOST PORT]`: listens on ADDRESS (any port), dials HOST PORT if
+given. Prints one line of JSON when it listens, one more when it has the whole file; ends when its standard
+input does.
 """
 
 from __future__ import annotations

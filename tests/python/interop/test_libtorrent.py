@@ -1,7 +1,8 @@
-"""Our uTP against libtorrent's, an independent one, on real sockets: megabytes both ways at once, hashes checked.
+"""Our uTP against libtorrent's, an independent one, on real sockets: megabytes both ways at once, hashes
+checked.
 
-First pure_python, then the core by way of `utp_bridge` (TCP <-> raw uTP), in both roles. libtorrent itself checks
-the hash of every piece that we sent.
+First pure_python, then the core by way of `utp_bridge` (TCP <-> raw uTP), in both roles. libtorrent itself
+checks the hash of every piece that we sent.
 """
 
 from __future__ import annotations
@@ -15,37 +16,19 @@ from pathlib import Path
 
 import pytest
 from bittorrent import PIECE, Conversation, content
+from programs import at, bridge, needs_bridge, program
 from pure_python.utp import Endpoint
 
 pytest.importorskip("libtorrent", reason="an interop peer; a wheel on PyPI")
 
 HERE = Path(__file__).resolve().parent
-BRIDGE = HERE.parents[2] / "target/debug/examples/utp_bridge"
 PIECES = 32  # 4 MiB each way
 LOOPBACK = [pytest.param("127.0.0.1", id="ipv4"), pytest.param("::1", id="ipv6")]
-needs_bridge = pytest.mark.skipif(not BRIDGE.exists(), reason="cargo build --example utp_bridge")
-
-
-@contextlib.asynccontextmanager
-async def program(*command: str):
-    """A child process with pipes, ended by closing its standard input, at the latest killed."""
-    process = await asyncio.create_subprocess_exec(
-        *command, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
-    )
-    try:
-        yield process
-    finally:
-        process.stdin.close()
-        try:
-            await asyncio.wait_for(process.wait(), 5)
-        except asyncio.TimeoutError:
-            process.kill()
-            await process.wait()
 
 
 @contextlib.asynccontextmanager
 async def libtorrent(directory: Path, host: str, dial: tuple[str, int] | None = None):
-    """Yields (port, complete): `complete()` waits until libtorrent has the whole file and tells whether all was uTP."""
+    """Yields (port, complete): `complete()` waits until libtorrent has the whole file, all by uTP."""
     arguments = [str(directory), host, str(PIECES), *map(str, dial or ())]
     async with program(
         sys.executable, "-W", "ignore", str(HERE / "libtorrent_peer.py"), *arguments
@@ -61,20 +44,6 @@ async def libtorrent(directory: Path, host: str, dial: tuple[str, int] | None = 
             assert await line() == {"complete": True, "utp": [True]}
 
         yield up["port"], complete
-
-
-@contextlib.asynccontextmanager
-async def bridge(*arguments: str):
-    """The core's uTP behind a TCP port: yields (tcp port, utp port)."""
-    async with program(str(BRIDGE), *arguments) as process:
-        try:
-            ready = (await asyncio.wait_for(process.stdout.readline(), 10)).decode().split()
-            assert ready[0] == "ready"
-            facts = dict(word.split("=", 1) for word in ready[1:])
-            yield tuple(int(facts[name].rpartition(":")[2]) for name in ("tcp", "utp"))
-        finally:
-            if process.returncode is None:
-                process.terminate()
 
 
 async def check(conversation: Conversation, dialler: bool, complete) -> None:
@@ -107,16 +76,12 @@ async def test_libtorrent_dials_pure_python(tmp_path: Path, host: str):
         endpoint.close()
 
 
-def _at(host: str, port: int) -> str:
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
 @needs_bridge
 @pytest.mark.parametrize("host", LOOPBACK)
 async def test_the_core_dials_libtorrent(tmp_path: Path, host: str):
     async with (
         libtorrent(tmp_path / "lt", host) as (port, complete),
-        bridge("connect", "--tcp", "127.0.0.1:0", "--utp", _at(host, port)) as (tcp, _),
+        bridge("connect", "--tcp", "127.0.0.1:0", "--utp", at(host, port)) as (tcp, _),
     ):
         reader, writer = await asyncio.open_connection("127.0.0.1", tcp)
         await check(Conversation(reader, writer, content(PIECES)), True, complete)
@@ -130,7 +95,7 @@ async def test_libtorrent_dials_the_core(tmp_path: Path, host: str):
     server = await asyncio.start_server(lambda r, w: accepted.put_nowait((r, w)), "127.0.0.1", 0)
     tcp = server.sockets[0].getsockname()[1]
     async with (
-        bridge("listen", "--utp", _at(host, 0), "--tcp", f"127.0.0.1:{tcp}") as (_, utp),
+        bridge("listen", "--utp", at(host, 0), "--tcp", f"127.0.0.1:{tcp}") as (_, utp),
         libtorrent(tmp_path / "lt", host, dial=(host, utp)) as (_, complete),
     ):
         reader, writer = await asyncio.wait_for(accepted.get(), 20)

@@ -5,78 +5,17 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
-import hashlib
-import random
 from pathlib import Path
 
 import pytest
+from bad_network import Network, exchange, pair, receive
 from pure_python import identity, stream, utp
 from pure_python.node import Node, abort
 from pure_python.packet import FIN, RESET, STATE, SYN, Packet, decode
-from pure_python.stream import Stream
 from pure_python.utp import Endpoint
+from tunnels import echo, service, status_of, through, tunnel
 
 LOOPBACK = [pytest.param("127.0.0.1", id="ipv4"), pytest.param("::1", id="ipv6")]
-
-
-class Network(Endpoint):
-    """An endpoint whose outgoing datagrams are lost, doubled and held back, by a seed."""
-
-    loss = doubling = holding = 0.0
-    rng = random.Random(0)
-
-    def _send_raw(self, data: bytes, remote: utp.Address) -> None:
-        if self.rng.random() < self.loss:
-            return
-        for _ in range(2 if self.rng.random() < self.doubling else 1):
-            if self.rng.random() < self.holding:
-                delay = self.rng.uniform(0.001, 0.02)
-                asyncio.get_running_loop().call_later(delay, self._late, data, remote)
-            else:
-                super()._send_raw(data, remote)
-
-    def _late(self, data: bytes, remote: utp.Address) -> None:
-        with contextlib.suppress(ValueError):
-            super()._send_raw(data, remote)
-
-
-@contextlib.asynccontextmanager
-async def pair(host: str = "127.0.0.1", capable: tuple[bool, bool] = (True, True), **conditions: float):
-    """Two connected streams and their endpoints: (dialler, acceptor, a, b)."""
-    a, b = (Network((host, 0), capable=c) for c in capable)
-    for endpoint in (a, b):
-        endpoint.rng = random.Random(1)
-        for name, value in conditions.items():
-            setattr(endpoint, name, value)
-    try:
-        dialler = await a.connect(host, b.address[1])
-        yield dialler, await asyncio.wait_for(b.accept(), 10), a, b
-    finally:
-        a.close()
-        b.close()
-
-
-async def send(s: Stream, data: bytes, chunk: int = 50_000) -> None:
-    for at in range(0, len(data), chunk):
-        s.write(data[at : at + chunk])
-        await s.drain()
-    s.write_eof()
-
-
-async def receive(s: Stream) -> bytes:
-    data = bytearray()
-    while more := await s.read():
-        data += more
-    return bytes(data)
-
-
-async def exchange(x: Stream, y: Stream, sizes: tuple[int, int]) -> None:
-    there, back = (random.Random(n).randbytes(n) for n in sizes)
-    _, _, got_there, got_back = await asyncio.wait_for(
-        asyncio.gather(send(x, there), send(y, back), receive(y), receive(x)), 60
-    )
-    assert hashlib.sha256(got_there).digest() == hashlib.sha256(there).digest()
-    assert hashlib.sha256(got_back).digest() == hashlib.sha256(back).digest()
 
 
 @pytest.mark.parametrize("host", LOOPBACK)
@@ -244,25 +183,6 @@ def test_a_selective_ack_of_any_length_is_taken():
 
 
 @contextlib.asynccontextmanager
-async def service(handle):
-    """A TCP server on loopback; yields its (host, port)."""
-    server = await asyncio.start_server(handle, "127.0.0.1", 0)
-    try:
-        yield server.sockets[0].getsockname()
-    finally:
-        server.close()
-
-
-async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    with contextlib.suppress(ConnectionError):
-        while data := await reader.read(1 << 16):
-            writer.write(data)
-            await writer.drain()
-        writer.write_eof()
-        writer.close()
-
-
-@contextlib.asynccontextmanager
 async def nodes(identity_file, address, allow: set[str] | None = None, host: str = "127.0.0.1"):
     """(a, b): a can dial b, which offers `address` as service 7."""
     a = await Node.start(identity_file(), listen=(host, 0))
@@ -273,38 +193,6 @@ async def nodes(identity_file, address, allow: set[str] | None = None, host: str
     finally:
         await a.close()
         await b.close()
-
-
-async def tunnel(a: Node, target: str, password: str | None = None):
-    """CONNECT through a: the answer's head, and the open connection."""
-    reader, writer = await asyncio.open_connection(*a.forward_address)
-    shown = base64.b64encode(f"{a.credentials[0]}:{password or a.credentials[1]}".encode()).decode()
-    writer.write(f"CONNECT {target} HTTP/1.1\r\nProxy-Authorization: Basic {shown}\r\n\r\n".encode())
-    head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 20)
-    return head.decode(), reader, writer
-
-
-async def status_of(a: Node, target: str, password: str | None = None) -> tuple[int, str]:
-    head, reader, writer = await tunnel(a, target, password)
-    await asyncio.wait_for(reader.read(), 5)
-    writer.close()
-    details = head.partition('details="')[2].partition(":")[0]
-    return int(head.split()[1]), details
-
-
-async def through(a: Node, target: str, size: int = 2_000_000) -> None:
-    head, reader, writer = await tunnel(a, target)
-    assert head.startswith("HTTP/1.1 200 Connection established\r\n")
-    data = random.Random(size).randbytes(size)
-
-    async def write() -> None:
-        writer.write(data)
-        await writer.drain()
-        writer.write_eof()
-
-    got, _ = await asyncio.wait_for(asyncio.gather(reader.read(-1), write()), 30)
-    assert hashlib.sha256(got).digest() == hashlib.sha256(data).digest()
-    writer.close()
 
 
 @pytest.mark.parametrize("host", LOOPBACK)
