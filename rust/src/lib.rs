@@ -27,6 +27,10 @@ pub mod http_connect;
 pub mod net;
 pub mod open;
 pub mod path;
+#[cfg(feature = "runtime")]
+pub mod peer;
+#[cfg(feature = "runtime")]
+pub mod proxy;
 #[cfg(feature = "python")]
 mod python;
 pub mod stun;
