@@ -13,7 +13,7 @@ import time
 
 import grpc
 import pytest
-from google.protobuf import descriptor_pb2, descriptor_pool
+from google.protobuf import descriptor_pb2
 
 import keynet
 import keynet.grpc
@@ -97,8 +97,9 @@ def test_the_generated_code_is_that_of_the_proto(tmp_path: pathlib.Path) -> None
     source = package / "demo" / "greeter.proto"
     assert protoc.main(["protoc", f"-I{package.parent}", f"--descriptor_set_out={out}", str(source)]) == 0
     (file,) = descriptor_pb2.FileDescriptorSet.FromString(out.read_bytes()).file
-    committed, current = descriptor_pb2.FileDescriptorProto(), descriptor_pb2.FileDescriptorProto()
+    for message in file.message_type:  # protoc writes these into files only
+        for field in message.field:
+            field.ClearField("json_name")
+    committed = descriptor_pb2.FileDescriptorProto()
     pb.DESCRIPTOR.CopyToProto(committed)
-    # through a pool, which leaves out what protoc only writes into files
-    descriptor_pool.DescriptorPool().AddSerializedFile(file.SerializeToString()).CopyToProto(current)
-    assert committed == current
+    assert committed == file
