@@ -75,8 +75,8 @@ class ConnectionRefused:
 
     node_id: NodeId | None
     """The peer, as far as it is known; None for a stranger."""
-    address: str
-    """Who asked: a local client's TCP address or a remote UDP address."""
+    address: str | None
+    """Who asked: a local client's TCP address or a remote UDP address; None for a client on a UNIX socket."""
     service_port: int | None
     error: KeynetError
 

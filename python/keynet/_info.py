@@ -110,6 +110,11 @@ class Limits(TypedDict, total=False):
     max_clients: int
     max_streams: int
     max_streams_per_node: int
+    max_dials_per_node: int
+    max_handshakes: int
+    max_handshakes_per_source: int
+    max_peers: int
+    max_addresses: int
     max_connections: int
     max_half_open: int
     max_head_bytes: int
@@ -118,6 +123,8 @@ class Limits(TypedDict, total=False):
     service_timeout: float
     open_timeout: float
     handshake_timeout: float
+    linger: float
+    other_addresses_after: float
     drain_timeout: float
     tombstone: float
     max_tombstones: int

@@ -20,7 +20,9 @@ from support import SERVICE, greeter, pair, sync_pair, sync_proxy
 
 def allowed(node: keynet.BaseProxy, server: str) -> bool:
     """Whether a call gets through; it must not fail in any other way than by being denied."""
-    with keynet.grpc.channel(node, server, SERVICE) as channel:
+    # a pool of its own: it must not find the connection that was refused a moment ago, waiting for its next attempt
+    options = [("grpc.use_local_subchannel_pool", 1)]
+    with keynet.grpc.channel(node, server, SERVICE, options=options) as channel:
         try:
             rpc.GreeterStub(channel).SayHello(pb.HelloRequest(), timeout=30)
         except grpc.RpcError as error:

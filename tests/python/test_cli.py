@@ -248,10 +248,10 @@ def test_up_for_people(tmp_path: pathlib.Path) -> None:
 
 def test_an_unknown_key_in_the_file(tmp_path: pathlib.Path) -> None:
     config = tmp_path / "node.toml"
-    config.write_text('listen = "[::]:0"\n')
-    done = command("up", "--config", str(config))
+    config.write_text('lisden = "[::]:0"\n')
+    done = command("up", "--config", str(config), XDG_CONFIG_HOME=str(tmp_path))
     assert done.returncode == ExitCode.USAGE
-    assert "listen" in done.stderr
+    assert "lisden" in done.stderr
 
 
 def test_an_address_in_use(tmp_path: pathlib.Path) -> None:

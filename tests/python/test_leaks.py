@@ -11,6 +11,9 @@ import time
 import keynet
 from support import pair, proxy, sync_proxy
 
+# tokio's blocking threads and gRPC's come and go by themselves
+SPARE_THREADS = 3
+
 
 def descriptors() -> int:
     return len(os.listdir("/proc/self/fd"))
@@ -31,7 +34,7 @@ def settled(before: tuple[int, int]) -> tuple[int, int]:
     while True:
         gc.collect()
         now = descriptors(), threads()
-        if (now[0] <= before[0] and now[1] <= before[1]) or time.monotonic() > deadline:
+        if (now[0] <= before[0] and now[1] <= before[1] + SPARE_THREADS) or time.monotonic() > deadline:
             return now
         time.sleep(0.1)
 
@@ -50,8 +53,7 @@ def test_many_proxies(alice: keynet.Identity) -> None:
         once(alice)
     after = settled(before)
     assert after[0] <= before[0]
-    # tokio's blocking threads come and go by themselves
-    assert after[1] <= before[1] + 2
+    assert after[1] <= before[1] + SPARE_THREADS
     assert resident_kib() - memory < 32 * 1024
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-import socket
 import threading
 import time
+from collections.abc import Iterator
 
 import pytest
 
@@ -24,7 +24,7 @@ class Collect(logging.Handler):
 
 
 @pytest.fixture
-def collected() -> Collect:
+def collected() -> Iterator[Collect]:
     logger = logging.getLogger("keynet")
     handler, level = Collect(), logger.level
     logger.addHandler(handler)
@@ -34,18 +34,34 @@ def collected() -> Collect:
     logger.setLevel(level)
 
 
-def test_the_core_logs(alice: keynet.Identity, bob: keynet.Identity, collected: Collect) -> None:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as silent, sync_proxy(alice) as node:
-        silent.bind(("127.0.0.1", 0))
-        node.add_peer(bob.node_id, [f"127.0.0.1:{silent.getsockname()[1]}"])
-        with pytest.raises(keynet.DialTimeout):
-            node.ping(bob.node_id, timeout=0.3)
-    deadline = time.monotonic() + 20
-    while not collected.records and time.monotonic() < deadline:
-        time.sleep(0.05)
+def test_the_core_logs(
+    alice: keynet.Identity, bob: keynet.Identity, mallory: keynet.Identity, collected: Collect
+) -> None:
+    with sync_proxy(bob) as server, sync_proxy(alice) as node:
+        node.add_peer(mallory.node_id, [server.proxy_address])
+        with pytest.raises(keynet.IdentityMismatch):
+            node.ping(mallory.node_id)
+        deadline = time.monotonic() + 20
+        while not collected.records and time.monotonic() < deadline:
+            time.sleep(0.05)
     assert collected.records
-    assert all(record.name.startswith("keynet") for record in collected.records)
-    assert all(record.getMessage() for record in collected.records)
+    assert all(record.name.startswith("keynet.") for record in collected.records)
+    assert any("identity mismatch" in record.getMessage() for record in collected.records)
+    assert {record.levelno for record in collected.records} <= {10, 20, 30, 40}
+
+
+def test_a_changed_level_is_noticed(
+    alice: keynet.Identity, bob: keynet.Identity, mallory: keynet.Identity, collected: Collect
+) -> None:
+    with sync_proxy(bob) as server, sync_proxy(alice) as node:
+        logging.getLogger("keynet").setLevel(logging.ERROR)
+        time.sleep(1.5)
+        node.add_peer(mallory.node_id, [server.proxy_address])
+        collected.records.clear()
+        with pytest.raises(keynet.IdentityMismatch):
+            node.ping(mallory.node_id)
+        time.sleep(0.5)
+        assert collected.records == []
 
 
 def test_a_handler_that_hangs_holds_nothing_up(alice: keynet.Identity, collected: Collect) -> None:

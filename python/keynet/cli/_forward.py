@@ -54,11 +54,8 @@ def run(options: argparse.Namespace, out: Output) -> int:
                 "node_id": proxy.node_id,
                 "proxy_address": proxy.proxy_address,
             }
-            out.result(
-                ready,
-                f"{forward.address} -> service {options.port} of {options.node.short}; Ctrl-C ends it\nready",
-            )
-            await follow(proxy, out)
+            text = f"{forward.address} -> service {options.port} of {options.node.short}; Ctrl-C ends it\nready"
+            await follow(proxy, out, lambda: out.result(ready, text))
 
     asyncio.run(work())
     return 0

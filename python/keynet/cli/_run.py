@@ -8,22 +8,26 @@ import datetime
 import os
 import re
 import signal
+from collections.abc import Callable
 from typing import Any
 
 from .. import _events
 from .._info import ConnectionInfo
 from .._node import NodeId
-from .._proxy import Proxy
+from .._proxy import EventStream, Proxy
 from ._output import Output
 
 
-async def follow(proxy: Proxy, out: Output) -> None:
-    """Prints events until SIGINT or SIGTERM, then closes the proxy; a second signal cuts open connections off."""
+async def follow(proxy: Proxy, out: Output, ready: Callable[[], None]) -> None:
+    """Says `ready`, prints events until SIGINT or SIGTERM, then closes the proxy; a second signal cuts it short."""
     loop = asyncio.get_running_loop()
     told = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, told.set)
-    printing = asyncio.create_task(_print(proxy, out))
+    events = proxy.events()
+    # only now: whoever reads it may send a signal at once
+    ready()
+    printing = asyncio.create_task(_print(events, out))
     stop = asyncio.create_task(told.wait())
     try:
         await asyncio.wait([printing, stop], return_when=asyncio.FIRST_COMPLETED)
@@ -46,8 +50,8 @@ def _second_signal() -> None:
     os._exit(130)
 
 
-async def _print(proxy: Proxy, out: Output) -> None:
-    async for event in proxy.events():
+async def _print(events: EventStream, out: Output) -> None:
+    async for event in events:
         show(event, out)
 
 

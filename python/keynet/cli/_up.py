@@ -101,10 +101,9 @@ def run(options: argparse.Namespace, out: Output) -> int:
         async with proxy:
             for node, addresses in peers.items():
                 proxy.add_peer(node, addresses)
-            _ready(proxy, settings, out)
             punching = [asyncio.create_task(_expect(proxy, node)) for node in expected]
             try:
-                await follow(proxy, out)
+                await follow(proxy, out, lambda: _ready(proxy, settings, out))
             finally:
                 for task in punching:
                     task.cancel()

@@ -8,8 +8,9 @@ use pyo3::types::PyDict;
 
 use crate::addr::NodeId;
 use crate::error::{Error, Reason, Result, Stage};
-use crate::net::PathInfo;
-use crate::proxy::{ConnectionInfo, PingReport, Role};
+use crate::net::{NetStats, PathInfo};
+use crate::path::PathStats;
+use crate::proxy::{ConnectionInfo, PingReport, ProxyStats, Role};
 
 /// The error for an argument that makes no sense.
 pub(super) fn invalid(detail: impl Into<String>) -> Error {
@@ -110,4 +111,49 @@ impl<'py> IntoPyObject<'py> for Ping {
         dict.set_item("resumed", report.resumed)?;
         Ok(dict)
     }
+}
+
+/// Counters by name. The structs are taken apart whole: a counter that is added there and forgotten here does not compile.
+pub(super) fn stats<'py>(py: Python<'py>, stats: &ProxyStats) -> PyResult<Bound<'py, PyDict>> {
+    let ProxyStats { clients, connections, tasks, tombstones, opened, closed, refused, bytes_in, bytes_out, net } =
+        stats;
+    let NetStats {
+        datagrams_in,
+        datagrams_out,
+        bytes_in: udp_bytes_in,
+        bytes_out: udp_bytes_out,
+        dropped_unknown,
+        dropped_malformed,
+        dropped_stray,
+        dropped_full,
+        send_errors,
+        connections: utp_connections,
+        half_open,
+        paths,
+    } = net;
+    let dict = PyDict::new(py);
+    macro_rules! put {
+        ($($name:ident),*) => {$(dict.set_item(stringify!($name), *$name)?;)*};
+    }
+    put!(clients, connections, tasks, tombstones, opened, closed, refused, bytes_in, bytes_out);
+    put!(datagrams_in, datagrams_out, udp_bytes_in, udp_bytes_out, send_errors, utp_connections, half_open);
+    put!(dropped_unknown, dropped_malformed, dropped_stray, dropped_full);
+    let PathStats {
+        remotes,
+        strangers,
+        punches,
+        outstanding: pings_outstanding,
+        pings_in,
+        pings_out,
+        pongs_in,
+        pongs_out,
+        forged: pings_forged,
+        rate_limited: pings_rate_limited,
+        unsendable: pings_unsendable,
+        lost: paths_lost,
+        moved: paths_moved,
+    } = paths;
+    put!(remotes, strangers, punches, pings_in, pings_out, pongs_in, pongs_out, pings_outstanding);
+    put!(pings_forged, pings_rate_limited, pings_unsendable, paths_lost, paths_moved);
+    Ok(dict)
 }

@@ -111,7 +111,7 @@ fn fields(py: Python<'_>, event: Event) -> PyResult<(&'static str, Bound<'_, PyD
         }
         Event::ConnectionRefused { node, address, service_port, error } => {
             dict.set_item("node_id", node.map(|node| node.to_string()))?;
-            dict.set_item("address", address.to_string())?;
+            dict.set_item("address", address.map(|address| address.to_string()))?;
             dict.set_item("service_port", service_port)?;
             dict.set_item("error", errors::object(py, &error)?)?;
             "connection_refused"

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use pyo3::prelude::*;
+use pyo3::types::PyDict;
 
 use super::access::AccessRequests;
 use super::bridge;
@@ -154,6 +155,10 @@ impl Proxy {
         error.map(|error| errors::object(py, &error)).transpose()
     }
 
+    fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        convert::stats(py, &self.core(py)?.stats())
+    }
+
     fn subscribe(&self, py: Python<'_>) -> PyResult<EventStream> {
         Ok(EventStream::new(self.core(py)?.subscribe()))
     }
@@ -212,7 +217,7 @@ pub(super) struct Forward(Owned<Arc<proxy::Forward>>);
 #[pymethods]
 impl Forward {
     fn address(&self, py: Python<'_>) -> PyResult<String> {
-        Ok(self.0.get().or_raise(py)?.address())
+        Ok(self.0.get().or_raise(py)?.address().to_owned())
     }
 
     fn close<'py>(&self, py: Python<'py>, event_loop: Option<Bound<'py, PyAny>>) -> PyResult<Bound<'py, PyAny>> {

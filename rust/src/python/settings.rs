@@ -131,6 +131,11 @@ limits! {
     "max_clients" => limits.max_clients, count;
     "max_streams" => limits.max_streams, count;
     "max_streams_per_node" => limits.max_streams_per_node, count;
+    "max_dials_per_node" => limits.max_dials_per_node, count;
+    "max_handshakes" => limits.max_handshakes, count;
+    "max_handshakes_per_source" => limits.max_handshakes_per_source, count;
+    "max_peers" => limits.max_peers, count;
+    "max_addresses" => limits.max_addresses, count;
     "max_connections" => net.endpoint.max_connections, count;
     "max_half_open" => net.endpoint.max_half_open, count;
     "max_head_bytes" => limits.max_head, count;
@@ -139,6 +144,8 @@ limits! {
     "service_timeout" => limits.service_timeout, seconds;
     "open_timeout" => limits.open_timeout, seconds;
     "handshake_timeout" => tls.handshake_timeout, seconds;
+    "linger" => limits.linger, seconds;
+    "other_addresses_after" => limits.other_addresses_after, seconds;
     "drain_timeout" => limits.drain_timeout, seconds;
     "tombstone" => limits.tombstone, seconds;
     "max_tombstones" => limits.max_tombstones, count;
