@@ -3,5 +3,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod golden;
 mod goodput;
+mod random;
 mod transfers;

@@ -5,7 +5,7 @@ use std::time::Duration;
 use keynet::config::{ControllerKind, UtpConfig};
 use keynet::utp::End;
 
-use crate::support::link::{Bursts, LinkConfig};
+use crate::support::link::LinkConfig;
 use crate::support::pair::{App, Pair, A, B};
 use crate::support::Seed;
 

@@ -87,7 +87,8 @@ impl App {
 
     fn write(&mut self, connection: &mut Connection, buffer: &mut [u8]) {
         while self.can_write && self.written < self.to_write && self.failed.is_none() {
-            let wanted = buffer.len().min((self.to_write - self.written) as usize);
+            // only as much as will be taken is made up; a full connection is still asked, and must say so
+            let wanted = buffer.len().min((self.to_write - self.written) as usize).min(connection.writable().max(1));
             fill(self.writes, self.written, &mut buffer[..wanted]);
             match connection.write(&buffer[..wanted]) {
                 Ok(0) => self.can_write = false,
@@ -422,6 +423,9 @@ impl Pair {
             for (handle, connection) in &host.connections {
                 let app = &host.apps[handle];
                 let timer = connection.poll_timeout().map(|at| host.clock.global(at).since(self.now));
+                if std::env::var_os("KEYNET_DEBUG").is_some() {
+                    text += &format!("\nDEBUG {connection:?}");
+                }
                 text += &format!(
                     "\n{name} {:?} next timer in {timer:?}\n  {app:?}\n  {:?}",
                     connection.state(),

@@ -225,7 +225,10 @@ impl Endpoint {
             kind: Kind::State,
             connection_id: id,
             timestamp: (now.as_micros() as u32).max(1),
-            timestamp_difference: (now.as_micros() as u32).wrapping_sub(packet.header.timestamp),
+            timestamp_difference: match packet.header.timestamp {
+                0 => 0,
+                timestamp => (now.as_micros() as u32).wrapping_sub(timestamp),
+            },
             window: u32::try_from(self.utp.initial_window).unwrap_or(u32::MAX),
             seq: our_seq,
             ack: packet.header.seq,

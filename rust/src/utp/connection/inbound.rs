@@ -114,6 +114,7 @@ impl Connection {
         let acked = self.recovery.handle_ack(now, &mut self.tx, &self.rtt, end, ranges);
         let advanced = self.tx.una() > una;
         if end >= una {
+            self.last_window = now;
             self.note_window(u64::from(header.window));
         }
         let mut losses = Losses::default();
