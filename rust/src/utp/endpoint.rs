@@ -165,6 +165,11 @@ impl Endpoint {
         }
     }
 
+    /// There is a connection of `remote` with this id on packets to us.
+    pub fn knows(&self, remote: RemoteId, receive_id: u16) -> bool {
+        self.routes.contains_key(&(remote, receive_id))
+    }
+
     /// The datagram that answers the last one handled, if any.
     pub fn poll_reply(&mut self, out: &mut Vec<u8>) -> Option<RemoteId> {
         let (remote, reply) = self.reply.take()?;
