@@ -66,22 +66,22 @@ fn large_transfers() {
 
 #[test]
 fn bursts_of_loss() {
-    let bursts = Some(Bursts { enter: 0.005, leave: 0.1, loss: 1.0 });
+    let bursts = Some(Bursts { good: ms(300), bad: ms(30), loss: 0.9 });
     for kind in KINDS {
         let link = LinkConfig { bursts, ..LinkConfig::path(50, ms(40), 1.0) };
         transfer(0x300, &config(kind), link, 2 << 20, 0, ms(600_000));
     }
 }
 
-/// Reordering is not loss: hardly anything is sent again, and the rate holds.
+/// Reordering is not loss: hardly anything is sent again but what the queue dropped.
 #[test]
 fn reordering() {
     for kind in KINDS {
         let link = LinkConfig { reorder: 0.05, reorder_by: ms(4), ..LinkConfig::path(100, ms(20), 4.0) };
         let pair = transfer(0x400, &config(kind), link, 8 << 20, 0, ms(60_000));
         let stats = pair.stats(A, 0);
-        let again = stats.resent as f64 / stats.packets_out as f64;
-        assert!(again < 0.02, "{kind:?} sent {:.1} % again", again * 100.0);
+        let needless = stats.resent.saturating_sub(pair.links[A].dropped);
+        assert!(needless < stats.packets_out / 200, "{kind:?} sent {needless} packets again for nothing: {stats:?}");
     }
 }
 
