@@ -104,7 +104,8 @@ pub struct EndpointConfig {
     pub max_half_open: usize,
     /// The same for one remote.
     pub max_half_open_per_remote: usize,
-    /// How long an unconfirmed SYN is remembered.
+    /// How long an unconfirmed SYN is remembered: as long as the dialler, which is connected once it has our SYN-ACK, goes on
+    /// trying to get its first packet through (`unanswered_timeout`). The table is bounded anyway.
     pub half_open_timeout: Duration,
     /// RESETs sent to unknown connections, a second.
     pub resets_per_second: u32,
@@ -116,7 +117,7 @@ impl Default for EndpointConfig {
             max_connections: 16_384,
             max_half_open: 1_024,
             max_half_open_per_remote: 256,
-            half_open_timeout: Duration::from_secs(10),
+            half_open_timeout: Duration::from_secs(30),
             resets_per_second: 100,
         }
     }
