@@ -1,6 +1,7 @@
 //! Random operations on a pair of endpoints over a path that changes its mind. Whatever happens: what was read is a prefix of
 //! what was written (checked at each read, unless the test damaged datagrams), both sides end within a bounded time in a way that fits what was done to them,
-//! and nothing is left over. `KEYNET_CASES` sets the number of cases, `KEYNET_SEED` runs a single one.
+//! and nothing is left over. `KEYNET_CASES` sets the number of cases, `KEYNET_FIRST` the first of them, `KEYNET_SEED` runs a
+//! single one.
 
 use std::time::Duration;
 
@@ -31,8 +32,9 @@ fn random_operations() {
     for seed in FAILED_BEFORE {
         case(*seed);
     }
-    let cases = std::env::var("KEYNET_CASES").ok().map_or(3_000, |n| n.parse().expect("KEYNET_CASES is a number"));
-    for n in 0..cases {
+    let number = |name, default| std::env::var(name).map_or(default, |n| n.parse().expect("a number of cases"));
+    let first = number("KEYNET_FIRST", 0);
+    for n in first..first + number("KEYNET_CASES", 10_000) {
         case(0xCA5E_0000 + n);
     }
 }
@@ -192,7 +194,7 @@ fn judge(pair: &mut Pair, harm: &Harm) {
     }
     pair.run_out(Duration::from_secs(1_000));
     // the half-open table empties too
-    pair.run_for(Duration::from_secs(30));
+    pair.run_for(Duration::from_secs(60));
     for host in [A, B] {
         assert_eq!(pair.hosts[host].endpoint.half_open(), 0);
     }
@@ -228,4 +230,6 @@ fn judge(pair: &mut Pair, harm: &Harm) {
 const FAILED_BEFORE: &[u64] = &[
     // early packets filled the receive buffer, and the missing one found no room
     0xca5e_0852,
+    // the acceptor forgot its SYN-ACK while the first data was still being repeated
+    0xca5f_2d0d,
 ];
