@@ -25,6 +25,8 @@ pub struct Bbr {
     saved_cwnd: f64,
     undo: Option<Undo>,
     loss_ignored_until: u64,
+    /// Startup was ended by losses: what it took for the limits is a guess, and the first probe comes soon.
+    guessed: bool,
     delivered: u64,
 }
 
@@ -90,6 +92,7 @@ impl Bbr {
             saved_cwnd: 0.0,
             undo: None,
             loss_ignored_until: 0,
+            guessed: false,
             delivered: 0,
         }
     }
@@ -236,7 +239,10 @@ impl Bbr {
     fn enter_cruise(&mut self, now: Time) {
         // Two to three seconds; spread by what was delivered so that connections do not probe in step.
         let spread = self.delivered.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 34;
-        let wait = PROBE_EVERY + Duration::from_nanos(spread.min(1_000_000_000));
+        let wait = match self.model.min_rtt {
+            Some(rtt) if std::mem::take(&mut self.guessed) => rtt * 4,
+            _ => PROBE_EVERY + Duration::from_nanos(spread.min(1_000_000_000)),
+        };
         self.state = State::Cruise { since: now, rounds: self.model.rounds, wait };
     }
 
@@ -266,6 +272,7 @@ impl Bbr {
         match self.state {
             State::Startup => {
                 self.startup.filled = true;
+                self.guessed = true;
                 self.state = State::Drain;
             }
             State::Refill { .. } | State::Up { .. } => {
