@@ -147,13 +147,14 @@ impl ReceiveQueue {
         }
     }
 
-    /// Hands bytes to the reader. A reader that keeps up makes the window grow: when it has taken twice the capacity
-    /// and little is waiting, the sender is the one held back.
+    /// Hands bytes to the reader. A reader that keeps up makes the window grow: it doubles with each half of it taken while
+    /// little is waiting, so that it stays ahead of a sender in slow start, which doubles each round trip. Memory is taken
+    /// only for what waits, so a window that is larger than needed costs nothing.
     pub fn read(&mut self, out: &mut [u8]) -> usize {
         let count = self.ring.read(out);
         self.read_since_growth += count;
         if self.capacity < self.max_capacity
-            && self.read_since_growth >= 2 * self.capacity
+            && self.read_since_growth >= self.capacity / 2
             && self.ring.len() <= self.capacity / 4
         {
             self.capacity = (2 * self.capacity).min(self.max_capacity);
