@@ -1,11 +1,20 @@
 //! A byte ring addressed by stream offsets, one contiguous power of two in memory, grown on demand and given back when idle.
 
+use std::fmt;
+
 /// Bytes `head..tail` of a stream. Offsets never wrap (2^64 bytes).
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct Ring {
     memory: Box<[u8]>,
     head: u64,
     tail: u64,
+}
+
+/// Without the bytes: they are the user's, and there are millions.
+impl fmt::Debug for Ring {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Ring({}..{}, memory {})", self.head, self.tail, self.memory.len())
+    }
 }
 
 impl Ring {
