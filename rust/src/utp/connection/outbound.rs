@@ -186,6 +186,7 @@ impl Connection {
     }
 
     fn write_packet(&mut self, now: Time, next: Next, out: &mut Vec<u8>) -> Option<()> {
+        self.note_idle(now);
         let template = self.template(now);
         let (seq, segment) = match next {
             Next::Again(seq, _) => {
@@ -212,6 +213,14 @@ impl Connection {
         }
         self.note_sent(now, u64::from(segment.len));
         Some(())
+    }
+
+    /// Sending starts again after everything was confirmed: the path may have changed meanwhile.
+    fn note_idle(&mut self, now: Time) {
+        let idle = now.since(self.last_progress);
+        if self.tx.outstanding() == 0 && idle > self.rtt.rto() && self.rtt.has_sample() {
+            self.controller.on_restart_after_idle(now, idle);
+        }
     }
 
     fn template(&mut self, now: Time) -> Segment {
