@@ -301,7 +301,7 @@ impl Bbr {
         match self.model.bdp(self.bw()) {
             Some(bdp) => {
                 let quantum = (self.rate.unwrap_or(0.0) / 1000.0).clamp(2.0 * self.mss, 65_536.0);
-                let wanted = self.cwnd_gain() * bdp + self.model.extra_acked() + 3.0 * quantum;
+                let wanted = (self.cwnd_gain() * bdp + self.model.extra_acked()).max(3.0 * quantum);
                 if self.startup.filled {
                     self.cwnd = (self.cwnd + acked).min(wanted);
                 } else if self.cwnd < wanted || ack.delivered < initial_window(self.mss) as u64 {
