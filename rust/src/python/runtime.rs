@@ -69,6 +69,9 @@ impl Engine {
             .enable_all()
             .build()
             .expect("the threads of the runtime start");
+        // a bound would make a worker of the runtime wait for the interpreter; there is one job at most for each call
+        // that Python waits for
+        #[allow(clippy::disallowed_methods)]
         let (results, jobs) = channel();
         std::thread::Builder::new()
             .name("keynet-results".into())
