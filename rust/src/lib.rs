@@ -31,6 +31,8 @@ pub mod path;
 pub mod peer;
 #[cfg(feature = "runtime")]
 pub mod proxy;
+#[cfg(feature = "python")]
+mod python;
 pub mod stun;
 pub mod time;
 pub mod tls;
