@@ -34,11 +34,12 @@ pub struct LinkConfig {
     pub overhead: u64,
 }
 
-/// Gilbert and Elliott's model: a good state and a bad one, left with these probabilities per datagram.
+/// Gilbert and Elliott's model with time instead of datagrams (or a path that is hardly used would stay bad for minutes): good
+/// and bad stretches of up to twice these lengths take turns.
 #[derive(Clone, Copy, Debug)]
 pub struct Bursts {
-    pub enter: f64,
-    pub leave: f64,
+    pub good: Duration,
+    pub bad: Duration,
     pub loss: f64,
 }
 
@@ -85,6 +86,7 @@ pub struct Link {
     busy_until: Time,
     last_arrival: Time,
     in_burst: bool,
+    burst_changes: Time,
 }
 
 impl Link {
@@ -97,16 +99,18 @@ impl Link {
             busy_until: Time::ZERO,
             last_arrival: Time::ZERO,
             in_burst: false,
+            burst_changes: Time::ZERO,
         }
     }
 
     /// Hands what arrives, and when, to `deliver`.
-    pub fn send(&mut self, now: Time, datagram: &[u8], mut deliver: impl FnMut(Time, Vec<u8>)) {
+    /// A datagram that may be sent in fragments passes where it is too large.
+    pub fn send(&mut self, now: Time, datagram: &[u8], may_fragment: bool, mut deliver: impl FnMut(Time, Vec<u8>)) {
         let Some(departure) = self.queue(now, datagram.len() as u64) else {
             self.dropped += 1;
             return;
         };
-        if self.loses(datagram.len()) {
+        if self.loses(now, if may_fragment { 0 } else { datagram.len() }) {
             self.dropped += 1;
             return;
         }
@@ -130,10 +134,13 @@ impl Link {
         Some(self.busy_until)
     }
 
-    fn loses(&mut self, len: usize) -> bool {
+    fn loses(&mut self, now: Time, len: usize) -> bool {
         let burst = self.config.bursts.is_some_and(|bursts| {
-            let change = if self.in_burst { bursts.leave } else { bursts.enter };
-            self.in_burst ^= self.rng.chance(change);
+            if now >= self.burst_changes {
+                self.in_burst ^= true;
+                let mean = if self.in_burst { bursts.bad } else { bursts.good };
+                self.burst_changes = now + Duration::from_nanos(self.rng.below(2 * mean.as_nanos() as u64 + 1));
+            }
             self.in_burst && self.rng.chance(bursts.loss)
         });
         self.config.down || len > self.config.mtu || burst || self.rng.chance(self.config.loss)

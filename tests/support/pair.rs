@@ -263,7 +263,7 @@ impl Pair {
             batches += 1;
             assert!(batches < 100_000, "poll_transmit never ends");
             for datagram in out.chunks(transmit.segment_size.unwrap_or(out.len())) {
-                self.transmit(host, datagram);
+                self.transmit(host, datagram, transmit.may_fragment);
             }
         }
         self.reap(host, handle);
@@ -290,11 +290,11 @@ impl Pair {
         endpoint.forget(handle);
     }
 
-    pub fn transmit(&mut self, from: usize, datagram: &[u8]) {
+    pub fn transmit(&mut self, from: usize, datagram: &[u8], may_fragment: bool) {
         let to = 1 - from;
         self.datagrams += 1;
         let Self { links, arrivals, bodies, next_body, now, .. } = self;
-        links[from].send(*now, datagram, |at, body| {
+        links[from].send(*now, datagram, may_fragment, |at, body| {
             bodies.insert(*next_body, body);
             arrivals.push(Reverse((at, *next_body, to)));
             *next_body += 1;
@@ -322,7 +322,7 @@ impl Pair {
         };
         let mut reply = Vec::new();
         while self.hosts[host].endpoint.poll_reply(&mut reply).is_some() {
-            self.transmit(host, &reply);
+            self.transmit(host, &reply, false);
             reply.clear();
         }
         if let Some(handle) = handle {

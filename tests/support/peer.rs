@@ -197,8 +197,7 @@ impl Scripted {
     pub fn wait(&mut self, time: Duration) {
         let end = self.now + time;
         let mut steps = 0;
-        loop {
-            let Some((_, connection)) = self.connection.as_mut() else { break };
+        while let Some((_, connection)) = self.connection.as_mut() {
             let Some(at) = connection.poll_timeout().filter(|at| *at <= end) else { break };
             steps += 1;
             assert!(steps < 10_000, "busy loop");
