@@ -59,6 +59,8 @@ pub(super) fn existing() -> Option<&'static Engine> {
 }
 
 impl Engine {
+    // the queue of results must not make tokio's workers wait, and holds at most one entry for each await
+    #[allow(clippy::disallowed_methods)]
     #[allow(clippy::expect_used)] // without threads there is nothing to fall back to, and pyo3 turns the panic into an exception
     fn start(pid: u32) -> Self {
         // two workers at least: one busy with cryptography must not hold up the socket
