@@ -8,6 +8,7 @@ Prints its ports as JSON; ends with its standard input.
 
 from __future__ import annotations
 
+import functools
 import json
 import socket
 import ssl
@@ -49,6 +50,7 @@ def send(connection: socket.socket, size: int, source: memoryview) -> None:
         size -= part
 
 
+@functools.lru_cache
 def tls_context(server: bool, pem: str) -> ssl.SSLContext:
     """TLS 1.3 with both sides authenticated, as in keynet."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER if server else ssl.PROTOCOL_TLS_CLIENT)

@@ -24,7 +24,7 @@ DIRECT, TLS, KEYNET, PURE = "direct TCP", "TCP+TLS", "keynet", "pure Python"
 
 @dataclass
 class Row:
-    """How one system is entered: addresses (with TLS if there is a `pem`), or a proxy and the node behind it."""
+    """How a system is entered: addresses (with TLS if there is a `pem`), or a proxy and the node behind."""
 
     name: str
     tcp: tuple[str, int] | None = None
