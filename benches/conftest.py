@@ -61,7 +61,7 @@ class Measurements:
     def take(
         self, workload: str, unit: str, shown: Callable[[float], float], sample: Callable[[Row], float]
     ) -> None:
-        """Once for each workload: `sample` returns seconds for one unit of work, `shown` a figure from them."""
+        """Once a workload: `sample` returns seconds for one unit of work, `shown` makes a figure of them."""
         if workload in self.samples:
             return
         self.units[workload] = unit, shown
@@ -165,7 +165,7 @@ def report(measured: Measurements) -> dict[str, object]:
             "cpus": os.cpu_count(),
             "system": platform.platform(),
             "python": platform.python_version(),
-            "tcp congestion control": tcp_controller(),
+            "tcp congestion control where the benchmarks do not choose": tcp_controller(),
         },
         "rounds": measured.rounds,
         "quick": measured.quick,

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from load_server import exactly, split_pem, tls_context
+from load_server import exactly, split_pem, tls_context, tune
 
 HERE = Path(__file__).resolve().parent
 TCP_SERVICE, GRPC_SERVICE = 7, 8
@@ -50,7 +50,7 @@ class Row:
                 answer += exactly(connection, 1)
             if not answer.startswith(b"HTTP/1.1 200 "):
                 raise ConnectionError(answer.decode())
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        tune(connection)
         if self.pem:
             return tls_context(False, str(self.pem)).wrap_socket(connection, server_hostname="localhost")
         return connection
