@@ -28,8 +28,7 @@ fn pattern(len: usize) -> Vec<u8> {
 async fn bytes_arrive_in_both_directions_at_once() {
     for at in LOOPBACKS {
         for controller in [ControllerKind::Cubic, ControllerKind::Ledbat, ControllerKind::Bbr] {
-            let (a, b, dialled, accepted) =
-                pair(at, UtpConfig { controller, ..UtpConfig::default() }).await;
+            let (a, b, dialled, accepted) = pair(at, UtpConfig { controller, ..UtpConfig::default() }).await;
             let (mut dr, mut dw) = tokio::io::split(dialled);
             let (mut ar, mut aw) = tokio::io::split(accepted);
             let data = pattern(20 << 20);

@@ -1,8 +1,8 @@
 //! What a datagram is, judged by its bytes alone (docs/protocol.md section 1).
 //!
-//! Order matters: uTP DATA begins 0x01 as a STUN success response does, so STUN is asked first, and it must show the magic
-//! cookie *and* the exact length. What a future relay adds (TURN ChannelData, first byte 0x40) is decided by its source
-//! address before this function is asked.
+//! Order matters: uTP DATA begins 0x01 as a STUN success response does, so STUN is asked first, and it must show the
+//! magic cookie *and* the exact length. What a future relay adds (TURN ChannelData, first byte 0x40) is decided by
+//! its source address before this function is asked.
 
 /// What a datagram is to be read as. Being of a kind does not make it well-formed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -205,14 +205,27 @@ pub struct ProxyLimits {
     pub head_timeout: Duration,
     /// From the CONNECT to its answer. Below the 20 s after which gRPC drops a CONNECT (FACTS.md).
     pub dial_timeout: Duration,
+    /// When a path to the node is proven, other addresses wait this long: RFC 8305 section 5 asks for 250 ms.
+    pub other_addresses_after: Duration,
+    /// Dials to one node at once, once a path to it is proven; others wait their turn. Below what the endpoint at the other
+    /// end keeps half open for one remote (`EndpointConfig::max_half_open_per_remote`).
+    pub max_dials_per_node: usize,
+    /// Peers that have connected but not yet finished TLS and sent `Open`, in all and from one IP address (one /64).
+    pub max_handshakes: usize,
+    pub max_handshakes_per_source: usize,
     /// The service behind the reverse proxy must accept by then.
     pub service_timeout: Duration,
     /// An accepted uTP connection must have finished TLS and sent `Open` by then.
     pub open_timeout: Duration,
     /// The buffer of each direction of a splice.
     pub splice_buffer: usize,
+    /// How long an ended connection may take to say goodbye: until the other side has all that was sent to it.
+    pub linger: Duration,
     /// How long a drain waits for streams to end before it aborts them.
     pub drain_timeout: Duration,
+    /// Nodes whose addresses or last errors are remembered, and addresses for each.
+    pub max_peers: usize,
+    pub max_addresses: usize,
     /// How long a closed connection can still be looked up by its addresses: gRPC asks for its peer late (FACTS.md: >= 60 s).
     pub tombstone: Duration,
     /// Closed connections remembered at most.
@@ -230,10 +243,17 @@ impl Default for ProxyLimits {
             max_head: 16 << 10,
             head_timeout: Duration::from_secs(10),
             dial_timeout: Duration::from_secs(15),
+            other_addresses_after: Duration::from_millis(250),
+            max_dials_per_node: 128,
+            max_handshakes: 1_024,
+            max_handshakes_per_source: 512,
             service_timeout: Duration::from_secs(5),
             open_timeout: Duration::from_secs(10),
             splice_buffer: 128 << 10,
+            linger: Duration::from_secs(10),
             drain_timeout: Duration::from_secs(10),
+            max_peers: 65_536,
+            max_addresses: 16,
             tombstone: Duration::from_secs(60),
             max_tombstones: 16_384,
             event_queue: 1_024,

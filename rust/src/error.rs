@@ -45,6 +45,10 @@ pub enum Stage {
 }
 
 impl Stage {
+    /// Every stage, in the order of the road.
+    pub const ALL: &'static [Self] =
+        &[Self::Setup, Self::Request, Self::Punch, Self::Utp, Self::Tls, Self::Open, Self::Service, Self::Stream];
+
     pub const fn name(self) -> &'static str {
         match self {
             Self::Setup => "setup",

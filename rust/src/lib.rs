@@ -22,7 +22,17 @@ pub mod addr;
 pub mod classify;
 pub mod config;
 pub mod error;
+pub mod http_connect;
+#[cfg(feature = "runtime")]
+pub mod net;
+pub mod open;
 pub mod path;
+#[cfg(feature = "runtime")]
+pub mod peer;
+#[cfg(feature = "runtime")]
+pub mod proxy;
+#[cfg(feature = "python")]
+mod python;
 pub mod stun;
 pub mod time;
 pub mod tls;

@@ -1,8 +1,8 @@
 //! Pings and pongs: STUN Binding requests and success responses (RFC 8489; docs/protocol.md section 2).
 //!
-//! Attributes and header come from the crate `stun-types`. The walk over the attributes is here, for two reasons: the crate
-//! logs a warning for each broken datagram, which strangers could use to flood the log, and it takes passwords as text,
-//! while the keys of pings are 32 arbitrary bytes.
+//! Attributes and header come from the crate `stun-types`. The walk over the attributes is here, for two reasons: the
+//! crate logs a warning for each broken datagram, which strangers could use to flood the log, and it takes passwords
+//! as text, while the keys of pings are 32 arbitrary bytes.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -43,8 +43,8 @@ pub enum Message {
     Ping(Ping),
     Pong(Pong),
     /// Nothing that keynet answers or waits for: error responses, indications, other methods, requests that demand what
-    /// keynet does not do (a comprehension-required attribute it does not know, RFC 8489 section 6.3.1; MESSAGE-INTEGRITY-SHA256 without a
-    /// session name in USERNAME), responses without an address.
+    /// keynet does not do (a comprehension-required attribute it does not know, RFC 8489 section 6.3.1;
+    /// MESSAGE-INTEGRITY-SHA256 without a session name in USERNAME), responses without an address.
     Other,
 }
 
@@ -99,8 +99,9 @@ pub fn decode(datagram: &[u8]) -> Result<Message, Malformed> {
     })
 }
 
-/// Whether the message carries a right MESSAGE-INTEGRITY-SHA256 (RFC 8489 section 14.6) under this key: all 32 bytes, compared in
-/// constant time, and nothing but FINGERPRINT behind it, so that everything [`decode`] reports is covered.
+/// Whether the message carries a right MESSAGE-INTEGRITY-SHA256 (RFC 8489 section 14.6) under this key: all 32 bytes,
+/// compared in constant time, and nothing but FINGERPRINT behind it, so that everything [`decode`] reports is
+/// covered.
 pub fn verify(datagram: &[u8], key: &[u8; 32]) -> bool {
     let Ok(parts) = scan(datagram) else { return false };
     let Some(offset) = parts.integrity else { return false };
@@ -130,8 +131,8 @@ pub fn encode_ping(out: &mut Vec<u8>, transaction: [u8; 12], keys: Option<(&[u8;
     out.extend_from_slice(&message.finish());
 }
 
-/// Appends a pong to `out`, unless it would be larger than `room`, the size of the ping: then nothing is written and the answer
-/// is false.
+/// Appends a pong to `out`, unless it would be larger than `room`, the size of the ping: then nothing is written and
+/// the answer is false.
 pub fn encode_pong(
     out: &mut Vec<u8>,
     transaction: [u8; 12],
@@ -237,8 +238,8 @@ impl<'a> Parts<'a> {
     }
 }
 
-/// Whether an attribute that is not understood forbids to go on: RFC 8489 sections 6.3.1 and 6.3.3. In responses the attributes that other
-/// servers add for the credentials and tests keynet does not use say nothing about the address.
+/// Whether an attribute that is not understood forbids to go on: RFC 8489 sections 6.3.1 and 6.3.3. In responses the
+/// attributes that other servers add for the credentials and tests keynet does not use say nothing about the address.
 fn demands(class: MessageClass, attribute: AttributeType) -> bool {
     let optional = attribute.value() >= 0x8000;
     let harmless = class != MessageClass::Request && HARMLESS_IN_RESPONSES.contains(&attribute.value());
@@ -314,12 +315,13 @@ const ATTRIBUTE_HEADER: usize = 4;
 const TAG: usize = 32;
 /// As PADDING of RFC 5780 section 7.6 (0x0026), with the bit that lets others skip it.
 const PADDING: AttributeType = AttributeType::new(0x8026);
-/// The value of XOR-MAPPED-ADDRESS for IPv6: with this the unkeyed ping and its largest pong both have 44 bytes. The keyed
-/// ping needs none: its USERNAME (36 bytes) is larger than the address of the pong (24).
+/// The value of XOR-MAPPED-ADDRESS for IPv6: with this the unkeyed ping and its largest pong both have 44 bytes. The
+/// keyed ping needs none: its USERNAME (36 bytes) is larger than the address of the pong (24).
 const PADDING_BYTES: usize = 20;
 /// A keyed ping: header 20, USERNAME 4 + 32, MESSAGE-INTEGRITY-SHA256 4 + 32.
 const LARGEST: usize = 92;
-/// MAPPED-ADDRESS, the two addresses of RFC 3489, MESSAGE-INTEGRITY, REALM, NONCE, PASSWORD-ALGORITHM, USERHASH, PADDING of RFC 5780.
+/// MAPPED-ADDRESS, the two addresses of RFC 3489, MESSAGE-INTEGRITY, REALM, NONCE, PASSWORD-ALGORITHM, USERHASH,
+/// PADDING of RFC 5780.
 const HARMLESS_IN_RESPONSES: [u16; 9] = [0x0001, 0x0004, 0x0005, 0x0008, 0x0014, 0x0015, 0x001d, 0x001e, 0x0026];
 
 #[cfg(test)]

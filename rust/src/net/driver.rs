@@ -14,7 +14,7 @@ use tokio::sync::mpsc;
 use super::conn::{Conn, ConnState};
 use super::core::{ipv6_cap, Core};
 use super::{Inner, NetEvent, PathInfo, UtpStream};
-use crate::addr::unmapped;
+use crate::addr::{unmapped, RemoteId};
 use crate::classify::{classify, Kind};
 use crate::error::{Error, Reason, Stage};
 use crate::path::{PathEvent, PingIn, PongIn};
@@ -73,6 +73,30 @@ struct Blocked {
     segment_size: Option<usize>,
 }
 
+/// Whom a run of datagrams with one connection id comes from, and what they proved.
+struct Sender {
+    id: [u8; 2],
+    remote: RemoteId,
+    heard: bool,
+    proven: bool,
+}
+
+impl Sender {
+    /// The remote at this address that has such a connection; else the first there, or a new one.
+    fn find(now: Time, core: &mut Core, from: SocketAddr, id: [u8; 2]) -> Option<Self> {
+        let number = u16::from_be_bytes(id);
+        let known = core.paths.remotes_at(from).find(|remote| core.endpoint.knows(*remote, number));
+        let remote = known.or_else(|| core.paths.remote_for(now, from).ok())?;
+        Some(Self { id, remote, heard: false, proven: false })
+    }
+
+    fn note(&self, now: Time, core: &mut Core, from: SocketAddr) {
+        if self.heard {
+            core.paths.handle_utp_from(now, from, self.remote, self.proven);
+        }
+    }
+}
+
 impl Driver<'_> {
     /// Takes what the socket has, up to a budget, so that sending gets its turn.
     fn receive(&mut self) {
@@ -84,17 +108,12 @@ impl Driver<'_> {
                 std::array::from_fn(|_| IoSliceMut::new(chunks.next().unwrap_or_default()))
             };
             let Ok(count) = self.inner.socket.receive(&mut slices, &mut metas) else { break };
-            drop(slices);
             let now = self.inner.clock.now();
             let mut core = self.inner.core();
             for (meta, chunk) in metas.iter().zip(buffer.chunks(BUFFER_SIZE)).take(count) {
-                let from = unmapped(meta.addr);
-                let stride = meta.stride.max(1);
-                core.stats.bytes_in += meta.len as u64;
-                for datagram in chunk[..meta.len.min(chunk.len())].chunks(stride) {
-                    core.stats.datagrams_in += 1;
-                    self.handle_datagram(now, &mut core, from, datagram);
-                }
+                let batch = &chunk[..meta.len.min(chunk.len())];
+                core.stats.bytes_in += batch.len() as u64;
+                self.handle_batch(now, &mut core, unmapped(meta.addr), batch, meta.stride.max(1));
             }
             if count < RECEIVE_BUFFERS {
                 break;
@@ -103,12 +122,29 @@ impl Driver<'_> {
         self.receive_buffer = buffer;
     }
 
-    fn handle_datagram(&mut self, now: Time, core: &mut Core, from: SocketAddr, datagram: &[u8]) {
-        match classify(datagram) {
-            Kind::Stun => self.handle_stun(now, core, from, datagram),
-            Kind::Utp => self.handle_utp(now, core, from, datagram),
-            Kind::Unknown => core.stats.dropped_unknown += 1,
+    /// Datagrams of `stride` bytes from one address. They mostly belong to one connection: what the tables say of its
+    /// remote is looked up once.
+    fn handle_batch(&mut self, now: Time, core: &mut Core, from: SocketAddr, batch: &[u8], stride: usize) {
+        let mut sender: Option<Sender> = None;
+        for datagram in batch.chunks(stride) {
+            core.stats.datagrams_in += 1;
+            match classify(datagram) {
+                Kind::Stun => self.handle_stun(now, core, from, datagram),
+                Kind::Unknown => core.stats.dropped_unknown += 1,
+                Kind::Utp => {
+                    let id = [datagram[2], datagram[3]];
+                    if sender.as_ref().is_none_or(|sender| sender.id != id) {
+                        sender.take().inspect(|before| before.note(now, core, from));
+                        sender = Sender::find(now, core, from, id);
+                    }
+                    match &mut sender {
+                        Some(sender) => self.handle_utp(now, core, from, sender, datagram),
+                        None => core.stats.dropped_full += 1,
+                    }
+                }
+            }
         }
+        sender.inspect(|sender| sender.note(now, core, from));
     }
 
     fn handle_stun(&mut self, now: Time, core: &mut Core, from: SocketAddr, datagram: &[u8]) {
@@ -132,19 +168,14 @@ impl Driver<'_> {
         }
     }
 
-    fn handle_utp(&mut self, now: Time, core: &mut Core, from: SocketAddr, datagram: &[u8]) {
-        let Ok(remote) = core.paths.remote_for(now, from) else {
-            core.stats.dropped_full += 1;
-            return;
-        };
-        match core.endpoint.handle(now, remote, datagram, ipv6_cap(from)) {
+    fn handle_utp(&mut self, now: Time, core: &mut Core, from: SocketAddr, sender: &mut Sender, datagram: &[u8]) {
+        match core.endpoint.handle(now, sender.remote, datagram, ipv6_cap(from)) {
             Routed::Known(handle, packet) => {
                 let Some(conn) = core.find(handle).cloned() else { return };
                 let mut state = conn.lock();
-                let proven = state.utp.handle_packet(now, &packet);
+                sender.heard = true;
+                sender.proven |= state.utp.handle_packet(now, &packet);
                 self.touch(&conn, &mut state);
-                drop(state);
-                core.paths.handle_utp(now, remote, proven);
             }
             Routed::New(handle, utp, packet) => {
                 let conn = core.insert(now, handle, *utp);
@@ -153,7 +184,7 @@ impl Driver<'_> {
                 self.touch(&conn, &mut state);
                 drop(state);
                 // it repeated the number of our SYN-ACK: what we send arrives there
-                core.paths.handle_utp(now, remote, true);
+                (sender.heard, sender.proven) = (true, true);
                 let stream = UtpStream::new(conn, self.inner.clone());
                 if self.accepted.try_send(stream).is_err() {
                     core.stats.dropped_full += 1;
@@ -166,7 +197,12 @@ impl Driver<'_> {
                     Dropped::Unknown => core.stats.dropped_stray += 1,
                     Dropped::Full => core.stats.dropped_full += 1,
                 }
-                self.send_reply(core, from);
+                // a peer whose address has just changed is still unknown here: a RESET would end what is about to move
+                if core.paths.may_reset(now, sender.remote) {
+                    self.send_reply(core, from);
+                } else {
+                    core.endpoint.poll_reply(&mut Vec::new());
+                }
             }
         }
     }

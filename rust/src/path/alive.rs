@@ -12,11 +12,11 @@ use crate::addr::RemoteId;
 use crate::time::Time;
 
 impl PathTable {
-    /// A valid packet of a known connection came: a sign of life. `proven`: it acknowledged something that we sent, so what
-    /// we send arrives. Constant time.
+    /// A valid packet of a known connection came: a sign of life. `proven`: it acknowledged something that we sent,
+    /// so what we send arrives. Constant time.
     ///
-    /// Where the source address is at hand, [`handle_utp_from`](Self::handle_utp_from) is better: without it a remote with several paths
-    /// learns only that it lives, not which path works, and has to ping to find out.
+    /// Where the source address is at hand, [`handle_utp_from`](Self::handle_utp_from) is better: without it a remote
+    /// with several paths learns only that it lives, not which path works, and has to ping to find out.
     pub fn handle_utp(&mut self, now: Time, remote: RemoteId, proven: bool) {
         self.utp(now, remote, None, proven);
     }
@@ -181,10 +181,10 @@ impl PathTable {
     }
 }
 
-/// Another path that was heard since the one in use was.
+/// Another path that was heard last, and not before the one in use.
 fn last_heard_alternate(remote: &Remote) -> Option<usize> {
     let in_use = remote.path()?.heard;
     let others = remote.paths.iter().enumerate().filter(|(index, path)| *index != remote.in_use && path.proven);
     let (index, path) = others.max_by_key(|(_, path)| path.heard)?;
-    (path.heard > in_use).then_some(index)
+    (path.heard >= in_use).then_some(index)
 }

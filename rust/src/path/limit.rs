@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use crate::time::Time;
 
-/// Evenly spaced permits, of which `burst` may be saved up (the generic cell rate algorithm of ITU-T I.371: one number of state).
+/// Evenly spaced permits, of which `burst` may be saved up (the generic cell rate algorithm of ITU-T I.371: one
+/// number of state).
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Limit {
     spacing: Duration,

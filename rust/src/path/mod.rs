@@ -1,11 +1,13 @@
-//! Paths: which addresses lead to a remote, and whether they still do (DESIGN.md, decisions 4 and 7 to 9; docs/protocol.md section 2).
+//! Paths: which addresses lead to a remote, and whether they still do (DESIGN.md, decisions 4 and 7 to 9;
+//! docs/protocol.md section 2).
 //!
-//! [`PathTable`] maps a [`RemoteId`] to the addresses proven for it and picks one; it keeps NAT mappings open, notices dead
-//! peers, follows a peer whose address changes, and punches. It neither reads nor writes datagrams: pings and pongs come in as
-//! [`PingIn`] and [`PongIn`] and go out as [`PongOut`] and [`PingOut`], and the caller turns them into STUN.
+//! [`PathTable`] maps a [`RemoteId`] to the addresses proven for it and picks one; it keeps NAT mappings open,
+//! notices dead peers, follows a peer whose address changes, and punches. It neither reads nor writes datagrams:
+//! pings and pongs come in as [`PingIn`] and [`PongIn`] and go out as [`PongOut`] and [`PingOut`], and the caller
+//! turns them into STUN.
 //!
-//! Drive it like the rest of the core: `handle_*`, then [`PathTable::poll_transmit`] and [`PathTable::poll_event`] until both
-//! are empty, then [`PathTable::handle_timeout`] at the time that [`PathTable::poll_timeout`] names.
+//! Drive it like the rest of the core: `handle_*`, then [`PathTable::poll_transmit`] and [`PathTable::poll_event`]
+//! until both are empty, then [`PathTable::handle_timeout`] at the time that [`PathTable::poll_timeout`] names.
 //!
 //! Invariants:
 //! - An address is added to a remote that has keys only after a keyed pong came from it, to a ping that was sent there.
@@ -80,7 +82,8 @@ pub struct PongOut {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PunchId(u64);
 
-/// No room for another remote: all of them are in use. Also said of an address that nothing can be sent to (port 0, multicast, …).
+/// No room for another remote: all of them are in use. Also said of an address that nothing can be sent to (port 0,
+/// multicast, …).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TableFull;
 
@@ -94,8 +97,8 @@ pub enum PathEvent {
     /// The first path of the remote is proven: it answered a ping, or acknowledged data. Once a remote; not later than
     /// [`PathTable::bind_node`].
     Up { remote: RemoteId, address: SocketAddr },
-    /// Nothing came for `silent_for`, while pings went out. Once a remote, and the last word about it: its addresses are strangers from
-    /// now on, and it is forgotten as soon as nobody holds it.
+    /// Nothing came for `silent_for`, while pings went out. Once a remote, and the last word about it: its addresses
+    /// are strangers from now on, and it is forgotten as soon as nobody holds it.
     Lost { remote: RemoteId, node: Option<NodeId>, address: SocketAddr, silent_for: Duration },
     /// What is sent to the remote goes to another address from now on.
     Moved { remote: RemoteId, node: Option<NodeId>, from: SocketAddr, to: SocketAddr },

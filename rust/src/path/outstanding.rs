@@ -12,7 +12,8 @@ use crate::time::Time;
 /// Why a ping was sent.
 #[derive(Clone, Debug)]
 pub(super) enum Purpose {
-    /// To keep or to prove a path of this remote. Keyed: the local name of the session, the name for the peer, and the key.
+    /// To keep or to prove a path of this remote. Keyed: the local name of the session, the name for the peer, and
+    /// the key.
     Path { remote: RemoteId, keys: Option<Keys> },
     /// To punch; never keyed.
     Probe,
@@ -40,7 +41,8 @@ pub(super) struct Asked {
     pub(super) purpose: Purpose,
 }
 
-/// Transactions by id. An id is good for one pong; older ones are given up after `keep`, or when there are `cap` of them.
+/// Transactions by id. An id is good for one pong; older ones are given up after `keep`, or when there are `cap` of
+/// them.
 #[derive(Debug)]
 pub(super) struct Outstanding {
     by_id: HashMap<[u8; 12], Asked>,
@@ -88,8 +90,9 @@ impl Outstanding {
     }
 }
 
-/// Transaction ids that nobody can guess (RFC 8489 section 5 asks for cryptographic randomness): a counter under HMAC-SHA-256, keyed
-/// with the seed. A pseudo-random function of a counter never repeats sooner than chance, and needs no other crate.
+/// Transaction ids that nobody can guess (RFC 8489 section 5 asks for cryptographic randomness): a counter under
+/// HMAC-SHA-256, keyed with the seed. A pseudo-random function of a counter never repeats sooner than chance, and
+/// needs no other crate.
 #[derive(Debug)]
 struct Ids {
     key: hmac::Key,

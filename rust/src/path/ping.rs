@@ -11,8 +11,8 @@ use crate::addr::RemoteId;
 use crate::time::Time;
 
 impl PathTable {
-    /// A ping came; returns how to answer it, if at all. `verified` says whether the datagram carries a right tag under a key; it is
-    /// asked at most once, and not at all for unkeyed pings.
+    /// A ping came; returns how to answer it, if at all. `verified` says whether the datagram carries a right tag
+    /// under a key; it is asked at most once, and not at all for unkeyed pings.
     pub fn handle_ping(
         &mut self,
         now: Time,
@@ -37,8 +37,8 @@ impl PathTable {
         Some(PongOut { to: from, transaction: ping.transaction, observed: from, key, room: ping.size })
     }
 
-    /// A pong came. It counts when its transaction is outstanding and it comes from the address that was asked, with a right tag if
-    /// the ping had one (`verified`, asked at most once).
+    /// A pong came. It counts when its transaction is outstanding and it comes from the address that was asked, with
+    /// a right tag if the ping had one (`verified`, asked at most once).
     pub fn handle_pong(
         &mut self,
         now: Time,
@@ -147,7 +147,8 @@ impl PathTable {
         Some(key)
     }
 
-    /// Whether an unkeyed ping may be answered. Anyone can send one, under any address, so nothing is remembered for it.
+    /// Whether an unkeyed ping may be answered. Anyone can send one, under any address, so nothing is remembered for
+    /// it.
     fn unkeyed_ping(&mut self, now: Time, from: SocketAddr) -> Option<()> {
         let remote = self.slots.get(&from).and_then(|slot| self.remotes.get(&slot.first));
         let path = remote.and_then(|remote| remote.paths.iter().find(|path| path.address == from));

@@ -29,8 +29,8 @@ struct Attempt {
     timer: Option<Time>,
 }
 
-/// An address that is pinged by the schedule, for one or several attempts. Without any it stays for a while, so that a caller who
-/// starts and stops attempts cannot make more pings than the schedule has.
+/// An address that is pinged by the schedule, for one or several attempts. Without any it stays for a while, so that
+/// a caller who starts and stops attempts cannot make more pings than the schedule has.
 #[derive(Debug)]
 struct Probe {
     attempts: Vec<PunchId>,
@@ -48,6 +48,12 @@ impl Punches {
 
     pub(super) fn is_probed(&self, address: &SocketAddr) -> bool {
         self.probes.get(address).is_some_and(|probe| !probe.attempts.is_empty())
+    }
+
+    #[cfg(test)]
+    pub(super) fn timers(&self) -> usize {
+        let attempts = self.attempts.values().filter(|attempt| attempt.timer.is_some());
+        attempts.count() + self.probes.values().filter(|probe| probe.timer.is_some()).count()
     }
 }
 
@@ -74,8 +80,8 @@ impl Probe {
 
 impl PathTable {
     /// Starts an attempt: pings to every address at the moments of [`punch_moment`], until one of them answers
-    /// ([`PathEvent::Punched`]) or `timeout` has passed ([`PathEvent::PunchFailed`]). Addresses that nothing can be sent to, and
-    /// those beyond the first 16, are left out. Attempts that share an address share the pings.
+    /// ([`PathEvent::Punched`]) or `timeout` has passed ([`PathEvent::PunchFailed`]). Addresses that nothing can be
+    /// sent to, and those beyond the first 16, are left out. Attempts that share an address share the pings.
     pub fn start_punch(&mut self, now: Time, addresses: &[SocketAddr], timeout: Duration) -> PunchId {
         self.punches.last_id += 1;
         let id = PunchId(self.punches.last_id);

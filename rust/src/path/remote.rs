@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::limit::Limit;
 use super::session::Sessions;
+use super::spare::{Class, Filed};
 use crate::addr::{NodeId, RemoteId};
 use crate::config::PathConfig;
 use crate::time::Time;
@@ -27,6 +28,7 @@ pub(super) struct Path {
 #[derive(Debug)]
 pub(super) struct Remote {
     pub(super) id: RemoteId,
+    pub(super) created: Time,
     /// Never empty. Those behind the first were proven by keyed pongs.
     pub(super) paths: Vec<Path>,
     /// Index of the one in use.
@@ -58,13 +60,14 @@ pub(super) struct Remote {
     pub(super) unproven_pings: Limit,
     /// Under what it is filed in the timers and among the spare remotes.
     pub(super) timer: Option<Time>,
-    pub(super) spare: Option<Time>,
+    pub(super) spare: Option<Filed>,
 }
 
 impl Remote {
     pub(super) fn new(id: RemoteId, now: Time, address: SocketAddr, config: &PathConfig) -> Self {
         Self {
             id,
+            created: now,
             paths: vec![Path::new(now, address)],
             in_use: 0,
             nodes: Vec::new(),
@@ -106,6 +109,14 @@ impl Remote {
     /// Not authenticated.
     pub(super) fn is_stranger(&self) -> bool {
         self.nodes.is_empty()
+    }
+
+    pub(super) fn class(&self) -> Class {
+        if self.is_stranger() {
+            Class::Stranger
+        } else {
+            Class::Peer
+        }
     }
 
     /// Only keyed pongs count.
@@ -173,7 +184,8 @@ impl Remote {
         Some(asked.max(self.heard) + config.lost_after)
     }
 
-    /// When a remote that nobody holds is forgotten: when pings have ended and nothing came for as long as they would have gone on.
+    /// When a remote that nobody holds is forgotten: when pings have ended and nothing came for as long as they would
+    /// have gone on.
     pub(super) fn forget_at(&self, config: &PathConfig) -> Option<Time> {
         (self.holds == 0).then(|| (self.seen + config.active_for).max(self.active_until))
     }

@@ -6,13 +6,15 @@ use super::outstanding::Keys;
 use crate::addr::PingKeys;
 use crate::time::Time;
 
-/// At most [`MAX_SESSIONS`], chosen so that both sides keep some of the same even when hundreds of handshakes finish in different
-/// orders at the two ends:
+/// At most [`MAX_SESSIONS`], chosen so that both sides keep some of the same even when hundreds of handshakes finish
+/// in different orders at the two ends:
 ///
-/// - The one that we ping with, the one that the peer last pinged with, and the newest are never displaced. (What one side pings with,
+// / - The one that we ping with, the one that the peer last pinged with, and the newest are never displaced. (What
+// one side pings with,
 ///   the other has seen in a ping, so it is protected at both ends.)
 /// - Of the others, first those go that had their time (`patience`) and were not used in it, the longest unused first.
-/// - Of the rest, the ones with the largest rank, a number that both sides compute from the session: of the same 500 sessions both
+// / - Of the rest, the ones with the largest rank, a number that both sides compute from the session: of the same 500
+// sessions both
 ///   keep the same, whatever the order of arrival.
 #[derive(Debug, Default)]
 pub(super) struct Sessions {
@@ -91,8 +93,8 @@ impl Sessions {
         self.list.iter().find(|session| session.keys.local_name == *name).map(Session::keys)
     }
 
-    /// What to ping with, when so many pings since the last pong went unanswered: twice the current one, twice the newest, then
-    /// each one once, smallest rank first; then again from the start.
+    /// What to ping with, when so many pings since the last pong went unanswered: twice the current one, twice the
+    /// newest, then each one once, smallest rank first; then again from the start.
     pub(super) fn pick(&self, unanswered: u32) -> Option<Keys> {
         let newest = self.list.iter().max_by_key(|session| session.order)?;
         let current = self.list.iter().find(|session| Some(session.keys.local_name) == self.current).unwrap_or(newest);
@@ -123,8 +125,8 @@ impl Sessions {
         true
     }
 
-    /// A genuine pong came to a ping of ours under this session. It becomes the one that we ping with when it is newer, or
-    /// when the current one went unanswered.
+    /// A genuine pong came to a ping of ours under this session. It becomes the one that we ping with when it is
+    /// newer, or when the current one went unanswered.
     pub(super) fn ponged(&mut self, now: Time, name: &[u8; 16], unanswered: u32) {
         let order_of = |name: Option<[u8; 16]>| {
             self.list.iter().find(|session| Some(session.keys.local_name) == name).map(|session| session.order)
@@ -141,8 +143,8 @@ impl Sessions {
 
 /// docs/protocol.md section 2.
 const MAX_SESSIONS: usize = 8;
-/// A ping that is repeated while this many younger ones came in between counts as new. A replay that old is answered, and does
-/// nothing else: a ping is no sign of life.
+/// A ping that is repeated while this many younger ones came in between counts as new. A replay that old is answered,
+/// and does nothing else: a ping is no sign of life.
 const REMEMBERED_PINGS: usize = 16;
 /// Pings with one session before another is tried.
 const TRIES: u32 = 2;

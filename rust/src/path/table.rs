@@ -1,4 +1,5 @@
-//! The table: which remotes there are, and where. Time-outs and moves are in `alive.rs`, pings and pongs in `ping.rs`, punching in `punch.rs`.
+//! The table: which remotes there are, and where. Time-outs and moves are in `alive.rs`, pings and pongs in
+//! `ping.rs`, punching in `punch.rs`.
 
 use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
@@ -9,7 +10,7 @@ use super::limit::Limit;
 use super::outstanding::{Asked, Keys, Outstanding, Purpose};
 use super::punch::Punches;
 use super::remote::{Path, Remote};
-use super::spare::Spares;
+use super::spare::{Class, Spares};
 use super::timers::{Owner, Timers};
 use super::{PathEvent, PathStats, PingOut, TableFull};
 use crate::addr::{NodeId, PingKeys, RemoteId};
@@ -25,10 +26,9 @@ pub struct PathTable {
     pub(super) slots: HashMap<SocketAddr, Slot>,
     /// Which remote a session name belongs to.
     pub(super) names: HashMap<[u8; 16], RemoteId>,
-    nodes: HashMap<NodeId, Vec<RemoteId>>,
-    /// Who may be evicted: strangers first, then remotes of peers that nobody holds.
-    strangers: Spares,
-    peers: Spares,
+    pub(super) nodes: HashMap<NodeId, Vec<RemoteId>>,
+    /// Who may be evicted: strangers first, then peers; never those that are held.
+    pub(super) spares: Spares,
     pub(super) timers: Timers,
     pub(super) outstanding: Outstanding,
     pub(super) punches: Punches,
@@ -42,8 +42,8 @@ pub struct PathTable {
     last_id: u64,
 }
 
-/// The remotes at one address. Normally one; a second when a peer has moved to an address at which it had already opened
-/// another connection.
+/// The remotes at one address. Normally one; a second when a peer has moved to an address at which it had already
+/// opened another connection.
 #[derive(Debug)]
 pub(super) struct Slot {
     pub(super) first: RemoteId,
@@ -66,8 +66,7 @@ impl PathTable {
             slots: HashMap::new(),
             names: HashMap::new(),
             nodes: HashMap::new(),
-            strangers: Spares::default(),
-            peers: Spares::default(),
+            spares: Spares::default(),
             timers: Timers::default(),
             punches: Punches::default(),
             observed: VecDeque::new(),
@@ -83,8 +82,8 @@ impl PathTable {
         self.slots.get(&canonical(from)).map(|slot| slot.first)
     }
 
-    /// All remotes that are reached at this address, the one of [`remote_of`](Self::remote_of) first. A packet that the first knows nothing of may
-    /// belong to another: connections that a peer had before it moved.
+    /// All remotes that are reached at this address, the one of [`remote_of`](Self::remote_of) first. A packet that
+    /// the first knows nothing of may belong to another: connections that a peer had before it moved.
     pub fn remotes_at(&self, from: SocketAddr) -> impl Iterator<Item = RemoteId> + '_ {
         let slot = self.slots.get(&canonical(from));
         slot.into_iter().flat_map(|slot| std::iter::once(slot.first).chain(slot.others.iter().copied()))
@@ -92,8 +91,8 @@ impl PathTable {
 
     /// The remote at this address; a new one if there is none.
     ///
-    /// The longest unheard stranger makes room when there are too many of them, and a peer that nobody holds when there are too
-    /// many remotes.
+    /// The longest unheard stranger makes room when there are too many of them, and a peer that nobody holds when
+    /// there are too many remotes.
     pub fn remote_for(&mut self, now: Time, address: SocketAddr) -> Result<RemoteId, TableFull> {
         let address = canonical(address);
         if let Some(slot) = self.slots.get(&address) {
@@ -109,7 +108,7 @@ impl PathTable {
         self.last_id += 1;
         let id = RemoteId(self.last_id);
         let mut remote = Remote::new(id, now, address, &self.config);
-        self.strangers.insert(&mut remote.spare, now, id);
+        self.spares.insert(&mut remote.spare, (Class::Stranger, now, id));
         let deadline = remote.deadline(&self.config);
         self.timers.set(&mut remote.timer, Owner::Remote(id), deadline);
         self.remotes.insert(id, remote);
@@ -117,9 +116,21 @@ impl PathTable {
         Ok(id)
     }
 
-    /// Where to send what is for this remote. Constant time. A lost remote keeps its last address while it is held, so that its connections can be reset.
+    /// Where to send what is for this remote. Constant time. A lost remote keeps its last address while it is held,
+    /// so that its connections can be reset.
     pub fn address_of(&self, remote: RemoteId) -> Option<SocketAddr> {
         self.remotes.get(&remote)?.address()
+    }
+
+    /// Whether a packet that no connection knows may be answered with RESET. Not at once when it comes from a
+    /// stranger: it may be a peer that does not know yet that its address has changed, and the RESET would end a
+    /// connection that is about to be followed there. A peer that sends notices the silence after one `ping_retry`
+    /// and pings; with two more for lost packets it has moved, or is somebody else.
+    pub fn may_reset(&self, now: Time, remote: RemoteId) -> bool {
+        self.remotes.get(&remote).is_some_and(|entry| {
+            let known = entry.holds > 0 || !entry.is_stranger();
+            known || now.since(entry.created) >= self.config.ping_retry * MOVING_RETRIES
+        })
     }
 
     /// One more connection or dial needs the remote: it is kept alive and never evicted.
@@ -128,8 +139,7 @@ impl PathTable {
         entry.holds += 1;
         entry.seen = now;
         if entry.holds == 1 {
-            self.strangers.remove(&mut entry.spare, remote);
-            self.peers.remove(&mut entry.spare, remote);
+            self.spares.remove(&mut entry.spare);
             self.look_again(remote);
         }
     }
@@ -148,10 +158,13 @@ impl PathTable {
         entry.seen = now;
         self.file_as_spare(remote);
         self.look_again(remote);
+        if self.spares.strangers() > self.config.max_strangers {
+            self.evict();
+        }
     }
 
-    /// After authentication: the remote is this node, and its pings are known by these keys. Proves the path in use, for the
-    /// handshake went over it.
+    /// After authentication: the remote is this node, and its pings are known by these keys. Proves the path in use,
+    /// for the handshake went over it.
     ///
     /// A remote can be bound to several nodes, as the names of one whose key changes.
     pub fn bind_node(&mut self, now: Time, remote: RemoteId, node: NodeId, keys: PingKeys) {
@@ -192,7 +205,8 @@ impl PathTable {
         self.look_again(remote);
     }
 
-    /// Addresses that are proven paths to the node: of each of its remotes, the one in use, last heard first; then the others.
+    /// Addresses that are proven paths to the node: of each of its remotes, the one in use, last heard first; then
+    /// the others.
     pub fn addresses_of_node(&self, node: &NodeId) -> Vec<SocketAddr> {
         let remotes = self.nodes.get(node).into_iter().flatten().filter_map(|id| self.remotes.get(id));
         let paths = remotes.flat_map(|remote| {
@@ -237,7 +251,8 @@ impl PathTable {
         self.events.pop_front()
     }
 
-    /// When [`handle_timeout`](Self::handle_timeout) is due. Constant time for practical purposes: a descent along the edge of a search tree.
+    /// When [`handle_timeout`](Self::handle_timeout) is due. Constant time for practical purposes: a descent along
+    /// the edge of a search tree.
     pub fn poll_timeout(&self) -> Option<Time> {
         self.timers.next()
     }
@@ -245,7 +260,7 @@ impl PathTable {
     pub fn stats(&self) -> PathStats {
         PathStats {
             remotes: self.remotes.len(),
-            strangers: self.strangers.len(),
+            strangers: self.spares.strangers(),
             punches: self.punches.len(),
             outstanding: self.outstanding.len(),
             ..self.counters
@@ -331,10 +346,12 @@ impl PathTable {
     pub(super) fn unlink(&mut self, id: RemoteId) {
         let Some(remote) = self.remotes.get_mut(&id) else { return };
         self.timers.set(&mut remote.timer, Owner::Remote(id), None);
-        self.strangers.remove(&mut remote.spare, id);
-        self.peers.remove(&mut remote.spare, id);
+        self.spares.remove(&mut remote.spare);
         for name in remote.sessions.names() {
-            self.names.remove(&name);
+            // a lost remote comes here twice, and the name may be another's by then
+            if self.names.get(&name) == Some(&id) {
+                self.names.remove(&name);
+            }
         }
         let addresses: Vec<_> = remote.paths.iter().map(|path| path.address).collect();
         let nodes = remote.nodes.clone();
@@ -379,35 +396,35 @@ impl PathTable {
     }
 
     fn file_as_spare(&mut self, id: RemoteId) {
-        let Some(remote) = self.remotes.get_mut(&id) else { return };
-        self.strangers.remove(&mut remote.spare, id);
-        let queue = if remote.is_stranger() { &mut self.strangers } else { &mut self.peers };
-        queue.insert(&mut remote.spare, remote.seen, id);
+        if let Some(remote) = self.remotes.get_mut(&id) {
+            let place = (remote.class(), remote.seen, id);
+            self.spares.insert(&mut remote.spare, place);
+        }
     }
 
     fn make_room(&mut self) -> Result<(), TableFull> {
-        if self.strangers.len() >= self.config.max_strangers {
-            self.evict(true);
+        if self.spares.strangers() >= self.config.max_strangers {
+            self.evict();
         }
-        if self.remotes.len() >= self.config.max_remotes && !self.evict(true) && !self.evict(false) {
+        if self.remotes.len() >= self.config.max_remotes && !self.evict() {
             return Err(TableFull);
         }
         Ok(())
     }
 
-    /// Forgets the longest unheard spare remote of a kind. False: there is none.
-    fn evict(&mut self, stranger: bool) -> bool {
-        loop {
-            let queue = if stranger { &mut self.strangers } else { &mut self.peers };
-            let Some((filed, id)) = queue.first() else { return false };
-            match self.remotes.get_mut(&id) {
-                Some(remote) if remote.seen > filed => queue.insert(&mut remote.spare, remote.seen, id),
-                _ => {
-                    self.forget(id);
-                    return true;
-                }
+    /// Forgets the longest unheard stranger; if there is none, the longest unheard peer that nobody holds. False:
+    /// neither.
+    fn evict(&mut self) -> bool {
+        while let Some((_, filed, id)) = self.spares.first() {
+            let newer = self.remotes.get(&id).is_some_and(|remote| remote.seen > filed);
+            if newer {
+                self.file_as_spare(id);
+            } else {
+                self.forget(id);
+                return true;
             }
         }
+        false
     }
 }
 
@@ -417,6 +434,8 @@ const MAX_PATHS: usize = 4;
 const SHORTEST_INTERVAL: Duration = Duration::from_millis(10);
 /// Further remotes at one address.
 const MAX_ALIASES: usize = 8;
+/// The first ping from a new address, and two repetitions.
+const MOVING_RETRIES: u32 = 3;
 /// Names of one remote: as many as a certificate chain has (docs/protocol.md section 4).
 const MAX_NODES: usize = 16;
 /// Own addresses that are remembered, so that peers who see different ones do not make an event each time.

@@ -165,6 +165,11 @@ impl Endpoint {
         }
     }
 
+    /// There is a connection of `remote` with this id on packets to us.
+    pub fn knows(&self, remote: RemoteId, receive_id: u16) -> bool {
+        self.routes.contains_key(&(remote, receive_id))
+    }
+
     /// The datagram that answers the last one handled, if any.
     pub fn poll_reply(&mut self, out: &mut Vec<u8>) -> Option<RemoteId> {
         let (remote, reply) = self.reply.take()?;
@@ -220,7 +225,10 @@ impl Endpoint {
             kind: Kind::State,
             connection_id: id,
             timestamp: (now.as_micros() as u32).max(1),
-            timestamp_difference: (now.as_micros() as u32).wrapping_sub(packet.header.timestamp),
+            timestamp_difference: match packet.header.timestamp {
+                0 => 0,
+                timestamp => (now.as_micros() as u32).wrapping_sub(timestamp),
+            },
             window: u32::try_from(self.utp.initial_window).unwrap_or(u32::MAX),
             seq: our_seq,
             ack: packet.header.seq,

@@ -109,8 +109,11 @@ impl ReceiveQueue {
         if self.fin.is_some_and(|fin| seq >= fin) || seq - self.next > MAX_AHEAD {
             return Arrival::Refused;
         }
-        // one packet more than offered is taken: peers count headers and probes differently
-        if self.ring.len() + self.early_bytes + payload.len() > self.capacity + SLACK {
+        // One packet more than offered is taken: peers count headers and probes differently. The packet that is next is taken
+        // even if early ones have used the window up (a stale ack can let too many come): only it can free them. What was
+        // reported as received is never thrown away, so the most that is held is twice the capacity.
+        let early = if seq > self.next { self.early_bytes } else { 0 };
+        if self.ring.len() + early + payload.len() > self.capacity + SLACK {
             return Arrival::Refused;
         }
         if seq > self.next {

@@ -113,8 +113,9 @@ fn a_lost_remote_is_forgotten_when_released_and_its_address_is_free_at_once() {
 #[test]
 fn one_answer_in_time_saves_the_path() {
     let mut bench = Bench::new();
-    bench.peer(address(1), 1);
+    let remote = bench.peer(address(1), 1);
     for _ in 0..20 {
+        bench.table.handle_utp(bench.now, remote, false);
         let mut pings = bench.pass(millis(2_500));
         pings.extend(bench.pass(millis(7_400)));
         assert!(pings.len() >= 7);

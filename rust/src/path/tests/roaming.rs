@@ -185,6 +185,24 @@ fn an_unheld_stranger_at_the_new_address_gives_way_and_a_held_one_shares_it() {
 }
 
 #[test]
+fn a_stranger_is_not_reset_before_it_had_time_to_show_that_it_is_a_peer() {
+    let mut bench = Bench::new();
+    let remote = bench.peer(address(1), 1);
+    assert!(bench.table.may_reset(bench.now, remote));
+    let stranger = bench.table.remote_for(bench.now, address(2)).unwrap();
+    assert!(!bench.table.may_reset(bench.now, stranger));
+    for _ in 0..3 {
+        bench.pass(seconds(1));
+        assert_eq!(bench.table.remote_for(bench.now, address(2)), Ok(stranger));
+    }
+    assert!(bench.table.may_reset(bench.now, stranger));
+    let dialled = bench.table.remote_for(bench.now, address(3)).unwrap();
+    bench.table.hold(bench.now, dialled);
+    assert!(bench.table.may_reset(bench.now, dialled));
+    assert!(!bench.table.may_reset(bench.now, RemoteId(77)));
+}
+
+#[test]
 fn paths_of_one_remote_are_bounded_and_old_ones_go() {
     let mut bench = Bench::new();
     let remote = bench.peer(address(1), 1);

@@ -194,14 +194,16 @@ impl Bbr {
                 *stalled += 1;
             }
         }
-        let (stalled, long_enough) = (*stalled, self.model.min_rtt.is_some_and(|rtt| ack.now.since(*since) > rtt));
+        let long_enough = self.model.min_rtt.is_some_and(|rtt| ack.now.since(*since) > rtt);
         if self.inflight_hi.is_finite() && self.cwnd >= self.inflight_hi - self.mss {
+            // the bandwidth cannot grow before this bound does
+            *stalled = 0;
             // One packet in the first round, then two, four ...: a path that became wider is found in a few rounds.
             let per_round = self.mss * f64::from(1u32 << (*rounds).min(20));
             self.inflight_hi += ack.acked as f64 * per_round / self.cwnd.max(self.mss);
         }
         let queue_stands = ack.in_flight as f64 >= 1.25 * bdp;
-        if long_enough && (queue_stands || stalled >= 3) {
+        if long_enough && (queue_stands || *stalled >= 3) {
             self.model.next_cycle();
             self.enter_down(ack.now);
         }
@@ -246,7 +248,7 @@ impl Bbr {
 
     /// The losses of a round outside of probing: down to what got through, by 30 % at most.
     fn be_careful(&mut self, round: &RoundEnd) {
-        if round.lost_to_queue && !self.is_probing() && self.startup.filled {
+        if round.lost_to_queue && matches!(self.state, State::Down { .. } | State::Cruise { .. }) {
             let bw = if self.bw_lo.is_finite() { self.bw_lo } else { self.model.max_bw() };
             let inflight = if self.inflight_lo.is_finite() { self.inflight_lo } else { self.cwnd };
             self.bw_lo = round.bw.max(bw * BETA);
@@ -256,8 +258,10 @@ impl Bbr {
 
     /// Probing overflowed the path: that much is the ceiling.
     fn retreat(&mut self, now: Time, in_flight: f64) {
-        let target = self.model.bdp(self.bw()).unwrap_or(self.cwnd).min(self.cwnd);
-        self.inflight_hi = in_flight.max(target * BETA).max(4.0 * self.mss).min(self.inflight_hi);
+        let bdp = self.model.bdp(self.bw()).unwrap_or(self.cwnd);
+        // Startup overshoots by far more than 30 %, and losses taken off already make the flight look small.
+        let least = if self.state == State::Startup { bdp } else { bdp.min(self.cwnd) * BETA };
+        self.inflight_hi = in_flight.max(least).max(4.0 * self.mss).min(self.inflight_hi);
         self.loss_ignored_until = self.delivered.saturating_add(in_flight as u64);
         match self.state {
             State::Startup => {

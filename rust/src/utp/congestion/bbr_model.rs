@@ -172,6 +172,7 @@ struct LossMeter {
     rtt_sum: Duration,
     rtt_count: u32,
     usual: f64,
+    quiet_rounds: f64,
     mss: f64,
 }
 
@@ -207,15 +208,17 @@ impl LossMeter {
     }
 
     fn is_above_usual(&self) -> bool {
-        self.lost > (self.delivered + self.lost) * 1.5 * self.usual + self.mss
+        self.lost > (self.delivered + self.lost) * (LOSS_CEILING / 2.0 + 1.5 * self.usual) + 2.0 * self.mss
     }
 
     fn end_round(&mut self, min_rtt: Option<Duration>, probing: bool) {
         let all = self.delivered + self.lost;
         if !probing && all > 0.0 && !self.has_queue(min_rtt) {
-            self.usual = (self.usual + (self.lost / all - self.usual) / 8.0).min(0.25);
+            // A plain mean of the first rounds, then the last eight or so.
+            self.quiet_rounds = (self.quiet_rounds + 1.0).min(8.0);
+            self.usual = (self.usual + (self.lost / all - self.usual) / self.quiet_rounds).min(0.25);
         }
-        *self = Self { usual: self.usual, mss: self.mss, ..Self::default() };
+        *self = Self { usual: self.usual, quiet_rounds: self.quiet_rounds, mss: self.mss, ..Self::default() };
     }
 }
 

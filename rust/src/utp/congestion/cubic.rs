@@ -245,13 +245,14 @@ impl Curve {
 
 impl Epoch {
     fn begin(cwnd: f64, w_max: f64, mss: f64) -> Self {
-        let (w_max, k) = if w_max > cwnd { (w_max, ((w_max - cwnd) / mss / C).cbrt()) } else { (cwnd, 0.0) };
+        let (w_max, k) = if w_max > cwnd { (w_max, cube_root((w_max - cwnd) / mss / C)) } else { (cwnd, 0.0) };
         Self { elapsed: Duration::ZERO, w_max, k, w_est: cwnd }
     }
 
     /// W_cubic(t) in bytes.
     fn at(&self, t: Duration, mss: f64) -> f64 {
-        self.w_max + C * (t.as_secs_f64() - self.k).powi(3) * mss
+        let from_plateau = t.as_secs_f64() - self.k;
+        self.w_max + C * from_plateau * from_plateau * from_plateau * mss
     }
 }
 
@@ -268,6 +269,15 @@ impl Recovery {
         };
         self.window = in_flight + may_send.max(0.0);
     }
+}
+
+/// By Newton's method: the C library's answers differ in the last bit between machines, and simulations must not.
+fn cube_root(x: f64) -> f64 {
+    let mut root = x.max(1.0);
+    for _ in 0..80 {
+        root -= (root - x / (root * root)) / 3.0;
+    }
+    root
 }
 
 /// RFC 9438 section 4.1, in segments per second cubed.

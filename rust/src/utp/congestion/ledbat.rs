@@ -25,7 +25,7 @@ pub struct Ledbat {
     queue: Duration,
     phase: Phase,
     next_slowdown: Option<Time>,
-    undo: Option<(f64, f64)>,
+    undo: Option<Undo>,
     timed_out: bool,
     srtt: Option<Duration>,
 }
@@ -44,6 +44,15 @@ enum Phase {
     Climb {
         began: Time,
     },
+}
+
+/// The state before the last reduction.
+#[derive(Clone, Copy, Debug)]
+struct Undo {
+    cwnd: f64,
+    ssthresh: f64,
+    reachable: Duration,
+    phase: Phase,
 }
 
 impl Ledbat {
@@ -121,6 +130,11 @@ impl Ledbat {
         }
     }
 
+    fn remember(&mut self) {
+        let Self { cwnd, ssthresh, reachable, phase, .. } = *self;
+        self.undo = Some(Undo { cwnd, ssthresh, reachable, phase });
+    }
+
     fn begin_slowdown(&mut self, now: Time, srtt: Duration) {
         self.ssthresh = self.cwnd;
         self.cwnd = 2.0 * self.mss;
@@ -159,7 +173,7 @@ impl Controller for Ledbat {
         if !loss.new_episode {
             return;
         }
-        self.undo = Some((self.cwnd, self.ssthresh));
+        self.remember();
         if self.queue > MIN_TARGET && self.queue < self.reachable {
             // The queue overflowed before the target was reached: aim lower, or this would be a loss-based controller.
             self.reachable = (self.queue / 2).max(MIN_TARGET);
@@ -173,7 +187,7 @@ impl Controller for Ledbat {
 
     fn on_timeout(&mut self, now: Time, _in_flight: u64) {
         if !self.timed_out {
-            self.undo = Some((self.cwnd, self.ssthresh));
+            self.remember();
             self.ssthresh = (self.cwnd / 2.0).max(2.0 * self.mss);
         }
         self.timed_out = true;
@@ -182,9 +196,11 @@ impl Controller for Ledbat {
     }
 
     fn on_spurious_loss(&mut self, _now: Time) {
-        if let Some((cwnd, ssthresh)) = self.undo.take() {
-            self.cwnd = clamp_window(self.cwnd.max(cwnd), self.mss);
-            self.ssthresh = ssthresh;
+        if let Some(undo) = self.undo.take() {
+            self.cwnd = clamp_window(self.cwnd.max(undo.cwnd), self.mss);
+            self.ssthresh = undo.ssthresh;
+            self.reachable = undo.reachable;
+            self.phase = undo.phase;
         }
     }
 

@@ -114,10 +114,13 @@ impl Connection {
         let acked = self.recovery.handle_ack(now, &mut self.tx, &self.rtt, end, ranges);
         let advanced = self.tx.una() > una;
         if end >= una {
+            self.last_window = now;
             self.note_window(u64::from(header.window));
         }
         let mut losses = Losses::default();
-        let duplicate = end == una && header.kind == Kind::State && self.tx.outstanding() > 0;
+        // keynet peers report every hole; and repeated SYN-ACKs, which look like duplicates, come before the first delivery
+        let counts = !self.capable && self.recovery.delivered() > 0;
+        let duplicate = counts && end == una && header.kind == Kind::State && self.tx.outstanding() > 0;
         if duplicate && matches!(packet.sack, Sack::None) {
             self.recovery.handle_duplicate_ack(&mut self.tx, &mut losses);
             self.report_losses(now, &losses);

@@ -144,6 +144,8 @@ pub struct Connection {
     last_sent: Time,
     /// When the oldest unconfirmed packet last made progress.
     last_progress: Time,
+    /// When the peer last told its window.
+    last_window: Time,
     /// Timeouts in a row of full packets only, for black-hole detection.
     full_timeouts: u32,
     detached: Option<Time>,
@@ -241,6 +243,7 @@ impl Connection {
             last_received: now,
             last_sent: now,
             last_progress: now,
+            last_window: now,
             full_timeouts: 0,
             detached: None,
             wakes: Wakes::default(),

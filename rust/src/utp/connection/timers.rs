@@ -18,7 +18,7 @@ impl Connection {
     fn established_timeout(&self) -> Option<Time> {
         let recovery = self.recovery.deadline(&self.tx, &self.rtt).map(|(at, _)| at);
         let persist = self.persist.and_then(|persist| persist.at);
-        let unanswered = self.is_waiting().then(|| self.last_progress + self.config.unanswered_timeout);
+        let unanswered = self.is_waiting().then(|| self.unanswered_since() + self.config.unanswered_timeout);
         let keep_alive = self.last_sent + self.config.keep_alive;
         let idle = self.last_received + self.idle_timeout();
         [recovery, persist, unanswered, self.ack.at, self.pace_at, self.detached, Some(keep_alive), Some(idle)]
@@ -50,7 +50,7 @@ impl Connection {
         if now >= self.last_received + self.idle_timeout() {
             return self.close(End::Idle);
         }
-        if self.is_waiting() && now >= self.last_progress + self.config.unanswered_timeout {
+        if self.is_waiting() && now >= self.unanswered_since() + self.config.unanswered_timeout {
             return self.close(End::Unanswered);
         }
         if self.detached.is_some_and(|at| now >= at) {
@@ -106,9 +106,19 @@ impl Connection {
         }
     }
 
-    /// Something of ours is unconfirmed although the peer could take it.
+    /// Something of ours is unconfirmed.
     fn is_waiting(&self) -> bool {
-        self.tx.outstanding() > 0 && !(self.peer_window == 0 && self.last_received > self.last_progress)
+        self.tx.outstanding() > 0
+    }
+
+    /// A peer that says it has no room is answering, as long as it says so and acknowledges what it did before: one whose
+    /// acks have gone back (it forgot, or it lies) is not.
+    fn unanswered_since(&self) -> Time {
+        if self.peer_window == 0 {
+            self.last_progress.max(self.last_window)
+        } else {
+            self.last_progress
+        }
     }
 
     /// Plain peers do not answer keep-alives and send few of their own: they get more time.

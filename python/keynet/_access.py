@@ -1,0 +1,115 @@
+"""`allow=`: who may use this node's services."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import inspect
+import logging
+import threading
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Final, Union, final
+
+from . import _keynet
+from ._node import NodeId
+from .errors import InvalidArgument
+
+__all__ = ["ANYONE", "AccessRequest", "Allow", "Anyone"]
+
+_log = logging.getLogger("keynet.access")
+
+# asked at once; a callable that hangs holds one of them, and those behind it are denied when their time is over
+_WORKERS = 4
+
+
+@final
+class Anyone:
+    """The type of `keynet.ANYONE`."""
+
+    def __repr__(self) -> str:
+        return "keynet.ANYONE"
+
+
+ANYONE: Final = Anyone()
+"""`allow=keynet.ANYONE`: every node on earth that has a key may use the services; they must judge callers
+themselves."""
+
+
+@dataclasses.dataclass(frozen=True)
+class AccessRequest:
+    """A node asks for a service. It has proved to hold the key of `node_id`."""
+
+    node_id: NodeId
+    node_ids: tuple[NodeId, ...]
+    """Every name it answers to, newest first."""
+    service_port: int
+    remote_address: str
+    """Its UDP address."""
+
+
+AccessCallable = Callable[[AccessRequest], Union[bool, Awaitable[bool]]]  # noqa: UP007 - evaluated at run time on 3.10
+Allow = Union[Anyone, Iterable[str], AccessCallable]  # noqa: UP007
+"""What `allow=` takes: `keynet.ANYONE`, node ids, or a (possibly async) function that is asked."""
+
+
+def _split(allow: Allow | None) -> tuple[object, AccessCallable | None]:
+    """What the core gets, and the function to ask if there is one."""
+    if allow is None:
+        return None, None
+    if isinstance(allow, Anyone):
+        return "anyone", None
+    if isinstance(allow, str):
+        raise InvalidArgument("allow= takes several node ids: write [node_id], or keynet.ANYONE")
+    if callable(allow):
+        return "ask", allow
+    return [str(NodeId(node)) for node in allow], None
+
+
+class _Gatekeeper:
+    """Threads that ask the user's function, off the data path.
+
+    An answer that is not truthy, an exception (logged) and silence for `allow_timeout` (kept by the core) all deny.
+    """
+
+    def __init__(
+        self, requests: _keynet.AccessRequests, ask: AccessCallable, loop: asyncio.AbstractEventLoop | None
+    ) -> None:
+        self._requests, self._ask, self._loop = requests, ask, loop
+        for n in range(_WORKERS):
+            # daemons: they sit in the core, which lets them go when the proxy closes (at the latest at exit)
+            threading.Thread(target=self._work, name=f"keynet-access-{n}", daemon=True).start()
+
+    def _work(self) -> None:
+        while (raw := self._requests.next()) is not None:
+            number, node_id, node_ids, service_port, remote_address = raw
+            request = AccessRequest(NodeId(node_id), tuple(map(NodeId, node_ids)), service_port, remote_address)
+            try:
+                verdict = self._ask(request)
+                if inspect.isawaitable(verdict):
+                    self._answer_later(number, request, verdict)
+                else:
+                    self._requests.answer(number, bool(verdict))
+            except Exception:
+                _log.exception("allow= failed for node %s; access denied", request.node_id)
+                self._requests.answer(number, False)
+
+    def _answer_later(self, number: int, request: AccessRequest, verdict: Awaitable[bool]) -> None:
+        async def judge() -> None:
+            allowed = False
+            try:
+                allowed = bool(await verdict)
+            except Exception:
+                _log.exception("allow= failed for node %s; access denied", request.node_id)
+            finally:
+                self._requests.answer(number, allowed)
+
+        if self._loop is None or self._loop.is_closed():
+            if inspect.iscoroutine(verdict):
+                verdict.close()
+            raise InvalidArgument("an async allow= needs the event loop that keynet.Proxy was started on")
+        judgement = judge()
+        try:
+            asyncio.run_coroutine_threadsafe(judgement, self._loop)
+        except RuntimeError:  # closed in between
+            judgement.close()
+            raise

@@ -1,0 +1,130 @@
+"""What a proxy reports while it runs: frozen dataclasses, made to be matched.
+
+async for event in proxy.events():
+    match event:
+        case keynet.PeerLost(node_id=node, reason=reason): ...
+        case keynet.ConnectionOpened(connection): ...
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Union
+
+from ._info import ConnectionInfo, _connection
+from ._node import NodeId
+from ._reasons import Reason
+from .errors import KeynetError
+
+__all__ = [
+    "Closed",
+    "ConnectionClosed",
+    "ConnectionOpened",
+    "ConnectionRefused",
+    "Event",
+    "EventsDropped",
+    "PathChanged",
+    "PeerConnected",
+    "PeerLost",
+]
+
+
+@dataclasses.dataclass(frozen=True)
+class PeerConnected:
+    """A path to an authenticated peer stands."""
+
+    node_id: NodeId
+    address: str
+
+
+@dataclasses.dataclass(frozen=True)
+class PeerLost:
+    """No path to the peer is left. Its connections are reset, so that their clients fail at once instead of hanging."""
+
+    node_id: NodeId
+    address: str
+    reason: Reason
+
+
+@dataclasses.dataclass(frozen=True)
+class PathChanged:
+    """The peer is now reached on another path (it roamed, its NAT rebound, or a better path was found)."""
+
+    node_id: NodeId
+    before: str
+    after: str
+
+
+@dataclasses.dataclass(frozen=True)
+class ConnectionOpened:
+    """A connection stands from client to service."""
+
+    connection: ConnectionInfo
+
+
+@dataclasses.dataclass(frozen=True)
+class ConnectionClosed:
+    """A connection has ended; `connection.reason` says why."""
+
+    connection: ConnectionInfo
+
+
+@dataclasses.dataclass(frozen=True)
+class ConnectionRefused:
+    """A connection did not come about: a local client's or a peer's request failed."""
+
+    node_id: NodeId | None
+    """The peer, as far as it is known; None for a stranger."""
+    address: str | None
+    """Who asked: a local client's TCP address or a remote UDP address; None for a client on a UNIX socket."""
+    service_port: int | None
+    error: KeynetError
+
+
+@dataclasses.dataclass(frozen=True)
+class EventsDropped:
+    """The reader of the events was too slow: so many of the oldest were dropped before this one."""
+
+    count: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Closed:
+    """The proxy has closed; the last event."""
+
+
+Event = Union[  # noqa: UP007 - isinstance() and get_args() of a Union work alike on every supported Python
+    PeerConnected,
+    PeerLost,
+    PathChanged,
+    ConnectionOpened,
+    ConnectionClosed,
+    ConnectionRefused,
+    EventsDropped,
+    Closed,
+]
+
+
+def _event(kind: str, raw: dict[str, Any]) -> Event:
+    """From what the core gives: the name of the event and its fields."""
+    if raw.get("node_id") is not None:
+        raw["node_id"] = NodeId(raw["node_id"])
+    match kind:
+        case "peer_connected":
+            return PeerConnected(**raw)
+        case "peer_lost":
+            return PeerLost(raw["node_id"], raw["address"], Reason(raw["reason"]))
+        case "path_changed":
+            return PathChanged(**raw)
+        case "connection_opened":
+            return ConnectionOpened(_connection(raw["connection"]))
+        case "connection_closed":
+            return ConnectionClosed(_connection(raw["connection"]))
+        case "connection_refused":
+            return ConnectionRefused(**raw)
+        case "events_dropped":
+            return EventsDropped(raw["count"])
+        case "closed":
+            return Closed()
+        case _:
+            raise AssertionError(f"the core sent an event that this package does not know: {kind}")

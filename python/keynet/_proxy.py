@@ -1,0 +1,341 @@
+"""`Proxy`, and the half of it that never waits (`BaseProxy`), which `keynet.sync.Proxy` shares."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import threading
+import types
+import urllib.parse
+import weakref
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from typing import Any, Literal
+
+from . import _keynet
+from ._access import Allow, _Gatekeeper, _split
+from ._events import Event, _event
+from ._identity import Identity
+from ._info import ConnectionInfo, Limits, PathInfo, PingReport, ProxyStats, _connection, _ping_report
+from ._node import NodeId
+from ._runtime import call
+from .errors import ForkedError, InvalidArgument, KeynetError, ProxyClosedError
+
+__all__ = ["BaseProxy", "EventStream", "Forward", "Proxy"]
+
+
+class BaseProxy:
+    """What `keynet.Proxy` and `keynet.sync.Proxy` have in common: everything that answers at once.
+
+    Not to be made itself; use it as the type of "either of them".
+    """
+
+    def __init__(
+        self,
+        identity: Identity,
+        *,
+        services: Mapping[int, str] | None = None,
+        allow: Allow | None = None,
+        allow_timeout: float = 5.0,
+        listen: str = "[::]:0",
+        forward: str = "127.0.0.1:0",
+        credentials: tuple[str, str] | None = None,
+        controller: Literal["cubic", "ledbat", "bbr"] = "cubic",
+        limits: Limits | None = None,
+    ) -> None:
+        """Describes a proxy; it runs from `start` (or entering its context) until `close`.
+
+        - `services`: what peers may reach: service port -> "host:port" or "unix:/path". Needs `allow`.
+        - `allow`: who may: node ids, `keynet.ANYONE`, or a function `AccessRequest -> bool`, plain or async. It is
+          asked off the data path; an exception, or no answer in `allow_timeout` seconds, denies.
+        - `listen`: the UDP socket "address:port". "[::]:0" is IPv4 and IPv6 on a free port; nodes that are dialled need
+          a known one.
+        - `forward`: the address of the HTTP CONNECT proxy for local clients, TCP.
+        - `credentials`: the (user, password) that local clients must send; random unless given.
+        - `controller`: congestion control of uTP.
+        - `limits`: see `keynet.Limits`.
+
+        Raises `InvalidArgument` for what is out of range; some of it only on start.
+        """
+        if not isinstance(identity, Identity):
+            raise InvalidArgument(f"identity must be a keynet.Identity, not {type(identity).__name__}")
+        self._identity = identity
+        core_allow, self._ask = _split(allow)
+        self._settings: dict[str, Any] = {
+            "services": {int(port): os.fspath(backend) for port, backend in (services or {}).items()},
+            "allow": core_allow,
+            "allow_timeout": float(allow_timeout),
+            "listen": listen,
+            "forward": forward,
+            "credentials": credentials,
+            "controller": controller,
+            "limits": dict(limits or {}),
+        }
+        _keynet.check_settings(self._settings)
+        self._core: _keynet.Proxy | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._starting = False
+        self._ended = False
+        self._node_id = identity.node_id
+
+    # -- who and where -----------------------------------------------------------------------------------------------
+
+    @property
+    def node_id(self) -> NodeId:
+        """This node's name; after `rotate` the new one."""
+        return self._node_id
+
+    @property
+    def is_running(self) -> bool:
+        """Whether it was started and not closed since."""
+        return self._core is not None
+
+    @property
+    def forward_address(self) -> str:
+        """Where the HTTP CONNECT proxy for local clients listens: "host:port"."""
+        return self._running.forward_address()
+
+    @property
+    def forward_url(self) -> str:
+        """The HTTP proxy as a URL, "http://user:password@host:port". It contains the password."""
+        user, password = (urllib.parse.quote(part, safe="") for part in self.credentials)
+        return f"http://{user}:{password}@{self.forward_address}"
+
+    @property
+    def proxy_address(self) -> str:
+        """Where the UDP socket is bound: "host:port"."""
+        return self._running.proxy_address()
+
+    @property
+    def credentials(self) -> tuple[str, str]:
+        """The user and password that local clients must send."""
+        return self._running.credentials()
+
+    # -- peers -------------------------------------------------------------------------------------------------------
+
+    def add_peer(self, node_id: str, addresses: Sequence[str] = ()) -> None:
+        """Tells where a node may be found: "host:port" or "[v6]:port"; names are resolved when it is dialled.
+
+        Replaces what was told before. Raises `InvalidArgument` for anything unparsable.
+        """
+        if isinstance(addresses, str):
+            raise InvalidArgument('addresses are a list: ["host:port"]')
+        self._running.add_peer(NodeId(node_id), list(addresses))
+
+    def remove_peer(self, node_id: str) -> None:
+        """Forgets a node's addresses. Connections that stand go on."""
+        self._running.remove_peer(NodeId(node_id))
+
+    def peers(self) -> dict[NodeId, tuple[str, ...]]:
+        """The nodes told by `add_peer`, with their addresses."""
+        return {NodeId(node): tuple(addresses) for node, addresses in self._running.peers()}
+
+    # -- changes while it runs ---------------------------------------------------------------------------------------
+
+    def rotate(self, identity: Identity) -> None:
+        """From now on new connections show this identity; those that stand go on."""
+        self._running.rotate(identity._core)
+        self._identity = identity
+        self._node_id = identity.node_id
+
+    def set_service(self, port: int, backend: str | None) -> None:
+        """Offers a service at this port, in place of an earlier one; None takes it away. What stands goes on."""
+        self._running.set_service(port, None if backend is None else os.fspath(backend))
+
+    def set_allow(self, allow: Allow) -> None:
+        """Replaces the access list, for new connections."""
+        core_allow, ask = _split(allow)
+        requests = self._running.set_allow(core_allow, self._settings["allow_timeout"])
+        if requests is not None and ask is not None:
+            _Gatekeeper(requests, ask, self._loop)
+
+    # -- looking around ----------------------------------------------------------------------------------------------
+
+    def connections(self, node_id: str | None = None) -> list[ConnectionInfo]:
+        """The open connections, or those of one node (also by its older names)."""
+        return [_connection(raw) for raw in self._running.connections(None if node_id is None else NodeId(node_id))]
+
+    def connection_by_client(self, address: str) -> ConnectionInfo | None:
+        """The connection of a local client, by its "ip:port" as the forward proxy sees it."""
+        raw = self._running.connection_by_client(address)
+        return None if raw is None else _connection(raw)
+
+    def connection_by_reverse(self, address: str) -> ConnectionInfo | None:
+        """The connection behind what a local service sees as its peer: "ip:port", or a UNIX socket's name.
+
+        Also answers for at least 60 s after it closed (look at `closed`: the port may serve another program by then).
+        None: that peer did not come through this proxy.
+        """
+        raw = self._running.connection_by_reverse(address)
+        return None if raw is None else _connection(raw)
+
+    def last_error(self, node_id: str) -> KeynetError | None:
+        """Why the last connection to this node failed; None if it did not."""
+        return self._running.last_error(NodeId(node_id))
+
+    def stats(self) -> ProxyStats:
+        """Counters since the start, by name."""
+        return self._running.stats()
+
+    # -- shared by both kinds ----------------------------------------------------------------------------------------
+
+    @property
+    def _running(self) -> _keynet.Proxy:
+        if self._core is None:
+            raise _closed("the proxy was closed" if self._ended else "the proxy was not started yet")
+        return self._core
+
+    def _claim_start(self) -> None:
+        if self._starting or self._core is not None or self._ended:
+            raise _closed("a proxy can be started once")
+        self._starting = True
+
+    def _started(self, core: _keynet.Proxy, loop: asyncio.AbstractEventLoop | None) -> None:
+        self._core, self._loop = core, loop
+        requests = core.access_requests()
+        if requests is not None and self._ask is not None:
+            _Gatekeeper(requests, self._ask, loop)
+        with _lock:
+            _proxies.add(self)
+
+    def _ending(self) -> _keynet.Proxy | None:
+        core, self._core = self._core, None
+        self._ended = True
+        with _lock:
+            _proxies.discard(self)
+        return core
+
+    def __repr__(self) -> str:
+        state = "closed" if self._ended else "not started"
+        if self._core is not None:
+            state = f"forward {self.forward_address}, proxy {self.proxy_address}"
+        return f"<{type(self).__module__}.{type(self).__qualname__} {self.node_id.short} {state}>"
+
+
+class Proxy(BaseProxy):
+    """A node at work: the forward proxy for local clients, the reverse proxy for peers, one UDP socket.
+
+        async with keynet.Proxy(identity, services={50051: "127.0.0.1:50051"}, allow=[friend]) as proxy:
+            proxy.add_peer(friend, ["198.51.100.7:4433"])
+
+    Its coroutines belong to asyncio; the work is done on threads of the core. Cancelling an `await` cancels the work.
+    The blocking twin for programs without asyncio is `keynet.sync.Proxy`.
+    """
+
+    async def start(self) -> None:
+        """Binds the sockets and begins. Raises `BindError`, `InvalidArgument`."""
+        self._claim_start()
+        try:
+            core = await call(lambda loop: _keynet.Proxy.start(self._identity._core, self._settings, loop))
+        finally:
+            self._starting = False
+        self._started(core, asyncio.get_running_loop())
+
+    async def close(self, *, drain: bool = True) -> None:
+        """Ends it. `drain` lets open connections end by themselves for `drain_timeout` first; otherwise they are reset.
+
+        May be called again, and from several tasks; all return when it is closed. Cancelling it does not
+        stop the closing.
+        """
+        core = self._closing = self._ending() or getattr(self, "_closing", None)
+        if core is not None:
+            await call(lambda loop: core.close(drain, loop))
+
+    async def __aenter__(self) -> Proxy:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: types.TracebackType | None
+    ) -> None:
+        # in a forked child the proxy is the parent's, which closes it; after an exception nobody waits for a drain
+        with contextlib.suppress(ForkedError):
+            await self.close(drain=error is None)
+
+    async def ping(self, node_id: str, *, timeout: float = 15.0) -> PingReport:
+        """Connects to the node as a client would, up to the TLS handshake, and tells what it took.
+
+        `timeout` is in seconds. Raises the `DialError` that a client would meet; its `stage` says how far it went.
+        """
+        core = self._running
+        return _ping_report(await call(lambda loop: core.ping(NodeId(node_id), timeout, loop)))
+
+    async def expect(self, node_id: str, *, timeout: float = 30.0) -> PathInfo:
+        """Opens this node's NAT for a node that is about to dial it; returns when it has answered.
+
+        The node's addresses must be known (`add_peer`). Raises `DialTimeout` after `timeout` seconds.
+        """
+        core = self._running
+        return PathInfo(**await call(lambda loop: core.expect(NodeId(node_id), timeout, loop)))
+
+    async def forward(self, node_id: str, service_port: int, *, local: str = "127.0.0.1:0") -> Forward:
+        """Opens a local listener ("host:port" or "unix:/path") for one service of one node.
+
+        For clients that cannot use a CONNECT proxy. It asks for no credentials: whoever reaches it uses the service.
+        Ends with the proxy, or earlier by its own `close` or context. Raises `BindError`.
+        """
+        core = self._running
+        return Forward(await call(lambda loop: core.forward(NodeId(node_id), service_port, local, loop)))
+
+    def events(self) -> EventStream:
+        """What happens from this call on, until the proxy closes. Every call gives a stream of its own.
+
+        A reader that is too slow finds an `EventsDropped` in place of the oldest.
+        """
+        return EventStream(self._running.subscribe())
+
+
+class EventStream(AsyncIterator[Event]):
+    """The events of a proxy, from `Proxy.events`."""
+
+    def __init__(self, core: _keynet.EventStream) -> None:
+        self._core = core
+
+    def __aiter__(self) -> EventStream:
+        return self
+
+    async def __anext__(self) -> Event:
+        while await call(self._core.wait):
+            if (raw := self._core.take()) is not None:
+                return _event(*raw)
+        raise StopAsyncIteration
+
+
+class Forward:
+    """A local listener for one service of one node, from `Proxy.forward`."""
+
+    def __init__(self, core: _keynet.Forward) -> None:
+        self._core = core
+
+    @property
+    def address(self) -> str:
+        """Where it listens: "host:port" or "unix:/path"."""
+        return self._core.address()
+
+    async def close(self) -> None:
+        """Stops listening. Connections that stand go on. May be called again."""
+        await call(self._core.close)
+
+    async def __aenter__(self) -> Forward:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: types.TracebackType | None
+    ) -> None:
+        await self.close()
+
+
+# the proxies that run in this process: keynet.grpc looks up peers in them
+_proxies: weakref.WeakSet[BaseProxy] = weakref.WeakSet()
+_lock = threading.Lock()
+
+
+def _running_proxies() -> Iterable[BaseProxy]:
+    with _lock:
+        return [proxy for proxy in _proxies if proxy.is_running]
+
+
+def _closed(detail: str) -> ProxyClosedError:
+    from ._reasons import Reason, Stage
+
+    return ProxyClosedError(reason=Reason.PROXY_CLOSED, stage=Stage.SETUP, detail=detail)

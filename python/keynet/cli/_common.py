@@ -1,0 +1,74 @@
+"""Flags that several commands share, and what they mean."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import pathlib
+
+from .._identity import Identity
+from .._node import NodeId
+from .._reasons import Reason, Stage
+from ..errors import InvalidArgument
+
+
+def invalid(detail: str) -> InvalidArgument:
+    """The error for a wrong value in a flag or the configuration file."""
+    return InvalidArgument(reason=Reason.INVALID_ARGUMENT, stage=Stage.SETUP, detail=detail)
+
+
+def default_identity() -> pathlib.Path:
+    """Where this user's identity is kept unless a file is named."""
+    base = os.environ.get("XDG_CONFIG_HOME") or pathlib.Path.home() / ".config"
+    return pathlib.Path(base) / "keynet" / "identity.pem"
+
+
+def add_identity(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--identity",
+        metavar="FILE",
+        type=pathlib.Path,
+        help=f"key and certificates of this node; made if missing (default: {default_identity()})",
+    )
+
+
+def load_identity(path: pathlib.Path | None) -> Identity:
+    """The identity of a node that is to run; made if there is none."""
+    path = path or default_identity()
+    if path == default_identity():
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return Identity.load_or_create(path)
+
+
+def node_id(text: str) -> NodeId:
+    """For argparse: its errors are about the flag."""
+    try:
+        return NodeId(text)
+    except InvalidArgument as error:
+        raise argparse.ArgumentTypeError(error.detail) from None
+
+
+def port(text: str) -> int:
+    """A service port."""
+    if text.isdecimal() and 0 < int(text) < 65536:
+        return int(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is not a port between 1 and 65535")
+
+
+def positive(text: str) -> float:
+    """A time in seconds."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if 0 < value < 1e6:
+        return value
+    raise argparse.ArgumentTypeError(f"{text!r} is not a time in seconds above 0")
+
+
+def split(text: str, what: str) -> tuple[str, str]:
+    """LEFT=RIGHT."""
+    left, equals, right = text.partition("=")
+    if not (left and equals and right):
+        raise invalid(f"{text!r} is not of the form {what}")
+    return left, right

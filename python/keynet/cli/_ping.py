@@ -1,0 +1,57 @@
+"""`keynet ping`: is the node there, is it the node, and how far is it?"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from typing import Any
+
+from .. import sync
+from .._identity import Identity
+from .._info import PingReport
+from ._common import add_identity, load_identity, node_id, positive
+from ._output import Output, milliseconds
+
+
+def add(commands: Any, common: argparse.ArgumentParser) -> None:
+    parser = commands.add_parser(
+        "ping",
+        parents=[common],
+        help="reach a node: path, round trip, TLS; or the stage that failed",
+        description="Connects to a node as a client would, up to the TLS handshake, and tells what it took or "
+        "at which stage it failed. "
+        "Without --identity it goes under a new name, made for the occasion.",
+    )
+    parser.add_argument("node", metavar="NODE", type=node_id, help="its node id")
+    parser.add_argument(
+        "address", metavar="ADDRESS", nargs="+", help='its UDP address "host:port"; several may be given'
+    )
+    parser.add_argument("--count", "-c", type=int, default=1, metavar="N", help="so many times, a second apart")
+    parser.add_argument("--timeout", type=positive, default=15.0, metavar="SECONDS", help="for each (default 15)")
+    add_identity(parser)
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace, out: Output) -> int:
+    identity = Identity.generate() if options.identity is None else load_identity(options.identity)
+    with sync.Proxy(identity) as proxy:
+        proxy.add_peer(options.node, options.address)
+        for n in range(max(1, options.count)):
+            if n:
+                time.sleep(1)
+            with out.progress(f"reaching {options.node.short} at {', '.join(options.address)}"):
+                report = proxy.ping(options.node, timeout=options.timeout)
+            _show(report, options.node, out)
+    return 0
+
+
+def _show(report: PingReport, wanted: str, out: Output) -> None:
+    text = [
+        f"{report.node_id.short} at {report.address}: round trip {milliseconds(report.rtt)}",
+        f"  path and uTP  {milliseconds(report.utp)}",
+        f"  TLS           {milliseconds(report.tls)}  {report.tls_version} {report.tls_suite} {report.tls_group}"
+        + (" (resumed)" if report.resumed else ""),
+    ]
+    if report.node_id != wanted:
+        text.append(f"  the node has rotated its key; its newest id is {report.node_id}")
+    out.result({"ping": report}, "\n".join(text))

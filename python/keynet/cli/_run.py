@@ -1,0 +1,90 @@
+"""A proxy in the foreground: its events as lines, until a signal ends it in good order."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import datetime
+import os
+import re
+import signal
+from collections.abc import Callable
+from typing import Any
+
+from .. import _events
+from .._info import ConnectionInfo
+from .._node import NodeId
+from .._proxy import EventStream, Proxy
+from ._output import Output
+
+
+async def follow(proxy: Proxy, out: Output, ready: Callable[[], None]) -> None:
+    """Says `ready`, prints events until SIGINT or SIGTERM, then closes the proxy; a second signal cuts it short."""
+    loop = asyncio.get_running_loop()
+    told = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, told.set)
+    events = proxy.events()
+    # only now: whoever reads it may send a signal at once
+    ready()
+    printing = asyncio.create_task(_print(events, out))
+    stop = asyncio.create_task(told.wait())
+    try:
+        await asyncio.wait([printing, stop], return_when=asyncio.FIRST_COMPLETED)
+        if printing.done():
+            return printing.result()  # the output is gone
+        if proxy.connections():
+            out.note("waiting for open connections to end; once more cuts them off")
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, _second_signal)
+        await proxy.close(drain=True)
+        # the events of the end, too
+        await asyncio.wait([printing], timeout=1.0)
+    finally:
+        printing.cancel()
+        stop.cancel()
+
+
+def _second_signal() -> None:
+    # the kernel closes the sockets, and the peers notice by themselves
+    os._exit(130)
+
+
+async def _print(events: EventStream, out: Output) -> None:
+    async for event in events:
+        show(event, out)
+
+
+def show(event: _events.Event, out: Output) -> None:
+    """One event as one line."""
+    now = datetime.datetime.now(datetime.timezone.utc)
+    name = re.sub("(?<!^)(?=[A-Z])", "_", type(event).__name__).lower()
+    fields: dict[str, Any] = {field.name: getattr(event, field.name) for field in dataclasses.fields(event)}
+    out.result({"event": name, "time": now, **fields}, f"{now.astimezone():%H:%M:%S} {_line(event)}")
+
+
+def _line(event: _events.Event) -> str:
+    match event:
+        case _events.PeerConnected(node, address):
+            return f"peer connected      {node.short} at {address}"
+        case _events.PeerLost(node, address, reason):
+            return f"peer lost           {node.short} at {address}: {reason}"
+        case _events.PathChanged(node, before, after):
+            return f"path changed        {node.short} from {before} to {after}"
+        case _events.ConnectionOpened(info):
+            return f"connection opened   {_ends(info)}"
+        case _events.ConnectionClosed(info):
+            return f"connection closed   {_ends(info)}: {info.reason}, {info.bytes_in} bytes in, {info.bytes_out} out"
+        case _events.ConnectionRefused(node, address, port, error):
+            who = NodeId(node).short if node else "a stranger"
+            return f"connection refused  {who} at {address}, service {port or '?'}: {error}"
+        case _events.EventsDropped(count):
+            return f"{count} events dropped"
+        case _:
+            return "closed"
+
+
+def _ends(info: ConnectionInfo) -> str:
+    if info.role.value == "forward":
+        return f"{info.client_address} -> {info.node_id.short} service {info.service_port}"
+    return f"{info.node_id.short} -> {info.server_address} service {info.service_port}"

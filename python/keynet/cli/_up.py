@@ -1,0 +1,205 @@
+"""`keynet up`: run a node."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import os
+import pathlib
+import sys
+from typing import Any
+
+from .._access import ANYONE, Allow
+from .._node import NodeId
+from .._proxy import Proxy
+from ..errors import DialError, ProxyClosedError
+from ._common import add_identity, invalid, load_identity, port, split
+from ._output import Output
+from ._run import follow
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+_TOML = """\
+the configuration file (TOML); flags override it, repeatable ones add to it:
+
+  identity = "node.pem"
+  listen = "[::]:4433"                 # UDP, for peers
+  forward = "127.0.0.1:8080"           # HTTP CONNECT, for local clients
+  allow = ["v...", "v..."]             # who may use the services, or ["anyone"]
+  controller = "cubic"                 # or "ledbat"
+  [services]
+  50051 = "127.0.0.1:50051"            # or "unix:/run/greeter.sock"
+  [peers]
+  "v..." = ["198.51.100.7:4433"]
+  [limits]                             # the keys of keynet.Limits, times in seconds
+  dial_timeout = 10
+
+The password of the forward proxy is random unless KEYNET_CREDENTIALS="user:password" is in the environment
+(a flag would show it to every user of this machine), and is printed with the "ready" line.
+"""
+
+_KEYS = {"identity", "listen", "forward", "allow", "controller", "services", "peers", "limits"}
+
+
+def add(commands: Any, common: argparse.ArgumentParser) -> None:
+    parser = commands.add_parser(
+        "up",
+        parents=[common],
+        help="run a node until Ctrl-C",
+        description="Runs a node: the HTTP CONNECT proxy for local clients, the services for peers. Ctrl-C or "
+        "SIGTERM ends it and "
+        "lets open connections finish; a second one cuts them off.",
+        epilog=_TOML,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--config", metavar="FILE", type=pathlib.Path, help="read options from a TOML file")
+    add_identity(parser)
+    parser.add_argument("--listen", metavar="ADDRESS", help="our UDP address (default [::]:0)")
+    parser.add_argument("--forward", metavar="ADDRESS", help="the forward proxy's TCP address (default 127.0.0.1:0)")
+    parser.add_argument(
+        "--service",
+        metavar="PORT=BACKEND",
+        action="append",
+        default=[],
+        help="offer a service: 50051=127.0.0.1:50051 or =unix:/path",
+    )
+    parser.add_argument(
+        "--allow",
+        metavar="NODE",
+        action="append",
+        default=[],
+        help='who may use the services: a node id, or "anyone"',
+    )
+    parser.add_argument(
+        "--peer",
+        metavar="NODE=ADDRESS",
+        action="append",
+        default=[],
+        help="where a node is found; repeat it for more addresses",
+    )
+    parser.add_argument(
+        "--expect",
+        metavar="NODE",
+        action="append",
+        default=[],
+        help="open our NAT for a node that will dial us (needs its --peer)",
+    )
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace, out: Output) -> int:
+    settings = _settings(options)
+    peers: dict[NodeId, list[str]] = settings.pop("peers")
+    expected = [NodeId(node) for node in options.expect]
+    proxy = Proxy(load_identity(settings.pop("identity")), **settings)
+
+    async def work() -> None:
+        async with proxy:
+            for node, addresses in peers.items():
+                proxy.add_peer(node, addresses)
+            punching = [asyncio.create_task(_expect(proxy, node)) for node in expected]
+            try:
+                await follow(proxy, out, lambda: _ready(proxy, settings, out))
+            finally:
+                for task in punching:
+                    task.cancel()
+
+    asyncio.run(work())
+    return 0
+
+
+async def _expect(proxy: Proxy, node: NodeId) -> None:
+    """Keeps our NAT open for the node until it has come, and again when it is lost."""
+    with contextlib.suppress(ProxyClosedError):
+        while True:
+            try:
+                await proxy.expect(node, timeout=60)
+            except DialError:
+                pause = 1.0
+            else:
+                pause = 30.0
+            await asyncio.sleep(pause)
+
+
+def _ready(proxy: Proxy, settings: dict[str, Any], out: Output) -> None:
+    fields = {
+        "event": "ready",
+        "node_id": proxy.node_id,
+        "proxy_address": proxy.proxy_address,
+        "forward_address": proxy.forward_address,
+        "forward_url": proxy.forward_url,
+        "services": settings.get("services", {}),
+        "pid": os.getpid(),
+    }
+    lines = [
+        f"node id   {proxy.node_id}",
+        f"proxy     {proxy.proxy_address} (UDP, for peers)",
+        f"forward   {proxy.forward_url} (HTTP CONNECT, for clients here)",
+        *(f"service   {port} -> {backend}" for port, backend in fields["services"].items()),
+        "ready",
+    ]
+    out.result(fields, "\n".join(lines))
+
+
+def _settings(options: argparse.Namespace) -> dict[str, Any]:
+    """The arguments of Proxy, plus `identity` (a path or None) and `peers`."""
+    table = _read(options.config) if options.config is not None else {}
+    settings: dict[str, Any] = {"identity": options.identity}
+    if settings["identity"] is None and "identity" in table:
+        # relative to the file that names it
+        settings["identity"] = options.config.parent / str(table["identity"])
+    for name in ("listen", "forward", "controller", "limits"):
+        value = getattr(options, name, None) or table.get(name)
+        if value is not None:
+            settings[name] = value
+    services = {_port(text): str(backend) for text, backend in table.get("services", {}).items()}
+    services.update(
+        {_port(text): backend for text, backend in (split(item, "PORT=BACKEND") for item in options.service)}
+    )
+    settings["services"] = services
+    allow = _allow([*table.get("allow", []), *options.allow])
+    if allow is not None:
+        settings["allow"] = allow
+    if credentials := os.environ.get("KEYNET_CREDENTIALS"):
+        user, colon, password = credentials.partition(":")
+        if not colon:
+            raise invalid('KEYNET_CREDENTIALS is not of the form "user:password"')
+        settings["credentials"] = (user, password)
+    peers = {NodeId(node): list(addresses) for node, addresses in table.get("peers", {}).items()}
+    for node, address in (split(item, "NODE=ADDRESS") for item in options.peer):
+        peers.setdefault(NodeId(node), []).append(address)
+    settings["peers"] = peers
+    return settings
+
+
+def _read(path: pathlib.Path) -> dict[str, Any]:
+    try:
+        with path.open("rb") as file:
+            table: dict[str, Any] = tomllib.load(file)
+    except (OSError, tomllib.TOMLDecodeError) as error:
+        raise invalid(f"{path}: {error}") from None
+    unknown = set(table) - _KEYS
+    if unknown:
+        raise invalid(f"{path}: unknown keys: {', '.join(sorted(unknown))}; there are {', '.join(sorted(_KEYS))}")
+    kinds = {"services": dict, "peers": dict, "limits": dict, "allow": list}
+    for name, value in table.items():
+        if not isinstance(value, kinds.get(name, str)):
+            raise invalid(f"{path}: {name} is of the wrong type; `keynet up --help` shows an example")
+    return table
+
+
+def _port(text: str) -> int:
+    try:
+        return port(text)
+    except argparse.ArgumentTypeError as error:
+        raise invalid(str(error)) from None
+
+
+def _allow(names: list[str]) -> Allow | None:
+    if "anyone" in names:
+        return ANYONE
+    return [NodeId(name) for name in names] if names else None

@@ -1,0 +1,339 @@
+"""The exceptions of keynet: one tree, at its root `KeynetError`.
+
+Every `Reason` has exactly one class. Catch the class for what you want to do about it, read `error.reason` for what it
+was. Where Python has a class for the same thing (`TimeoutError`, `ConnectionError`, `ValueError` ...) the class is
+that too.
+
+    KeynetError
+    ├── InvalidArgument (ValueError)       ├── ProxyClosedError (RuntimeError)
+    ├── ForkedError (RuntimeError)         ├── OperationCancelled
+    ├── BindError (OSError)                ├── InternalError
+    ├── IdentityError (ValueError)         IdentityExposed (PermissionError)
+    ├── RequestError                       a client of the forward proxy asked wrongly
+    ├── DialError                          a connection did not come about
+    │   ├── UnknownNode (LookupError)      ├── DialTimeout (TimeoutError)
+    │   ├── DialRefused (ConnectionRefusedError), Unreachable
+    │   ├── TlsError ─ IdentityMismatch, RejectedByPeer, CertificateError ─ CertificateExpired, ChainError
+    │   ├── AccessDenied (PermissionError)
+    │   ├── ServiceError ─ ServiceNotFound (LookupError), ServiceRefused (ConnectionRefusedError), ServiceTimeout
+    (TimeoutError) │   └── PeerBusy, ProtocolError
+    └── ConnectionLost (ConnectionError)   a connection that stood has ended
+        └── PeerLostError, PeerResetError, PeerClosedError, LocalResetError, Finished
+"""
+
+from __future__ import annotations
+
+from ._node import NodeId
+from ._reasons import Culprit, Reason, Stage
+
+__all__ = [
+    "KeynetError",
+    "InvalidArgument",
+    "ProxyClosedError",
+    "ForkedError",
+    "OperationCancelled",
+    "BindError",
+    "InternalError",
+    "IdentityError",
+    "IdentityExposed",
+    "RequestError",
+    "DialError",
+    "UnknownNode",
+    "DialTimeout",
+    "DialRefused",
+    "Unreachable",
+    "TlsError",
+    "IdentityMismatch",
+    "RejectedByPeer",
+    "CertificateError",
+    "CertificateExpired",
+    "ChainError",
+    "AccessDenied",
+    "ServiceError",
+    "ServiceNotFound",
+    "ServiceRefused",
+    "ServiceTimeout",
+    "PeerBusy",
+    "ProtocolError",
+    "ConnectionLost",
+    "PeerLostError",
+    "PeerResetError",
+    "PeerClosedError",
+    "LocalResetError",
+    "Finished",
+]
+
+
+class KeynetError(Exception):
+    """A failure with what one needs to act on it.
+
+    `str(error)` says it all in one line; its wording is not API, `reason` and `stage` are.
+    """
+
+    reason: Reason
+    """Why."""
+    stage: Stage
+    """Where on the road."""
+    node_id: NodeId | None
+    """With which peer, if one was named yet."""
+    address: str | None
+    """At which address ("host:port"), if one was tried yet."""
+    detail: str
+    """What exactly, in words; may be empty."""
+
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        reason: Reason = Reason.INTERNAL,
+        stage: Stage = Stage.SETUP,
+        node_id: NodeId | None = None,
+        address: str | None = None,
+        detail: str = "",
+    ) -> None:
+        super().__init__(message or _sentence(reason, stage, node_id, address, detail))
+        self.reason, self.stage, self.node_id, self.address, self.detail = (
+            reason,
+            stage,
+            node_id,
+            address,
+            detail,
+        )
+
+    def __str__(self) -> str:
+        # OSError formats itself from errno and friends; these errors always have their one sentence
+        return str(self.args[0])
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (
+            _rebuild,
+            (type(self), str(self), self.reason, self.stage, self.node_id, self.address, self.detail),
+        )
+
+    @property
+    def advice(self) -> str:
+        """What to try."""
+        return self.reason.advice
+
+    @property
+    def culprit(self) -> Culprit:
+        """Who has to act."""
+        return self.reason.culprit
+
+
+class InvalidArgument(KeynetError, ValueError):
+    """An option or an argument is out of range or makes no sense."""
+
+
+class ProxyClosedError(KeynetError, RuntimeError):
+    """The proxy was closed, or never started."""
+
+
+class ForkedError(KeynetError, RuntimeError):
+    """The process forked after the object was made; the child has none of the threads that it needs."""
+
+
+class OperationCancelled(KeynetError):
+    """The work was cancelled by the one who asked for it (a remote or shared dial; an `await` raises
+    CancelledError)."""
+
+
+class BindError(KeynetError, OSError):
+    """A socket could not be bound."""
+
+
+class InternalError(KeynetError):
+    """A broken promise of keynet's own code; worth a report."""
+
+
+class IdentityError(KeynetError, ValueError):
+    """An identity file cannot be read or does not hold a key and its certificates."""
+
+
+class IdentityExposed(IdentityError, PermissionError):
+    """Others can read the identity file: `chmod 600` it."""
+
+
+class RequestError(KeynetError):
+    """A client of the forward proxy sent something else than a good CONNECT request, or too many of them."""
+
+
+class DialError(KeynetError):
+    """A connection to a node did not come about."""
+
+
+class UnknownNode(DialError, LookupError):
+    """No address of the node is known: `proxy.add_peer(node_id, ["host:port"])`."""
+
+
+class DialTimeout(DialError, TimeoutError):
+    """The node did not answer in time; `stage` says how far it went."""
+
+
+class DialRefused(DialError, ConnectionRefusedError):
+    """Something at the address refused the connection."""
+
+
+class Unreachable(DialError):
+    """The datagrams could not be sent at all."""
+
+
+class TlsError(DialError):
+    """The TLS handshake failed, or the peer is not who it should be."""
+
+
+class IdentityMismatch(TlsError):
+    """Another node answered at the address."""
+
+
+class RejectedByPeer(TlsError):
+    """The peer judged this node's certificate and turned it away."""
+
+
+class CertificateError(TlsError):
+    """The peer's certificate is missing, unreadable or breaks a rule of docs/protocol.md."""
+
+
+class CertificateExpired(CertificateError):
+    """The peer's certificate is outside its dates."""
+
+
+class ChainError(CertificateError):
+    """The peer's chain of rotated keys is broken or too long."""
+
+
+class AccessDenied(DialError, PermissionError):
+    """This node is not on the peer's access list."""
+
+
+class ServiceError(DialError):
+    """The service behind the peer cannot be had."""
+
+
+class ServiceNotFound(ServiceError, LookupError):
+    """The peer offers no service at this port."""
+
+
+class ServiceRefused(ServiceError, ConnectionRefusedError):
+    """The service behind the peer refused the connection: its server does not run."""
+
+
+class ServiceTimeout(ServiceError, TimeoutError):
+    """The service behind the peer did not answer in time."""
+
+
+class PeerBusy(DialError):
+    """The peer holds as many connections as it may."""
+
+
+class ProtocolError(DialError):
+    """The peer's answer breaks the protocol."""
+
+
+class ConnectionLost(KeynetError, ConnectionError):
+    """A connection that stood has ended."""
+
+
+class PeerLostError(ConnectionLost):
+    """Nothing was heard from the peer for too long."""
+
+
+class PeerResetError(ConnectionLost, ConnectionResetError):
+    """The peer reset the connection."""
+
+
+class PeerClosedError(ConnectionLost):
+    """The peer said that it is shutting down."""
+
+
+class LocalResetError(ConnectionLost, ConnectionResetError):
+    """The program at one of the two ends broke its connection."""
+
+
+class Finished(ConnectionLost):
+    """Both directions ended in order; no failure, but a reason like the others."""
+
+
+_CLASSES: dict[Reason, type[KeynetError]] = {
+    Reason.INVALID_ARGUMENT: InvalidArgument,
+    Reason.PROXY_CLOSED: ProxyClosedError,
+    Reason.IDENTITY_INVALID: IdentityError,
+    Reason.IDENTITY_EXPOSED: IdentityExposed,
+    Reason.BIND_FAILED: BindError,
+    Reason.FORKED: ForkedError,
+    Reason.CANCELLED: OperationCancelled,
+    Reason.BAD_REQUEST: RequestError,
+    Reason.BAD_TARGET: RequestError,
+    Reason.METHOD_NOT_ALLOWED: RequestError,
+    Reason.CREDENTIALS_REQUIRED: RequestError,
+    Reason.HEAD_TOO_LARGE: RequestError,
+    Reason.HEAD_TIMEOUT: RequestError,
+    Reason.TOO_MANY_CONNECTIONS: RequestError,
+    Reason.UNKNOWN_NODE: UnknownNode,
+    Reason.PUNCH_TIMEOUT: DialTimeout,
+    Reason.CONNECT_TIMEOUT: DialTimeout,
+    Reason.CONNECT_REFUSED: DialRefused,
+    Reason.UNREACHABLE: Unreachable,
+    Reason.TLS_FAILED: TlsError,
+    Reason.TLS_TIMEOUT: DialTimeout,
+    Reason.IDENTITY_MISMATCH: IdentityMismatch,
+    Reason.CERTIFICATE_MISSING: CertificateError,
+    Reason.CERTIFICATE_INVALID: CertificateError,
+    Reason.CERTIFICATE_EXPIRED: CertificateExpired,
+    Reason.CHAIN_BROKEN: ChainError,
+    Reason.CHAIN_TOO_LONG: ChainError,
+    Reason.NAME_MISMATCH: CertificateError,
+    Reason.REJECTED_BY_PEER: RejectedByPeer,
+    Reason.ACCESS_DENIED: AccessDenied,
+    Reason.SERVICE_NOT_FOUND: ServiceNotFound,
+    Reason.SERVICE_REFUSED: ServiceRefused,
+    Reason.SERVICE_TIMEOUT: ServiceTimeout,
+    Reason.PEER_BUSY: PeerBusy,
+    Reason.PROTOCOL_VIOLATION: ProtocolError,
+    Reason.OPEN_TIMEOUT: DialTimeout,
+    Reason.PEER_LOST: PeerLostError,
+    Reason.PEER_RESET: PeerResetError,
+    Reason.PEER_CLOSED: PeerClosedError,
+    Reason.FINISHED: Finished,
+    Reason.CLIENT_RESET: LocalResetError,
+    Reason.SERVICE_RESET: LocalResetError,
+    Reason.INTERNAL: InternalError,
+}
+
+
+def _from_core(
+    reason: str, stage: str, node_id: str | None, address: str | None, detail: str, message: str = ""
+) -> KeynetError:
+    """Builds the exception for an error of the core; the extension module calls this."""
+    why = Reason(reason)
+    return _CLASSES[why](
+        message,
+        reason=why,
+        stage=Stage(stage),
+        node_id=None if node_id is None else NodeId(node_id),
+        address=address,
+        detail=detail,
+    )
+
+
+def _rebuild(
+    cls: type[KeynetError],
+    message: str,
+    reason: Reason,
+    stage: Stage,
+    node_id: NodeId | None,
+    address: str | None,
+    detail: str,
+) -> KeynetError:
+    return cls(message, reason=reason, stage=stage, node_id=node_id, address=address, detail=detail)
+
+
+def _sentence(reason: Reason, stage: Stage, node_id: NodeId | None, address: str | None, detail: str) -> str:
+    """The same form as `Display` of the core's Error."""
+    text = reason.value.replace("_", " ") + (f": {detail}" if detail else "")
+    where = [f"stage {stage}"]
+    if node_id is not None:
+        where.append(f"node {node_id}")
+    if address is not None:
+        where.append(f"address {address}")
+    return f"{text} [{', '.join(where)}]; {reason.advice}"

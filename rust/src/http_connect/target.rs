@@ -1,0 +1,242 @@
+//! The CONNECT target: which node, which service, and where to look for it.
+
+use std::net::IpAddr;
+use std::str::FromStr;
+
+use crate::addr::NodeId;
+use crate::error::{Error, Reason, Result, Stage};
+
+/// What a CONNECT asks for (docs/protocol.md section 6).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Target {
+    pub node: NodeId,
+    /// 0: the only service that the node has.
+    pub service_port: u16,
+    /// `host:port` of the node's UDP socket, when the target names it.
+    pub address: Option<String>,
+}
+
+impl FromStr for Target {
+    type Err = Error;
+
+    /// Takes `<node id>.keynet:<service port>` and `<host>:<port>/?nodeId=<node id>[&service=<service port>]`.
+    ///
+    /// Errors: [`Reason::BadTarget`] with what is wrong.
+    fn from_str(text: &str) -> Result<Self> {
+        if text.is_empty() {
+            return Err(bad("the target is empty"));
+        }
+        if text.len() > MAX_TARGET {
+            return Err(bad(format!("the target has {} bytes, more than {MAX_TARGET}", text.len())));
+        }
+        if !text.bytes().all(|byte| byte.is_ascii_graphic()) {
+            return Err(bad("the target holds spaces, control or non-ASCII characters"));
+        }
+        match text.split_once('/') {
+            None => named(text),
+            Some((authority, rest)) => addressed(authority, rest),
+        }
+    }
+}
+
+fn named(authority: &str) -> Result<Target> {
+    let (host, port) = authority.rsplit_once(':').ok_or_else(|| bad("the target has no port"))?;
+    let host = host.to_ascii_lowercase();
+    let label =
+        host.strip_suffix(SUFFIX).ok_or_else(|| bad(format!("'{}' does not end in {SUFFIX}", excerpt(&host))))?;
+    let node = label.parse().map_err(|error| bad(format!("{error}")))?;
+    Ok(Target { node, service_port: parse_port(port)?, address: None })
+}
+
+fn addressed(authority: &str, rest: &str) -> Result<Target> {
+    check_address(authority).map_err(bad)?;
+    // Some clients decode the target before they send it, some do not (FACTS.md): both arrive.
+    let decoded;
+    let query = match rest.strip_prefix('?') {
+        Some(query) => query,
+        None => {
+            decoded = percent_decode(rest)?;
+            decoded.strip_prefix('?').ok_or_else(|| bad("behind the address only ?nodeId=... may stand"))?
+        }
+    };
+    let (mut node, mut service) = (None, None);
+    for pair in query.split('&') {
+        let (name, value) = pair.split_once('=').ok_or_else(|| bad(format!("'{}' has no '='", excerpt(pair))))?;
+        let value = percent_decode(value)?;
+        let twice = match name {
+            "nodeId" => node.replace(value).is_some(),
+            "service" => service.replace(value).is_some(),
+            _ => return Err(bad(format!("'{}' is neither nodeId nor service", excerpt(name)))),
+        };
+        if twice {
+            return Err(bad(format!("{name} is named twice")));
+        }
+    }
+    let node = node.ok_or_else(|| bad("the target names no nodeId"))?;
+    Ok(Target {
+        node: node.parse().map_err(|error| bad(format!("{error}")))?,
+        service_port: service.map_or(Ok(0), |text| parse_port(&text))?,
+        address: Some(authority.to_owned()),
+    })
+}
+
+/// Whether `text` is `host:port` or `[v6]:port` with a port other than 0; the error says what is wrong with it.
+pub fn check_address(text: &str) -> Result<(), String> {
+    let (host, port) = text.rsplit_once(':').ok_or_else(|| format!("'{}' has no port", excerpt(text)))?;
+    let good = match host.strip_prefix('[') {
+        Some(v6) => v6.strip_suffix(']').is_some_and(|v6| matches!(v6.parse(), Ok(IpAddr::V6(_)))),
+        None => is_host_name(host),
+    };
+    if !good {
+        return Err(format!("'{}' is neither a host name nor an IP address ([...] around IPv6)", excerpt(host)));
+    }
+    match parse_port(port) {
+        Ok(0) => Err("port 0 cannot be dialled".to_owned()),
+        Ok(_) => Ok(()),
+        Err(error) => Err(error.detail),
+    }
+}
+
+/// RFC 1123 section 2.1, with the underscores that the world uses; also what an IPv4 address looks like.
+fn is_host_name(host: &str) -> bool {
+    host.len() <= 253
+        && host.split('.').all(|label| {
+            (1..=63).contains(&label.len())
+                && !label.starts_with('-')
+                && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'))
+        })
+}
+
+/// Digits only: `str::parse` would take `+80`.
+fn parse_port(text: &str) -> Result<u16> {
+    let digits = (1..=5).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_digit());
+    match text.parse() {
+        Ok(port) if digits => Ok(port),
+        _ => Err(bad(format!("'{}' is not a port", excerpt(text)))),
+    }
+}
+
+fn percent_decode(text: &str) -> Result<String> {
+    let mut decoded = Vec::with_capacity(text.len());
+    let mut bytes = text.bytes();
+    while let Some(byte) = bytes.next() {
+        decoded.push(match byte {
+            b'%' => {
+                let digit = |byte: Option<u8>| byte.and_then(|byte| char::from(byte).to_digit(16));
+                match (digit(bytes.next()), digit(bytes.next())) {
+                    (Some(high), Some(low)) => (high * 16 + low) as u8,
+                    _ => return Err(bad("a percent sign is not followed by two hexadecimal digits")),
+                }
+            }
+            byte => byte,
+        });
+    }
+    match String::from_utf8(decoded) {
+        Ok(text) if text.bytes().all(|byte| byte.is_ascii_graphic()) => Ok(text),
+        _ => Err(bad("percent-encoding hides spaces, control or non-ASCII characters")),
+    }
+}
+
+fn bad(text: impl Into<String>) -> Error {
+    Error::new(Reason::BadTarget, Stage::Request, text)
+}
+
+/// Enough of hostile text to recognise it in a message.
+fn excerpt(text: &str) -> String {
+    match text.char_indices().nth(64) {
+        Some((end, _)) => format!("{}...", &text[..end]),
+        None => text.to_owned(),
+    }
+}
+
+const SUFFIX: &str = ".keynet";
+/// A host name has at most 253 characters (RFC 1035 section 2.3.4), everything else that belongs there less than 200.
+const MAX_TARGET: usize = 1024;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn node() -> NodeId {
+        NodeId::from_public_key([9; 32])
+    }
+
+    fn parse(text: &str) -> Result<Target> {
+        text.parse()
+    }
+
+    #[test]
+    fn a_name_and_a_port() {
+        let expected = Target { node: node(), service_port: 50051, address: None };
+        assert_eq!(parse(&format!("{}.keynet:50051", node())), Ok(expected.clone()));
+        assert_eq!(parse(&format!("{}.KEYNET:50051", node().to_string().to_uppercase())), Ok(expected));
+    }
+
+    #[test]
+    fn an_address_and_a_node() {
+        for address in ["192.0.2.1:4433", "[2001:db8::1]:4433", "host-1.example.com:1"] {
+            let expected = Target { node: node(), service_port: 0, address: Some(address.to_owned()) };
+            let text = format!("{address}/?nodeId={}", node());
+            assert_eq!(parse(&text), Ok(expected.clone()));
+            let encoded = format!("{address}/%3FnodeId%3D{}", node());
+            assert_eq!(parse(&encoded), Ok(expected.clone()));
+            let expected = Target { service_port: 80, ..expected };
+            assert_eq!(parse(&format!("{text}&service=%38%30")), Ok(expected));
+        }
+    }
+
+    #[test]
+    fn everything_else_is_a_bad_target_with_a_reason() {
+        let id = node();
+        let short = &id.to_string()[..52];
+        let texts = [
+            String::new(),
+            "/".to_owned(),
+            ":".to_owned(),
+            "example.com:443".to_owned(),
+            format!("{id}.keynet"),
+            format!("{id}.keynet:"),
+            format!("{id}.keynet:+80"),
+            format!("{id}.keynet:65536"),
+            format!("{id}.keynet:000080"),
+            format!("{id}.keynet:80:80"),
+            format!("{id}.keynet.:80"),
+            format!("{id}:80"),
+            format!("x.{id}.keynet:80"),
+            format!("{short}.keynet:80"),
+            format!("{id}.keynet:80 "),
+            format!("{id}.kéynet:80"),
+            format!("{id}.keynet:80/path"),
+            format!("192.0.2.1/?nodeId={id}"),
+            format!("192.0.2.1:0/?nodeId={id}"),
+            format!("2001:db8::1:80/?nodeId={id}"),
+            format!("[192.0.2.1]:80/?nodeId={id}"),
+            format!("[2001:db8::1:80/?nodeId={id}"),
+            format!("u@h:80/?nodeId={id}"),
+            format!("-h:80/?nodeId={id}"),
+            "192.0.2.1:80/?nodeId=".to_owned(),
+            "192.0.2.1:80/?service=1".to_owned(),
+            format!("192.0.2.1:80/?nodeId={id}&nodeId={id}"),
+            format!("192.0.2.1:80/?nodeId={id}&other=1"),
+            format!("192.0.2.1:80/?nodeId={id}&service"),
+            format!("192.0.2.1:80/?nodeId={id}&service=%3"),
+            format!("192.0.2.1:80/?nodeId={id}&service=%00"),
+            "a".repeat(100_000),
+        ];
+        for text in texts {
+            let error = parse(&text).expect_err(&text);
+            assert_eq!(error.reason, Reason::BadTarget, "{text}");
+            assert!(!error.detail.is_empty() && error.detail.len() < 400, "{}", error.detail);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_parses_or_explains(text in "\\PC{0,200}") {
+            if let Err(error) = parse(&text) {
+                prop_assert_eq!(error.reason, Reason::BadTarget);
+            }
+        }
+    }
+}

@@ -1,0 +1,134 @@
+//! Any sequence of operations, on a table so small that everything collides.
+
+use proptest::prelude::*;
+
+use super::*;
+
+#[derive(Clone, Debug)]
+enum Operation {
+    RemoteFor(u32),
+    Hold(usize),
+    Release(usize),
+    Bind(usize, u8),
+    Utp(usize, Option<u32>, bool),
+    Sent(usize),
+    KeyedPing {
+        from: u32,
+        transaction: u8,
+        session: u8,
+    },
+    UnkeyedPing(u32),
+    /// Answers the n-th ping that was sent, from where it went to or from elsewhere, with its key or another.
+    Pong {
+        ping: usize,
+        elsewhere: Option<u32>,
+        forged: bool,
+    },
+    Punch(Vec<u32>, u64),
+    StopPunch(u64),
+    Pass(u64),
+}
+
+fn operation() -> impl Strategy<Value = Operation> {
+    let (at, remote) = (0..8u32, 0..12usize);
+    prop_oneof![
+        1 => at.clone().prop_map(Operation::RemoteFor),
+        1 => remote.clone().prop_map(Operation::Hold),
+        1 => remote.clone().prop_map(Operation::Release),
+        1 => (remote.clone(), 1..20u8).prop_map(|(remote, n)| Operation::Bind(remote, n)),
+        1 => (remote.clone(), prop::option::of(at.clone()), any::<bool>()).prop_map(|(r, f, p)| Operation::Utp(r, f, p)),
+        1 => remote.prop_map(Operation::Sent),
+        1 => (at.clone(), any::<u8>(), 1..20u8)
+            .prop_map(|(from, transaction, session)| Operation::KeyedPing { from, transaction, session }),
+        1 => at.clone().prop_map(Operation::UnkeyedPing),
+        4 => (0..30usize, prop::option::weighted(0.1, at.clone()), prop::bool::weighted(0.1))
+            .prop_map(|(ping, elsewhere, forged)| Operation::Pong { ping, elsewhere, forged }),
+        1 => (prop::collection::vec(at, 0..4), 0..5_000u64).prop_map(|(to, timeout)| Operation::Punch(to, timeout)),
+        1 => (0..10u64).prop_map(Operation::StopPunch),
+        3 => (0..20_000u64).prop_map(Operation::Pass),
+    ]
+}
+
+/// What the outside knows: the handles it was given, and the pings it has seen.
+struct Outside {
+    bench: Bench,
+    remotes: Vec<RemoteId>,
+    pings: Vec<PingOut>,
+    up: Vec<RemoteId>,
+    lost: Vec<RemoteId>,
+}
+
+impl Outside {
+    fn run(&mut self, operation: Operation) {
+        let now = self.bench.now;
+        let remote = |n: usize| self.remotes.get(n % self.remotes.len().max(1)).copied().unwrap_or(RemoteId(99));
+        let table = &mut self.bench.table;
+        match operation {
+            Operation::RemoteFor(at) => self.remotes.extend(table.remote_for(now, address(at))),
+            Operation::Hold(n) => table.hold(now, remote(n)),
+            Operation::Release(n) => table.release(now, remote(n)),
+            Operation::Bind(n, session) => table.bind_node(now, remote(n), node(session % 4), keys(session)),
+            Operation::Utp(n, None, proven) => table.handle_utp(now, remote(n), proven),
+            Operation::Utp(n, Some(at), proven) => table.handle_utp_from(now, address(at), remote(n), proven),
+            Operation::Sent(n) => table.handle_sent(now, remote(n)),
+            Operation::KeyedPing { from, transaction, session } => {
+                self.bench.keyed_ping(address(from), transaction, session);
+            }
+            Operation::UnkeyedPing(from) => {
+                self.bench.unkeyed_ping(address(from));
+            }
+            Operation::Pong { ping, elsewhere, forged } => {
+                let Some(ping) = self.pings.iter().rev().nth(ping).cloned() else { return };
+                let key = ping.keys.map(|(_, key)| if forged { [0xbb; 32] } else { key });
+                self.bench.pong(elsewhere.map_or(ping.to, address), ping.transaction, key);
+            }
+            Operation::Punch(to, timeout) => {
+                let to: Vec<_> = to.into_iter().map(address).collect();
+                table.start_punch(now, &to, millis(timeout));
+            }
+            Operation::StopPunch(n) => table.stop_punch(PunchId(n)),
+            Operation::Pass(duration) => self.pings.extend(self.bench.pass(millis(duration))),
+        }
+        self.pings.extend(self.bench.drain());
+        for event in self.bench.events() {
+            match event {
+                PathEvent::Up { remote, .. } => {
+                    assert!(!self.up.contains(&remote), "up twice");
+                    self.up.push(remote);
+                }
+                PathEvent::Lost { remote, .. } => {
+                    assert!(!self.lost.contains(&remote), "lost twice");
+                    self.lost.push(remote);
+                }
+                PathEvent::Moved { remote, from, to, .. } => assert!(from != to && !self.lost.contains(&remote)),
+                _ => {}
+            }
+        }
+        let stats = self.bench.table.stats();
+        assert!(stats.remotes <= 6 && stats.strangers <= 3, "{stats:?}");
+    }
+}
+
+proptest! {
+    #[test]
+    fn any_sequence_of_operations_leaves_the_table_whole(
+        operations in prop::collection::vec(operation(), 1..200)
+    ) {
+        let config = PathConfig { max_strangers: 3, max_remotes: 6, ..PathConfig::default() };
+        let bench = Bench::with(config);
+        let mut outside = Outside { bench, remotes: vec![], pings: vec![], up: vec![], lost: vec![] };
+        for operation in operations {
+            outside.run(operation);
+        }
+        // and when everybody lets go, nothing is left
+        for remote in outside.remotes.clone() {
+            for _ in 0..200 {
+                outside.bench.table.release(outside.bench.now, remote);
+            }
+        }
+        outside.bench.pass(seconds(300));
+        let table = &outside.bench.table;
+        prop_assert_eq!((table.remotes.len(), table.slots.len(), table.names.len()), (0, 0, 0));
+        prop_assert_eq!((table.nodes.len(), table.timers.len(), table.spares.len()), (0, 0, 0));
+    }
+}

@@ -1,0 +1,347 @@
+//! Dialling: every address that is known of a node, at once, until one of them proves to be it.
+
+use std::collections::HashSet;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
+
+use rustls::HandshakeKind;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::task::JoinSet;
+use tokio::time::{sleep_until, timeout_at, Instant};
+use tokio_rustls::{TlsConnector, TlsStream};
+
+use super::contact::Contact;
+use super::link::{explain, Link};
+use super::{today, Peers};
+use crate::addr::{unmapped, NodeId};
+use crate::error::{Error, Reason, Result, Stage};
+use crate::net::UtpStream;
+use crate::tls::{finish, ping_keys, PeerIdentity, TlsContext, PING_KEYS_LABEL};
+
+/// Whom to dial, and until when.
+#[derive(Clone, Debug)]
+pub struct Dial {
+    pub node: NodeId,
+    /// An address that the request itself named, beside those that are known.
+    pub address: Option<String>,
+    /// Yield to everything else (LEDBAT).
+    pub background: bool,
+    pub deadline: Instant,
+}
+
+/// How a node answered, without asking it for a service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PingReport {
+    pub address: SocketAddr,
+    /// Round-trip time as uTP measures it.
+    pub rtt: Duration,
+    /// How long uTP took to connect, punching included.
+    pub utp: Duration,
+    /// How long the TLS handshake took.
+    pub tls: Duration,
+    pub tls_version: String,
+    pub tls_suite: String,
+    pub tls_group: String,
+    /// The handshake resumed an earlier session.
+    pub resumed: bool,
+    /// The key that the node uses now.
+    pub leaf: NodeId,
+}
+
+impl Peers {
+    /// Connects to a node. Dropping the future gives up what it alone waited for.
+    ///
+    /// Errors: `UnknownNode`, or the most telling failure among the addresses.
+    pub async fn dial(self: &Arc<Self>, dial: &Dial) -> Result<Link> {
+        if self.live_addresses(&dial.node).is_empty() {
+            if let Some(link) = Contact::join(self, dial).await? {
+                return Ok(link);
+            }
+        }
+        let turn = timeout_at(dial.deadline, self.turn(dial.node)).await;
+        let _turn = turn.map_err(|_| {
+            Error::new(Reason::ConnectTimeout, Stage::Utp, "too many connections to this node are being made at once")
+                .with_node(dial.node)
+        })?;
+        self.race(dial).await
+    }
+
+    /// Connects, looks, and ends the link in order. Errors: as [`Self::dial`]; also what the peer thinks of our identity.
+    pub async fn ping(self: &Arc<Self>, node: NodeId, timeout: Duration) -> Result<PingReport> {
+        let dial = Dial { node, address: None, background: false, deadline: Instant::now() + timeout };
+        let mut link = self.race(&dial).await?;
+        let report = report(&link);
+        // The peer judges our certificate after we think that the handshake is over: wait for its own end, or its alert.
+        use tokio::io::AsyncWriteExt;
+        let ended = async {
+            link.stream.shutdown().await.map_err(|error| explain(&error, link.utp(), Stage::Tls))?;
+            link.receive().await
+        };
+        match timeout_at(dial.deadline, ended).await {
+            Ok(Err(error)) if error.stage == Stage::Tls => Err(error.with_node(node).with_address(link.address)),
+            _ => {
+                let _ = link.finish(Duration::ZERO).await;
+                Ok(report)
+            }
+        }
+    }
+
+    /// Dials every address of the node at once; those over which it has proven itself before have a head start. The first
+    /// link that proves to be the node wins, the others are dropped.
+    pub(super) async fn race(self: &Arc<Self>, dial: &Dial) -> Result<Link> {
+        let mut race = Race::new(self, dial);
+        if race.attempts.is_empty() {
+            let text = "no address of this node is known";
+            return Err(Error::new(Reason::UnknownNode, Stage::Punch, text).with_node(dial.node));
+        }
+        loop {
+            match timeout_at(dial.deadline, race.attempts.join_next()).await {
+                Ok(Some(Ok(Step::Linked(link)))) => return Ok(*link),
+                Ok(Some(Ok(Step::Resolved(addresses)))) => race.add_all(addresses, race.others_at),
+                Ok(Some(Ok(Step::Failed(error)))) => race.note(error),
+                Ok(Some(Err(_))) => race.note(Error::new(Reason::Internal, Stage::Utp, "a dial broke off")),
+                Ok(None) => return Err(race.verdict(false)),
+                Err(_) => return Err(race.verdict(true)),
+            }
+        }
+    }
+
+    /// The addresses that are known of a node, names resolved. Errors: `UnknownNode`, `Unreachable` (names that do not
+    /// resolve).
+    pub(super) async fn resolve_all(&self, node: NodeId, timeout: Duration) -> Result<Vec<SocketAddr>> {
+        let mut addresses = self.live_addresses(&node);
+        let named = self.table().addresses(&node);
+        let mut failed = None;
+        for name in &named {
+            match tokio::time::timeout(timeout, resolve(name)).await {
+                Ok(Ok(found)) => addresses.extend(found),
+                Ok(Err(error)) => failed = Some(error),
+                Err(_) => {
+                    failed = Some(Error::new(Reason::Unreachable, Stage::Punch, format!("{name} does not resolve")))
+                }
+            }
+        }
+        let mut seen = HashSet::new();
+        addresses.retain(|address| seen.insert(*address));
+        if addresses.is_empty() {
+            let unknown = || Error::new(Reason::UnknownNode, Stage::Punch, "no address of this node is known");
+            return Err(failed.unwrap_or_else(unknown).with_node(node));
+        }
+        Ok(addresses)
+    }
+
+    /// One connection attempt: uTP, then TLS, then whether it is the node.
+    async fn attempt(&self, dial: &Dial, address: SocketAddr, in_tls: &AtomicBool) -> Result<Link> {
+        let context = self.current().tls;
+        let start = Instant::now();
+        let stream = self.net.connect(address, self.utp_config(dial.background)).await?;
+        let connected = Instant::now();
+        in_tls.store(true, Ordering::Relaxed);
+        let deadline = dial.deadline.min(connected + self.tls.handshake_timeout);
+        let handshake = handshake(&context, dial.node, stream);
+        let stream = timeout_at(deadline, handshake)
+            .await
+            .map_err(|_| Error::new(Reason::TlsTimeout, Stage::Tls, "the handshake took too long"))??;
+        let took = (connected - start, connected.elapsed());
+        let stream = TlsStream::Client(stream);
+        let peer = self.judge(&stream, Some(&dial.node))?;
+        Ok(Link::new(stream, peer, took))
+    }
+
+    /// Judges who is at the other end, in either role, and tells the path table.
+    pub(super) fn judge(&self, stream: &TlsStream<UtpStream>, wanted: Option<&NodeId>) -> Result<PeerIdentity> {
+        let (utp, connection) = stream.get_ref();
+        let peer = finish(connection, wanted, &self.tls, today())?;
+        let mut exported = [0; 64];
+        export(stream, &mut exported)?;
+        self.net.bind_node(utp.remote(), peer.leaf, ping_keys(&exported, wanted.is_some()));
+        self.table().learn_leaf(peer.leaf, &peer.all);
+        Ok(peer)
+    }
+
+    /// Waits for this dial's turn among those to the same node.
+    async fn turn(&self, node: NodeId) -> Option<OwnedSemaphorePermit> {
+        let turns = {
+            let mut all = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
+            if all.len() >= MAX_IDLE_TURNS {
+                all.retain(|_, turns| Arc::strong_count(turns) > 1);
+            }
+            all.entry(node).or_insert_with(|| Arc::new(Semaphore::new(self.limits.max_dials_per_node))).clone()
+        };
+        turns.acquire_owned().await.ok()
+    }
+}
+
+/// The attempts of one dial. Dropping it ends them.
+struct Race {
+    peers: Arc<Peers>,
+    dial: Dial,
+    attempts: JoinSet<Step>,
+    tried: HashSet<SocketAddr>,
+    /// When addresses that have not proven themselves start.
+    others_at: Instant,
+    /// The most telling failure so far.
+    worst: Option<Error>,
+    in_tls: Arc<AtomicBool>,
+}
+
+enum Step {
+    Linked(Box<Link>),
+    Resolved(Vec<SocketAddr>),
+    Failed(Error),
+}
+
+impl Race {
+    fn new(peers: &Arc<Peers>, dial: &Dial) -> Self {
+        let now = Instant::now();
+        let live = peers.live_addresses(&dial.node);
+        let named = peers.table().addresses(&dial.node);
+        let delay = if live.is_empty() { Duration::ZERO } else { peers.limits.other_addresses_after };
+        let mut race = Self {
+            peers: peers.clone(),
+            dial: dial.clone(),
+            attempts: JoinSet::new(),
+            tried: HashSet::new(),
+            others_at: now + delay,
+            worst: None,
+            in_tls: Arc::default(),
+        };
+        let (first, rest) = live.split_at(live.len().min(1));
+        race.add_all(first.iter().copied(), now);
+        race.add_all(rest.iter().copied(), race.others_at);
+        for name in dial.address.iter().chain(&named) {
+            match name.parse::<SocketAddr>() {
+                Ok(address) => race.add_all([address], race.others_at),
+                Err(_) => race.add_name(name.clone()),
+            }
+        }
+        race
+    }
+
+    fn add_all(&mut self, addresses: impl IntoIterator<Item = SocketAddr>, start: Instant) {
+        for address in addresses {
+            let address = unmapped(address);
+            if self.tried.len() >= MAX_TRIED || !self.tried.insert(address) {
+                continue;
+            }
+            let (peers, dial, in_tls) = (self.peers.clone(), self.dial.clone(), self.in_tls.clone());
+            self.attempts.spawn(async move {
+                sleep_until(start).await;
+                match peers.attempt(&dial, address, &in_tls).await {
+                    Ok(link) => Step::Linked(Box::new(link)),
+                    Err(error) => Step::Failed(error.with_address(address)),
+                }
+            });
+        }
+    }
+
+    fn add_name(&mut self, name: String) {
+        self.attempts.spawn(async move {
+            match resolve(&name).await {
+                Ok(addresses) => Step::Resolved(addresses),
+                Err(error) => Step::Failed(error),
+            }
+        });
+    }
+
+    fn note(&mut self, error: Error) {
+        tracing::debug!(node = %self.dial.node.short(), %error, "an address failed");
+        if self.worst.as_ref().is_none_or(|worst| telling(error.reason) > telling(worst.reason)) {
+            self.worst = Some(error);
+        }
+    }
+
+    /// What to say when no attempt is left, or no time.
+    fn verdict(self, timed_out: bool) -> Error {
+        let mut addresses: Vec<_> = self.tried.iter().map(SocketAddr::to_string).collect();
+        addresses.sort_unstable();
+        let addresses = addresses.join(", ");
+        let late = match self.in_tls.load(Ordering::Relaxed) {
+            true => Error::new(Reason::TlsTimeout, Stage::Tls, format!("no handshake in time; tried {addresses}")),
+            false => Error::new(Reason::PunchTimeout, Stage::Punch, format!("no answer in time from {addresses}")),
+        };
+        let mut all: Vec<_> = self.worst.into_iter().collect();
+        if timed_out || all.is_empty() {
+            all.push(late);
+        }
+        let worst = all.into_iter().max_by_key(|error| telling(error.reason));
+        worst.unwrap_or_else(|| Error::new(Reason::Internal, Stage::Punch, "")).with_node(self.dial.node)
+    }
+}
+
+/// How much a failure at one address says about why a node cannot be reached: the further on the road, the more.
+fn telling(reason: Reason) -> u8 {
+    match reason {
+        Reason::IdentityMismatch => 12,
+        Reason::RejectedByPeer => 11,
+        Reason::CertificateExpired | Reason::ChainBroken | Reason::ChainTooLong | Reason::NameMismatch => 10,
+        Reason::CertificateInvalid | Reason::CertificateMissing => 9,
+        Reason::TlsFailed => 8,
+        Reason::TlsTimeout => 7,
+        Reason::PeerReset | Reason::PeerClosed | Reason::PeerLost => 6,
+        Reason::ConnectRefused => 5,
+        Reason::ConnectTimeout => 4,
+        Reason::PunchTimeout => 3,
+        Reason::Unreachable => 2,
+        _ => 1,
+    }
+}
+
+async fn handshake(
+    context: &TlsContext,
+    node: NodeId,
+    stream: UtpStream,
+) -> Result<tokio_rustls::client::TlsStream<UtpStream>> {
+    let connector = TlsConnector::from(context.client_config());
+    let connecting = connector.connect(TlsContext::server_name(&node), stream).into_fallible();
+    connecting.await.map_err(|(error, stream)| explain(&error, &stream, Stage::Tls))
+}
+
+fn export(stream: &TlsStream<UtpStream>, exported: &mut [u8; 64]) -> Result<()> {
+    let done = match stream {
+        TlsStream::Client(stream) => {
+            stream.get_ref().1.export_keying_material(&mut exported[..], PING_KEYS_LABEL, Some(&[]))
+        }
+        TlsStream::Server(stream) => {
+            stream.get_ref().1.export_keying_material(&mut exported[..], PING_KEYS_LABEL, Some(&[]))
+        }
+    };
+    done.map(|_| ()).map_err(|error| Error::new(Reason::Internal, Stage::Tls, format!("no ping keys: {error}")))
+}
+
+fn report(link: &Link) -> PingReport {
+    let connection = link.stream.get_ref().1;
+    let text = |value: Option<String>| value.unwrap_or_else(|| "unknown".to_owned());
+    PingReport {
+        address: link.address,
+        rtt: link.rtt(),
+        utp: link.took.0,
+        tls: link.took.1,
+        tls_version: text(connection.protocol_version().map(|version| format!("{version:?}"))),
+        tls_suite: text(connection.negotiated_cipher_suite().map(|suite| format!("{:?}", suite.suite()))),
+        tls_group: text(connection.negotiated_key_exchange_group().map(|group| format!("{:?}", group.name()))),
+        resumed: connection.handshake_kind() == Some(HandshakeKind::Resumed),
+        leaf: link.peer.leaf,
+    }
+}
+
+/// Errors: `Unreachable`, with the name.
+async fn resolve(name: &str) -> Result<Vec<SocketAddr>> {
+    let failed = |text: String| Error::new(Reason::Unreachable, Stage::Punch, format!("cannot resolve {name}: {text}"));
+    let found: Vec<_> = match tokio::net::lookup_host(name).await {
+        Ok(found) => found.take(MAX_RESOLVED).collect(),
+        Err(error) => return Err(failed(error.to_string())),
+    };
+    if found.is_empty() {
+        return Err(failed("it has no addresses".to_owned()));
+    }
+    Ok(found)
+}
+
+/// Addresses tried in one dial, and taken from one name.
+const MAX_TRIED: usize = 32;
+const MAX_RESOLVED: usize = 8;
+/// Nodes whose turns are kept before those that nobody waits for are thrown out.
+const MAX_IDLE_TURNS: usize = 256;

@@ -1,0 +1,138 @@
+//! Peers: how a link to one comes about, from either side. A link is a uTP stream with TLS over it and the node at its other
+//! end proven.
+
+mod accept;
+mod contact;
+mod dial;
+mod link;
+mod table;
+
+use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
+use std::time::SystemTime;
+
+use tokio::sync::Semaphore;
+
+pub use accept::Admission;
+pub use dial::{Dial, PingReport};
+pub use link::Link;
+
+use crate::addr::NodeId;
+use crate::config::{ControllerKind, ProxyLimits, TlsConfig, UtpConfig};
+use crate::error::{Error, Result};
+use crate::net::{Net, PathInfo};
+use crate::tls::{Identity, TlsContext};
+use contact::Contact;
+use table::Table;
+
+/// This node among its peers: its socket, its identity, what it knows of others.
+pub struct Peers {
+    pub net: Net,
+    identity: RwLock<Current>,
+    utp: UtpConfig,
+    tls: TlsConfig,
+    limits: ProxyLimits,
+    table: Mutex<Table>,
+    /// First dials that are under way, for all who want the same.
+    contacts: Mutex<HashMap<contact::Key, Weak<Contact>>>,
+    /// Dials to nodes to which a path is proven: each node has its own limit, so that none is in another's way.
+    turns: Mutex<HashMap<NodeId, Arc<Semaphore>>>,
+    /// Handshakes under way, by where they come from.
+    handshakes: Mutex<HashMap<IpAddr, usize>>,
+}
+
+/// The identity that new handshakes use.
+#[derive(Clone)]
+struct Current {
+    identity: Identity,
+    tls: TlsContext,
+}
+
+impl Peers {
+    pub fn new(net: Net, identity: Identity, utp: UtpConfig, tls: TlsConfig, limits: ProxyLimits) -> Result<Arc<Self>> {
+        let current = Current { tls: TlsContext::new(&identity, &tls)?, identity };
+        Ok(Arc::new(Self {
+            net,
+            identity: RwLock::new(current),
+            utp,
+            tls,
+            table: Mutex::new(Table::new(limits.max_peers, limits.max_addresses)),
+            limits,
+            contacts: Mutex::default(),
+            turns: Mutex::default(),
+            handshakes: Mutex::default(),
+        }))
+    }
+
+    pub fn identity(&self) -> Identity {
+        self.current().identity
+    }
+
+    /// New handshakes, in both roles, use this identity; live links go on.
+    pub fn rotate(&self, identity: Identity) -> Result<()> {
+        let current = Current { tls: TlsContext::new(&identity, &self.tls)?, identity };
+        *self.identity.write().unwrap_or_else(PoisonError::into_inner) = current;
+        Ok(())
+    }
+
+    /// Errors: `InvalidArgument` for addresses that are none, or too many peers.
+    pub fn add_peer(&self, node: NodeId, addresses: Vec<String>) -> Result<()> {
+        self.table().add(node, addresses)
+    }
+
+    pub fn remove_peer(&self, node: &NodeId) {
+        self.table().remove(node);
+    }
+
+    /// The peers that have been added, with their addresses.
+    pub fn peers(&self) -> Vec<(NodeId, Vec<String>)> {
+        self.table().peers()
+    }
+
+    /// What went wrong when this node was last dialled, unless a dial has succeeded since.
+    pub fn last_error(&self, node: &NodeId) -> Option<Error> {
+        self.table().last_error(node)
+    }
+
+    /// Remembers how a dial ended.
+    pub fn note(&self, node: NodeId, result: Result<(), Error>) {
+        self.table().note(node, result.err());
+    }
+
+    /// Punches towards a node that will dial us: opens our own NAT and waits for an answer.
+    ///
+    /// Errors: `UnknownNode` when no address of it is known, `PunchTimeout`.
+    pub async fn expect(&self, node: NodeId, timeout: std::time::Duration) -> Result<PathInfo> {
+        let addresses = self.resolve_all(node, timeout).await?;
+        self.net.punch(addresses, timeout).await.map_err(|error| error.with_node(node))
+    }
+
+    /// Addresses over which a node has proven itself, in use first.
+    fn live_addresses(&self, node: &NodeId) -> Vec<SocketAddr> {
+        let leaf = self.table().leaf(node);
+        let mut addresses = self.net.live_addresses(&leaf);
+        if leaf != *node {
+            addresses.extend(self.net.live_addresses(node));
+        }
+        addresses
+    }
+
+    fn current(&self) -> Current {
+        self.identity.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn table(&self) -> std::sync::MutexGuard<'_, Table> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn utp_config(&self, background: bool) -> UtpConfig {
+        let controller = if background { ControllerKind::Ledbat } else { self.utp.controller };
+        UtpConfig { controller, ..self.utp.clone() }
+    }
+}
+
+/// TLS is judged by the machine's clock.
+fn today() -> SystemTime {
+    SystemTime::now()
+}

@@ -1,0 +1,171 @@
+//! What is known of other nodes: addresses that the program named, current names, last errors.
+
+use std::collections::{HashMap, VecDeque};
+
+use crate::addr::NodeId;
+use crate::error::{Error, Reason, Result, Stage};
+use crate::http_connect::check_address;
+
+/// Bounded in every direction.
+#[derive(Debug)]
+pub(super) struct Table {
+    peers: HashMap<NodeId, Vec<String>>,
+    errors: Recent<Error>,
+    /// Old name -> the key that the node uses now, learned from its chain.
+    leaves: Recent<NodeId>,
+    max_peers: usize,
+    max_addresses: usize,
+}
+
+impl Table {
+    pub fn new(max_peers: usize, max_addresses: usize) -> Self {
+        Self {
+            peers: HashMap::new(),
+            errors: Recent::new(MAX_RECENT),
+            leaves: Recent::new(MAX_RECENT),
+            max_peers,
+            max_addresses,
+        }
+    }
+
+    /// Adds a peer, or replaces its addresses.
+    pub fn add(&mut self, node: NodeId, mut addresses: Vec<String>) -> Result<()> {
+        let invalid = |text: String| Error::new(Reason::InvalidArgument, Stage::Setup, text).with_node(node);
+        for address in &addresses {
+            check_address(address).map_err(invalid)?;
+        }
+        let mut seen = std::collections::HashSet::new();
+        addresses.retain(|address| seen.insert(address.clone()));
+        if addresses.len() > self.max_addresses {
+            let text = format!("{} addresses, at most {} are kept for a peer", addresses.len(), self.max_addresses);
+            return Err(invalid(text));
+        }
+        if self.peers.len() >= self.max_peers && !self.peers.contains_key(&node) {
+            return Err(invalid(format!("{} peers are known, the most there may be", self.peers.len())));
+        }
+        self.peers.insert(node, addresses);
+        Ok(())
+    }
+
+    pub fn remove(&mut self, node: &NodeId) {
+        self.peers.remove(node);
+        self.errors.remove(node);
+        self.leaves.remove(node);
+    }
+
+    pub fn peers(&self) -> Vec<(NodeId, Vec<String>)> {
+        let mut all: Vec<_> = self.peers.iter().map(|(node, addresses)| (*node, addresses.clone())).collect();
+        all.sort_unstable();
+        all
+    }
+
+    /// The addresses that the program named for a node; none when it named none.
+    pub fn addresses(&self, node: &NodeId) -> Vec<String> {
+        self.peers.get(node).cloned().unwrap_or_default()
+    }
+
+    pub fn note(&mut self, node: NodeId, error: Option<Error>) {
+        match error {
+            Some(error) => self.errors.insert(node, error),
+            None => self.errors.remove(&node),
+        }
+    }
+
+    pub fn last_error(&self, node: &NodeId) -> Option<Error> {
+        self.errors.entries.get(node).cloned()
+    }
+
+    /// Remembers which key now stands for the names in `all`.
+    pub fn learn_leaf(&mut self, leaf: NodeId, all: &[NodeId]) {
+        for node in all.iter().filter(|node| **node != leaf) {
+            self.leaves.insert(*node, leaf);
+        }
+    }
+
+    /// The key that a node uses now, as far as is known.
+    pub fn leaf(&self, node: &NodeId) -> NodeId {
+        self.leaves.entries.get(node).copied().unwrap_or(*node)
+    }
+}
+
+/// A map that forgets what was inserted longest ago.
+#[derive(Debug)]
+struct Recent<T> {
+    entries: HashMap<NodeId, T>,
+    order: VecDeque<NodeId>,
+    max: usize,
+}
+
+impl<T> Recent<T> {
+    fn new(max: usize) -> Self {
+        Self { entries: HashMap::new(), order: VecDeque::new(), max }
+    }
+
+    fn insert(&mut self, node: NodeId, value: T) {
+        if self.entries.insert(node, value).is_some() {
+            return;
+        }
+        self.order.push_back(node);
+        while self.order.len() > self.max {
+            if let Some(oldest) = self.order.pop_front() {
+                self.entries.remove(&oldest);
+            }
+        }
+    }
+
+    fn remove(&mut self, node: &NodeId) {
+        if self.entries.remove(node).is_some() {
+            self.order.retain(|other| other != node);
+        }
+    }
+}
+
+/// Last errors and old names kept.
+const MAX_RECENT: usize = 4_096;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn node(n: u8) -> NodeId {
+        NodeId::from_public_key([n; 32])
+    }
+
+    #[test]
+    fn addresses_are_checked_and_limited() {
+        let mut table = Table::new(1, 2);
+        let add =
+            |table: &mut Table, n, texts: &[&str]| table.add(node(n), texts.iter().map(|t| t.to_string()).collect());
+        assert!(add(&mut table, 1, &["nonsense"]).is_err());
+        assert!(add(&mut table, 1, &["a:1", "b:1", "c:1"]).is_err());
+        assert!(add(&mut table, 1, &["a:1", "a:1", "[::1]:5"]).is_ok());
+        assert_eq!(table.addresses(&node(1)), ["a:1", "[::1]:5"]);
+        assert_eq!(add(&mut table, 2, &[]).unwrap_err().reason, Reason::InvalidArgument);
+        assert!(add(&mut table, 1, &["b:1"]).is_ok(), "a known one can always be replaced");
+        table.remove(&node(1));
+        assert!(table.peers().is_empty() && table.addresses(&node(1)).is_empty());
+    }
+
+    #[test]
+    fn errors_are_kept_until_a_success_and_never_too_many() {
+        let mut table = Table::new(1, 1);
+        let error = Error::new(Reason::PunchTimeout, Stage::Punch, "");
+        table.note(node(1), Some(error.clone()));
+        assert_eq!(table.last_error(&node(1)), Some(error.clone()));
+        table.note(node(1), None);
+        assert_eq!(table.last_error(&node(1)), None);
+        table.errors.max = 2;
+        (1..=3).for_each(|n| table.note(node(n), Some(error.clone())));
+        assert_eq!(table.last_error(&node(1)), None);
+        assert_eq!((table.errors.entries.len(), table.errors.order.len()), (2, 2));
+    }
+
+    #[test]
+    fn an_old_name_leads_to_the_key_in_use() {
+        let mut table = Table::new(1, 1);
+        table.learn_leaf(node(2), &[node(2), node(1)]);
+        assert_eq!((table.leaf(&node(1)), table.leaf(&node(2))), (node(2), node(2)));
+        table.learn_leaf(node(3), &[node(3), node(2), node(1)]);
+        assert_eq!((table.leaf(&node(1)), table.leaf(&node(2))), (node(3), node(3)));
+    }
+}

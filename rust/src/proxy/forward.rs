@@ -1,0 +1,227 @@
+//! The forward proxy: local clients on their way to services of other nodes, by CONNECT or over a static forward.
+
+use std::future::Future;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use tokio::time::{sleep, timeout, timeout_at, Instant};
+
+use super::lifecycle::Phase;
+use super::local::{Listener, LocalStream};
+use super::registry::{ConnectionInfo, Entry, Role};
+use super::tunnel::carry;
+use super::Shared;
+use crate::addr::{unmapped, NodeId};
+use crate::error::{Error, Reason, Result, Stage};
+use crate::http_connect::{answer, HeadBuffer, Request, ESTABLISHED};
+use crate::open::{Open, Priority};
+use crate::peer::{Dial, Link};
+
+/// What the clients of a listener want.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Serves {
+    /// They say so, with CONNECT.
+    Connect,
+    /// Always the same.
+    Static { node: NodeId, service_port: u16 },
+}
+
+/// Takes clients until the proxy, or this listener alone, closes.
+pub(super) async fn serve(shared: Arc<Shared>, listener: Listener, serves: Serves, closed: impl Future<Output = ()>) {
+    let mut closed = std::pin::pin!(closed);
+    loop {
+        let next = async {
+            let permit = shared.clients.clone().acquire_owned().await;
+            (permit, listener.accept().await)
+        };
+        let (permit, accepted) = tokio::select! {
+            biased;
+            () = shared.lifecycle.reached(Phase::Draining) => return,
+            () = &mut closed => return,
+            next = next => next,
+        };
+        let (client, from) = match accepted {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                // Out of file descriptors, most likely: the client waits in the backlog until some are free.
+                tracing::warn!(%error, "cannot accept a client");
+                sleep(ACCEPT_PAUSE).await;
+                continue;
+            }
+        };
+        let shared = shared.clone();
+        shared.clone().lifecycle.spawn_connection(async move {
+            let _permit = permit;
+            handle_client(shared, client, from.map(unmapped), serves).await;
+        });
+    }
+}
+
+async fn handle_client(shared: Arc<Shared>, client: LocalStream, from: Option<SocketAddr>, serves: Serves) {
+    let (mut early, mut service_port) = (Vec::new(), None);
+    // On the heap, so that a tunnel that stands does not carry the space of its making.
+    let prepared = Box::pin(prepare(&shared, &client, from, serves, &mut early, &mut service_port)).await;
+    match prepared {
+        Ok((link, mut entry)) => {
+            if matches!(serves, Serves::Connect) && client.write_all(ESTABLISHED).await.is_err() {
+                link.reset();
+                entry.finish(Reason::ClientReset);
+                return;
+            }
+            entry.open();
+            carry(client, link, early, entry, Role::Forward, &shared.limits).await;
+        }
+        // It has gone: nobody is left to be told, and nobody turned it away.
+        Err(error) if error.reason == Reason::Cancelled => {}
+        Err(error) => {
+            shared.refused(error.node, from, service_port, error.clone());
+            if matches!(serves, Serves::Connect) {
+                let _ = timeout(ANSWER_TIME, say(client, &answer(&error))).await;
+            }
+        }
+    }
+}
+
+/// From a client to a link on which its service is open; `service_port` is set once it is known. Errors: what the client is answered; `Cancelled` when it has gone.
+async fn prepare(
+    shared: &Arc<Shared>,
+    client: &LocalStream,
+    from: Option<SocketAddr>,
+    serves: Serves,
+    early: &mut Vec<u8>,
+    service_port: &mut Option<u16>,
+) -> Result<(Link, Entry)> {
+    if shared.clients.available_permits() < REFUSAL_PLACES {
+        let text = format!("{} clients are connected, no more are taken", shared.limits.max_clients);
+        return Err(Error::new(Reason::TooManyConnections, Stage::Request, text));
+    }
+    let work = async {
+        let wanted = match serves {
+            Serves::Static { node, service_port } => Wanted { node, service_port, address: None, background: false },
+            Serves::Connect => {
+                let request = read_request(shared, client, early).await?;
+                let Request { target, background } = request;
+                Wanted { node: target.node, service_port: target.service_port, address: target.address, background }
+            }
+        };
+        *service_port = Some(wanted.service_port);
+        tokio::select! {
+            result = connect(shared, &wanted, from) => result,
+            () = gone(client, early) => {
+                Err(Error::new(Reason::Cancelled, Stage::Request, "the client went away").with_node(wanted.node))
+            }
+        }
+    };
+    tokio::select! {
+        result = work => result,
+        () = shared.lifecycle.reached(Phase::Draining) => {
+            Err(Error::new(Reason::ProxyClosed, Stage::Request, "the proxy is closing"))
+        }
+    }
+}
+
+/// Collects the head and judges it; what came along behind it goes to `early`.
+async fn read_request(shared: &Shared, client: &LocalStream, early: &mut Vec<u8>) -> Result<Request> {
+    let mut head = HeadBuffer::new(shared.limits.max_head);
+    let deadline = Instant::now() + shared.limits.head_timeout;
+    let mut buffer = vec![0; READ_SIZE];
+    loop {
+        let n = match timeout_at(deadline, client.read(&mut buffer)).await {
+            Ok(Ok(n)) if n > 0 => n,
+            Ok(_) => return Err(Error::new(Reason::Cancelled, Stage::Request, "the client went away")),
+            Err(_) => {
+                let seconds = shared.limits.head_timeout.as_secs_f32();
+                let text = format!("the request head did not arrive within {seconds:.1} s");
+                return Err(Error::new(Reason::HeadTimeout, Stage::Request, text));
+            }
+        };
+        if let Some(length) = head.handle_bytes(buffer.get(..n).unwrap_or_default())? {
+            let (head, rest) = head.split(length);
+            early.extend_from_slice(rest);
+            return Request::parse(head, &shared.check);
+        }
+    }
+}
+
+/// What a client wants.
+pub(super) struct Wanted {
+    pub node: NodeId,
+    pub service_port: u16,
+    pub address: Option<String>,
+    pub background: bool,
+}
+
+/// Dials the node and opens the service; enters the connection, and remembers for the node how it went.
+pub(super) async fn connect(shared: &Arc<Shared>, wanted: &Wanted, from: Option<SocketAddr>) -> Result<(Link, Entry)> {
+    let result = dial_and_open(shared, wanted).await.map_err(|error| error.with_node(wanted.node));
+    shared.peers.note(wanted.node, result.as_ref().map(|_| ()).map_err(Clone::clone));
+    let link = result?;
+    let entry = shared.registry.enter(ConnectionInfo {
+        id: 0,
+        role: Role::Forward,
+        node: link.peer.leaf,
+        nodes: link.peer.all.clone(),
+        service_port: wanted.service_port,
+        client_address: from.map(|from| from.to_string()),
+        reverse_address: None,
+        server_address: None,
+        proxy_address: shared.peers.net.local_address(),
+        remote_address: link.address,
+        opened: SystemTime::now(),
+        closed: None,
+        reason: None,
+        bytes_in: 0,
+        bytes_out: 0,
+        rtt: None,
+    });
+    Ok((link, entry))
+}
+
+async fn dial_and_open(shared: &Arc<Shared>, wanted: &Wanted) -> Result<Link> {
+    let Wanted { node, service_port, ref address, background } = *wanted;
+    let deadline = Instant::now() + shared.limits.dial_timeout;
+    let mut link = shared.peers.dial(&Dial { node, address: address.clone(), background, deadline }).await?;
+    shared.met(&link);
+    let priority = if background { Priority::Background } else { Priority::Interactive };
+    link.open(&Open { service_port, node: Some(node), priority }, deadline).await?;
+    Ok(link)
+}
+
+/// Waits until the client has gone. What it sends meanwhile belongs to the tunnel; beyond so much of it the client waits.
+async fn gone(client: &LocalStream, early: &mut Vec<u8>) {
+    let mut buffer = vec![0; READ_SIZE];
+    while early.len() < MAX_EARLY {
+        match client.read(&mut buffer).await {
+            Ok(0) | Err(_) => return,
+            Ok(n) => early.extend_from_slice(buffer.get(..n).unwrap_or_default()),
+        }
+    }
+    client.broken().await;
+}
+
+/// Writes the answer and ends in order. Closing a socket with unread bytes would reset it, and the client would lose the
+/// answer (RFC 9112 section 9.6).
+async fn say(client: LocalStream, text: &[u8]) -> std::io::Result<()> {
+    client.write_all(text).await?;
+    client.shutdown_write()?;
+    let mut left = MAX_EARLY;
+    let mut buffer = vec![0; READ_SIZE];
+    while left > 0 {
+        match client.read(&mut buffer).await? {
+            0 => break,
+            n => left = left.saturating_sub(n),
+        }
+    }
+    client.finish();
+    Ok(())
+}
+
+/// Clients beyond `max_clients` that are told so; beyond these they wait in the listener's backlog.
+pub(super) const REFUSAL_PLACES: usize = 64;
+/// Bytes taken from a client before it has its answer.
+const MAX_EARLY: usize = 64 << 10;
+const READ_SIZE: usize = 4 << 10;
+/// How long a client may take to read its refusal.
+const ANSWER_TIME: Duration = Duration::from_secs(2);
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);

@@ -1,0 +1,442 @@
+//! Which connections there are, and which there were a moment ago: the answer to "who is behind this address?".
+//!
+//! gRPC asks for its peer late, so a closed connection can still be looked up for a while (its tombstone). An address that is
+//! not here is unknown, and whoever asks has to take that for a no.
+
+use std::collections::{HashMap, VecDeque};
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
+
+use tokio::sync::watch;
+
+use super::events::{Event, Publisher};
+use super::splice::Counters;
+use crate::addr::{unmapped, NodeId};
+use crate::error::Reason;
+
+/// Which end of a tunnel this proxy is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Role {
+    /// A local client connects to a service of the other node.
+    Forward,
+    /// The other node connects to a service here.
+    Reverse,
+}
+
+/// One tunnel, with the addresses named as in the picture of the design.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConnectionInfo {
+    /// Unique within the proxy, never re-used.
+    pub id: u64,
+    pub role: Role,
+    /// The other node, by the key it uses now.
+    pub node: NodeId,
+    /// Every name that the other node has proven, newest first.
+    pub nodes: Vec<NodeId>,
+    pub service_port: u16,
+    /// Forward: the local client, as the forward proxy sees it; none behind a UNIX socket.
+    pub client_address: Option<String>,
+    /// Reverse: what the service sees as its peer, `ip:port` or `unix-abstract:...`.
+    pub reverse_address: Option<String>,
+    /// Reverse: the service.
+    pub server_address: Option<String>,
+    /// This node's UDP socket.
+    pub proxy_address: SocketAddr,
+    /// The other node's UDP socket, as it was when the connection opened.
+    pub remote_address: SocketAddr,
+    pub opened: SystemTime,
+    pub closed: Option<SystemTime>,
+    /// Why it ended.
+    pub reason: Option<Reason>,
+    /// Payload bytes from the other node.
+    pub bytes_in: u64,
+    /// Payload bytes to the other node.
+    pub bytes_out: u64,
+    /// Round-trip time of the uTP connection, when last looked at.
+    pub rtt: Option<Duration>,
+}
+
+/// A live connection: what is fixed, and what changes while bytes flow.
+#[derive(Debug)]
+pub(super) struct Connection {
+    fixed: ConnectionInfo,
+    pub counters: Counters,
+    rtt_nanos: AtomicU64,
+    end: Mutex<Option<(SystemTime, Instant, Reason)>>,
+}
+
+impl Connection {
+    pub fn set_rtt(&self, rtt: Duration) {
+        let nanos = u64::try_from(rtt.as_nanos()).unwrap_or(u64::MAX);
+        self.rtt_nanos.store(nanos, Ordering::Relaxed);
+    }
+
+    pub fn info(&self) -> ConnectionInfo {
+        let end = *lock(&self.end);
+        let rtt = self.rtt_nanos.load(Ordering::Relaxed);
+        ConnectionInfo {
+            closed: end.map(|(at, _, _)| at),
+            reason: end.map(|(_, _, reason)| reason),
+            bytes_in: self.counters.into.load(Ordering::Relaxed),
+            bytes_out: self.counters.out.load(Ordering::Relaxed),
+            rtt: (rtt > 0).then(|| Duration::from_nanos(rtt)),
+            ..self.fixed.clone()
+        }
+    }
+
+    fn keys(&self) -> [Option<Key>; 2] {
+        let key = |map: fn(Name) -> Key, text: &Option<String>| text.as_deref().map(|text| map(Name::parse(text)));
+        [key(Key::Client, &self.fixed.client_address), key(Key::Reverse, &self.fixed.reverse_address)]
+    }
+}
+
+/// The table of connections. Clone shares it.
+#[derive(Clone, Debug)]
+pub(super) struct Registry {
+    inner: Arc<Mutex<Inner>>,
+    /// How many connections there are.
+    live: watch::Sender<usize>,
+    publisher: Publisher,
+    tombstone: Duration,
+    max_tombstones: usize,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    last_id: u64,
+    live: HashMap<u64, Arc<Connection>>,
+    addresses: HashMap<Key, Arc<Connection>>,
+    /// Closed connections, oldest first.
+    closed: VecDeque<Arc<Connection>>,
+    /// How many live streams each peer has opened, by its oldest name: a rotation does not give it more.
+    streams: HashMap<NodeId, usize>,
+    totals: Totals,
+}
+
+/// Sums over connections that have ended.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Totals {
+    pub opened: u64,
+    pub closed: u64,
+    pub bytes_in: u64,
+    pub bytes_out: u64,
+}
+
+impl Registry {
+    pub fn new(publisher: Publisher, tombstone: Duration, max_tombstones: usize) -> Self {
+        Self { inner: Arc::default(), live: watch::Sender::new(0), publisher, tombstone, max_tombstones }
+    }
+
+    /// Enters a connection; from now on its addresses can be looked up. The id in `info` is replaced.
+    pub fn enter(&self, mut info: ConnectionInfo) -> Entry {
+        let mut inner = lock(&self.inner);
+        self.bury(&mut inner);
+        inner.last_id += 1;
+        info.id = inner.last_id;
+        let connection = Arc::new(Connection {
+            fixed: info,
+            counters: Counters::default(),
+            rtt_nanos: AtomicU64::new(0),
+            end: Mutex::new(None),
+        });
+        inner.live.insert(connection.fixed.id, connection.clone());
+        self.live.send_replace(inner.live.len());
+        for key in connection.keys().into_iter().flatten() {
+            inner.addresses.insert(key, connection.clone());
+        }
+        Entry { registry: self.clone(), connection, opened: false, finished: false }
+    }
+
+    /// Takes one of the places for streams from peers. Errors: the text of a refusal.
+    pub fn reserve(&self, peer: NodeId, max: usize, max_per_node: usize) -> Result<Place, String> {
+        let mut inner = lock(&self.inner);
+        let total: usize = inner.streams.values().sum();
+        if total >= max {
+            return Err(format!("{total} streams are open here, no more are taken"));
+        }
+        let held = inner.streams.entry(peer).or_default();
+        if *held >= max_per_node {
+            return Err(format!("this node has {held} streams open, no more are taken"));
+        }
+        *held += 1;
+        Ok(Place { registry: self.clone(), peer })
+    }
+
+    pub fn live(&self) -> Vec<ConnectionInfo> {
+        let connections: Vec<_> = lock(&self.inner).live.values().cloned().collect();
+        let mut all: Vec<_> = connections.iter().map(|connection| connection.info()).collect();
+        all.sort_unstable_by_key(|info| info.id);
+        all
+    }
+
+    pub fn live_count(&self) -> usize {
+        lock(&self.inner).live.len()
+    }
+
+    /// Waits until no connection is left.
+    pub async fn emptied(&self) {
+        let _ = self.live.subscribe().wait_for(|live| *live == 0).await;
+    }
+
+    /// The connection of the local client at `address` (`ip:port`), also shortly after its end.
+    pub fn by_client(&self, address: &str) -> Option<ConnectionInfo> {
+        self.find(&Key::Client(Name::parse(address)))
+    }
+
+    /// The connection that a service sees as coming from `address`, also shortly after its end.
+    pub fn by_reverse(&self, address: &str) -> Option<ConnectionInfo> {
+        self.find(&Key::Reverse(Name::parse(address)))
+    }
+
+    /// Sums over everything so far, live connections included; and how many tombstones there are.
+    pub fn totals(&self) -> (Totals, usize) {
+        let inner = lock(&self.inner);
+        let mut totals = inner.totals;
+        for connection in inner.live.values() {
+            totals.bytes_in += connection.counters.into.load(Ordering::Relaxed);
+            totals.bytes_out += connection.counters.out.load(Ordering::Relaxed);
+        }
+        (totals, inner.closed.len())
+    }
+
+    fn find(&self, key: &Key) -> Option<ConnectionInfo> {
+        let mut inner = lock(&self.inner);
+        self.bury(&mut inner);
+        inner.addresses.get(key).map(|connection| connection.info())
+    }
+
+    /// Forgets what has been closed for long enough, and the oldest beyond the cap.
+    fn bury(&self, inner: &mut Inner) {
+        while let Some(oldest) = inner.closed.front() {
+            let due = match *lock(&oldest.end) {
+                Some((_, at, _)) => at.elapsed() >= self.tombstone,
+                None => true,
+            };
+            if !due && inner.closed.len() <= self.max_tombstones {
+                break;
+            }
+            if let Some(gone) = inner.closed.pop_front() {
+                inner.forget_addresses(&gone);
+            }
+        }
+    }
+
+    fn finish(&self, connection: &Arc<Connection>, reason: Reason, opened: bool) {
+        let mut inner = lock(&self.inner);
+        if inner.live.remove(&connection.fixed.id).is_none() {
+            return;
+        }
+        self.live.send_replace(inner.live.len());
+        *lock(&connection.end) = Some((SystemTime::now(), Instant::now(), reason));
+        let info = connection.info();
+        inner.totals.bytes_in += info.bytes_in;
+        inner.totals.bytes_out += info.bytes_out;
+        inner.totals.closed += u64::from(opened);
+        inner.closed.push_back(connection.clone());
+        self.bury(&mut inner);
+        drop(inner);
+        if opened {
+            self.publisher.publish(Event::ConnectionClosed(info));
+        }
+    }
+}
+
+impl Inner {
+    fn forget_addresses(&mut self, gone: &Arc<Connection>) {
+        for key in gone.keys().into_iter().flatten() {
+            // The address may belong to a later connection by now.
+            if self.addresses.get(&key).is_some_and(|current| Arc::ptr_eq(current, gone)) {
+                self.addresses.remove(&key);
+            }
+        }
+        // Maps keep the space of their fullest moment otherwise.
+        if self.addresses.capacity() > 1024 && self.addresses.len() < self.addresses.capacity() / 4 {
+            self.addresses.shrink_to_fit();
+        }
+    }
+}
+
+/// A live connection's place in the table. When it is dropped without [`Self::finish`], the proxy was closed over it.
+#[derive(Debug)]
+pub(super) struct Entry {
+    registry: Registry,
+    pub connection: Arc<Connection>,
+    opened: bool,
+    finished: bool,
+}
+
+impl Entry {
+    /// The tunnel stands: tells the subscribers.
+    pub fn open(&mut self) {
+        if !std::mem::replace(&mut self.opened, true) {
+            lock(&self.registry.inner).totals.opened += 1;
+            self.registry.publisher.publish(Event::ConnectionOpened(self.connection.info()));
+        }
+    }
+
+    pub fn finish(mut self, reason: Reason) {
+        self.finished = true;
+        self.registry.finish(&self.connection, reason, self.opened);
+    }
+}
+
+impl Drop for Entry {
+    fn drop(&mut self) {
+        if !self.finished {
+            self.registry.finish(&self.connection, Reason::ProxyClosed, self.opened);
+        }
+    }
+}
+
+/// One of the places for streams from peers; dropping it frees the place.
+#[derive(Debug)]
+pub(super) struct Place {
+    registry: Registry,
+    peer: NodeId,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut inner = lock(&self.registry.inner);
+        if let Some(held) = inner.streams.get_mut(&self.peer) {
+            *held -= 1;
+            if *held == 0 {
+                inner.streams.remove(&self.peer);
+            }
+        }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum Key {
+    Client(Name),
+    Reverse(Name),
+}
+
+/// An address as a key: however it is written, the same one.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum Name {
+    Socket(SocketAddr),
+    Text(String),
+}
+
+impl Name {
+    /// Also takes what gRPC's `context.peer()` says: `ipv4:1.2.3.4:5`, `ipv6:%5B::1%5D:5`, `unix-abstract:...` (FACTS.md).
+    fn parse(text: &str) -> Self {
+        let text = text.trim();
+        let bare = text.strip_prefix("ipv4:").or_else(|| text.strip_prefix("ipv6:")).unwrap_or(text);
+        let decoded = bare.replace("%5B", "[").replace("%5D", "]").replace("%5b", "[").replace("%5d", "]");
+        match decoded.parse() {
+            Ok(address) => Self::Socket(unmapped(address)),
+            Err(_) => Self::Text(text.replace("%2F", "/").replace("%2f", "/")),
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Nothing panics while it holds one of these, and a table is better read than lost.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn info(client: Option<&str>, reverse: Option<&str>) -> ConnectionInfo {
+        let node = NodeId::from_public_key([1; 32]);
+        ConnectionInfo {
+            id: 0,
+            role: if client.is_some() { Role::Forward } else { Role::Reverse },
+            node,
+            nodes: vec![node],
+            service_port: 1,
+            client_address: client.map(str::to_owned),
+            reverse_address: reverse.map(str::to_owned),
+            server_address: None,
+            proxy_address: "127.0.0.1:1".parse().unwrap(),
+            remote_address: "127.0.0.1:2".parse().unwrap(),
+            opened: SystemTime::now(),
+            closed: None,
+            reason: None,
+            bytes_in: 0,
+            bytes_out: 0,
+            rtt: None,
+        }
+    }
+
+    fn registry(tombstone: Duration, max: usize) -> Registry {
+        Registry::new(Publisher::new(16), tombstone, max)
+    }
+
+    #[test]
+    fn a_connection_is_found_by_its_addresses_however_they_are_written() {
+        let registry = registry(Duration::from_secs(60), 10);
+        let v6 = registry.enter(info(None, Some("[::1]:5000")));
+        let unix = registry.enter(info(None, Some("unix-abstract:keynet/v0/1")));
+        let client = registry.enter(info(Some("127.0.0.1:6000"), None));
+        for text in ["[::1]:5000", "ipv6:[::1]:5000", "ipv6:%5B::1%5D:5000"] {
+            assert_eq!(registry.by_reverse(text).unwrap().id, v6.connection.info().id, "{text}");
+        }
+        for text in ["unix-abstract:keynet/v0/1", "unix-abstract:keynet%2Fv0%2F1"] {
+            assert_eq!(registry.by_reverse(text).unwrap().id, unix.connection.info().id, "{text}");
+        }
+        for text in ["127.0.0.1:6000", "ipv4:127.0.0.1:6000", "[::ffff:127.0.0.1]:6000"] {
+            assert_eq!(registry.by_client(text).unwrap().id, client.connection.info().id, "{text}");
+        }
+        for text in ["", "127.0.0.1:6001", "unix:", "unix-abstract:keynet/v0/2", "ipv4:"] {
+            assert!(registry.by_reverse(text).is_none() && registry.by_client(text).is_none(), "{text}");
+        }
+        assert!(registry.by_reverse("127.0.0.1:6000").is_none(), "a client is no reverse address");
+    }
+
+    #[test]
+    fn a_closed_connection_is_remembered_for_a_while() {
+        let registry = registry(Duration::from_secs(60), 10);
+        let entry = registry.enter(info(None, Some("127.0.0.1:1")));
+        entry.finish(Reason::Finished);
+        let found = registry.by_reverse("127.0.0.1:1").unwrap();
+        assert!(found.closed.is_some());
+        assert_eq!(found.reason, Some(Reason::Finished));
+        assert!(registry.live().is_empty());
+    }
+
+    #[test]
+    fn tombstones_expire_and_have_a_cap() {
+        let short = registry(Duration::ZERO, 10);
+        short.enter(info(None, Some("127.0.0.1:1"))).finish(Reason::Finished);
+        assert!(short.by_reverse("127.0.0.1:1").is_none());
+
+        let few = registry(Duration::from_secs(60), 2);
+        for port in 1..=5 {
+            drop(few.enter(info(None, Some(&format!("127.0.0.1:{port}")))));
+        }
+        let known: Vec<_> = (1..=5).filter(|port| few.by_reverse(&format!("127.0.0.1:{port}")).is_some()).collect();
+        assert_eq!(known, [4, 5]);
+        assert_eq!(few.totals().1, 2);
+    }
+
+    #[test]
+    fn an_address_used_again_belongs_to_the_later_connection() {
+        let registry = registry(Duration::from_secs(60), 1);
+        registry.enter(info(None, Some("127.0.0.1:1"))).finish(Reason::Finished);
+        let later = registry.enter(info(None, Some("127.0.0.1:1")));
+        registry.enter(info(None, Some("127.0.0.1:2"))).finish(Reason::Finished);
+        registry.enter(info(None, Some("127.0.0.1:3"))).finish(Reason::Finished);
+        assert_eq!(registry.by_reverse("127.0.0.1:1").unwrap().id, later.connection.info().id);
+    }
+
+    #[test]
+    fn places_are_limited_and_come_back() {
+        let registry = registry(Duration::ZERO, 0);
+        let (a, b) = (NodeId::from_public_key([1; 32]), NodeId::from_public_key([2; 32]));
+        let first = registry.reserve(a, 2, 1).unwrap();
+        assert!(registry.reserve(a, 2, 1).is_err());
+        let second = registry.reserve(b, 2, 1).unwrap();
+        assert!(registry.reserve(NodeId::from_public_key([3; 32]), 2, 1).is_err());
+        drop((first, second));
+        assert!(registry.reserve(a, 2, 1).is_ok());
+        assert!(lock(&registry.inner).streams.is_empty());
+    }
+}

@@ -1,0 +1,329 @@
+//! The splice: both directions between a local socket and a link, in one task.
+//!
+//! Each direction reads until its source has nothing more or its buffer is full, writes that, and flushes when the source has
+//! run dry. A direction that waits with an empty buffer gives it back, so an idle splice holds none.
+
+use std::cell::RefCell;
+use std::future::{poll_fn, Future};
+use std::io;
+use std::pin::{pin, Pin};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{ready, Context, Poll};
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::{sleep, Instant};
+
+use super::local::LocalStream;
+
+/// How a splice ended.
+#[derive(Debug)]
+pub(super) enum Outcome {
+    /// Both directions ended in order.
+    Finished,
+    /// The local socket broke.
+    Local(io::Error),
+    /// The link broke, or ended without saying so.
+    Link(io::Error),
+}
+
+/// Bytes moved, readable while they move.
+#[derive(Debug, Default)]
+pub(super) struct Counters {
+    /// From the local socket to the link.
+    pub out: AtomicU64,
+    /// From the link to the local socket.
+    pub into: AtomicU64,
+}
+
+/// Moves bytes until both directions have ended or one side breaks. The sockets are left as they are: what a broken one means
+/// for the other is the caller's decision.
+///
+/// `early`: bytes that the local side has sent already. `size`: of the buffer of each direction. `failure`: whether the link
+/// is broken, without reading it.
+pub(super) async fn splice<L: AsyncRead + AsyncWrite + Unpin>(
+    local: &LocalStream,
+    link: &mut L,
+    early: Vec<u8>,
+    counters: &Counters,
+    size: usize,
+    failure: impl Fn(&L) -> Option<io::Error>,
+) -> Outcome {
+    let mut upload = Flow::new(early, size);
+    let mut download = Flow::new(Vec::new(), size);
+    let mut broken = pin!(local.broken());
+    let mut look = pin!(sleep(LOOK_EVERY));
+    poll_fn(|cx| {
+        let (mut here, mut there) = (Here(local), There(&mut *link));
+        let up = match upload.poll(cx, &mut here, &mut there, &counters.out) {
+            Poll::Ready(Err(Broken::Source(error))) => return Poll::Ready(Outcome::Local(error)),
+            Poll::Ready(Err(Broken::Sink(error))) => return Poll::Ready(Outcome::Link(error)),
+            Poll::Ready(Ok(())) => true,
+            Poll::Pending => false,
+        };
+        let down = match download.poll(cx, &mut there, &mut here, &counters.into) {
+            Poll::Ready(Err(Broken::Source(error))) => return Poll::Ready(Outcome::Link(error)),
+            Poll::Ready(Err(Broken::Sink(error))) => return Poll::Ready(Outcome::Local(error)),
+            Poll::Ready(Ok(())) => true,
+            Poll::Pending => false,
+        };
+        if up && down {
+            return Poll::Ready(Outcome::Finished);
+        }
+        // While the local program does not read, nobody reads the link either, and would not hear that it broke.
+        while download.is_stuck() && look.as_mut().poll(cx).is_ready() {
+            if let Some(error) = failure(link) {
+                return Poll::Ready(Outcome::Link(error));
+            }
+            look.as_mut().reset(Instant::now() + LOOK_EVERY);
+        }
+        broken.as_mut().poll(cx).map(Outcome::Local)
+    })
+    .await
+}
+
+/// One end of a splice.
+trait Side {
+    fn poll_read(&mut self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>>;
+    fn poll_write(&mut self, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>>;
+    fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
+    /// Ends this direction; the other goes on.
+    fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
+}
+
+struct Here<'a>(&'a LocalStream);
+
+impl Side for Here<'_> {
+    fn poll_read(&mut self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
+        self.0.poll_read(cx, buffer)
+    }
+
+    fn poll_write(&mut self, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
+        self.0.poll_write(cx, data)
+    }
+
+    fn poll_flush(&mut self, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_end(&mut self, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(self.0.shutdown_write())
+    }
+}
+
+struct There<'a, L>(&'a mut L);
+
+impl<L: AsyncRead + AsyncWrite + Unpin> Side for There<'_, L> {
+    fn poll_read(&mut self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
+        let mut buffer = ReadBuf::new(buffer);
+        ready!(Pin::new(&mut *self.0).poll_read(cx, &mut buffer))?;
+        Poll::Ready(Ok(buffer.filled().len()))
+    }
+
+    fn poll_write(&mut self, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut *self.0).poll_write(cx, data)
+    }
+
+    fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut *self.0).poll_flush(cx)
+    }
+
+    fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut *self.0).poll_shutdown(cx)
+    }
+}
+
+#[derive(Debug)]
+enum Broken {
+    Source(io::Error),
+    Sink(io::Error),
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    Moving,
+    /// The source has ended; what is in the buffer still has to go.
+    Draining,
+    /// The sink is being told.
+    Ending,
+    Ended,
+}
+
+/// One direction.
+struct Flow {
+    phase: Phase,
+    buffer: Buffer,
+    unflushed: bool,
+}
+
+impl Flow {
+    fn new(early: Vec<u8>, size: usize) -> Self {
+        Self { phase: Phase::Moving, buffer: Buffer::new(early, size), unflushed: false }
+    }
+
+    /// Whether something waits for the sink.
+    fn is_stuck(&self) -> bool {
+        !self.buffer.is_empty()
+    }
+
+    fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        source: &mut impl Side,
+        sink: &mut impl Side,
+        moved: &AtomicU64,
+    ) -> Poll<Result<(), Broken>> {
+        if self.phase == Phase::Ended {
+            return Poll::Ready(Ok(()));
+        }
+        for _ in 0..ROUNDS {
+            let dry = self.fill(cx, source).map_err(Broken::Source)?;
+            let stuck = self.drain(cx, sink, moved).map_err(Broken::Sink)?;
+            if self.phase == Phase::Draining && self.buffer.is_empty() {
+                self.phase = Phase::Ending;
+            }
+            if self.phase == Phase::Ending {
+                self.buffer.give_back();
+                ready!(sink.poll_end(cx)).map_err(Broken::Sink)?;
+                self.phase = Phase::Ended;
+                return Poll::Ready(Ok(()));
+            }
+            if dry && self.buffer.is_empty() {
+                self.buffer.give_back();
+                if self.unflushed {
+                    ready!(sink.poll_flush(cx)).map_err(Broken::Sink)?;
+                    self.unflushed = false;
+                }
+                return Poll::Pending;
+            }
+            if stuck {
+                return Poll::Pending;
+            }
+        }
+        // Both sides are always ready: let other tasks of this thread run.
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    /// Reads until the source has nothing more (then true) or the buffer is full.
+    fn fill(&mut self, cx: &mut Context<'_>, source: &mut impl Side) -> io::Result<bool> {
+        while self.phase == Phase::Moving {
+            let space = self.buffer.space();
+            if space.is_empty() {
+                return Ok(false);
+            }
+            match source.poll_read(cx, space) {
+                Poll::Pending => return Ok(true),
+                Poll::Ready(Ok(0)) => self.phase = Phase::Draining,
+                Poll::Ready(Ok(n)) => self.buffer.filled(n),
+                Poll::Ready(Err(error)) => return Err(error),
+            }
+        }
+        Ok(true)
+    }
+
+    /// Writes until the buffer is empty or the sink takes no more (then true).
+    fn drain(&mut self, cx: &mut Context<'_>, sink: &mut impl Side, moved: &AtomicU64) -> io::Result<bool> {
+        while !self.buffer.is_empty() {
+            match sink.poll_write(cx, self.buffer.data()) {
+                Poll::Pending => return Ok(true),
+                Poll::Ready(Ok(0)) => return Err(io::ErrorKind::WriteZero.into()),
+                Poll::Ready(Ok(n)) => {
+                    self.buffer.taken(n);
+                    self.unflushed = true;
+                    moved.fetch_add(n as u64, Ordering::Relaxed);
+                }
+                Poll::Ready(Err(error)) => return Err(error),
+            }
+        }
+        Ok(false)
+    }
+}
+
+/// The bytes between a read and a write. Filled to its end, then emptied from its start: nothing is ever moved inside.
+struct Buffer {
+    bytes: Vec<u8>,
+    start: usize,
+    end: usize,
+    size: usize,
+}
+
+impl Buffer {
+    fn new(early: Vec<u8>, size: usize) -> Self {
+        Self { start: 0, end: early.len(), bytes: early, size: size.max(1) }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.start == self.end
+    }
+
+    fn data(&self) -> &[u8] {
+        self.bytes.get(self.start..self.end).unwrap_or_default()
+    }
+
+    fn taken(&mut self, n: usize) {
+        self.start = (self.start + n).min(self.end);
+        if self.is_empty() {
+            (self.start, self.end) = (0, 0);
+        }
+    }
+
+    fn space(&mut self) -> &mut [u8] {
+        if self.bytes.len() != self.size && self.is_empty() {
+            self.bytes = SPARE.with_borrow_mut(|spare| spare.take(self.size));
+        }
+        self.bytes.get_mut(self.end..).unwrap_or_default()
+    }
+
+    fn filled(&mut self, n: usize) {
+        self.end = (self.end + n).min(self.bytes.len());
+    }
+
+    fn give_back(&mut self) {
+        if self.is_empty() && !self.bytes.is_empty() {
+            let bytes = std::mem::take(&mut self.bytes);
+            SPARE.with_borrow_mut(|spare| spare.put(bytes, self.size));
+        }
+    }
+}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        let bytes = std::mem::take(&mut self.bytes);
+        // The thread's spares may be gone already when the runtime ends.
+        let _ = SPARE.try_with(|spare| spare.borrow_mut().put(bytes, self.size));
+    }
+}
+
+/// Buffers that nobody on this thread uses at the moment. What was in them is overwritten before it is read.
+struct Spare(Vec<Vec<u8>>);
+
+impl Spare {
+    fn take(&mut self, size: usize) -> Vec<u8> {
+        match self.0.pop() {
+            Some(bytes) if bytes.len() == size => bytes,
+            _ => vec![0; size],
+        }
+    }
+
+    fn put(&mut self, bytes: Vec<u8>, size: usize) {
+        if bytes.len() == size && self.0.len() < MAX_SPARE {
+            self.0.push(bytes);
+        }
+    }
+}
+
+thread_local! {
+    static SPARE: RefCell<Spare> = const { RefCell::new(Spare(Vec::new())) };
+}
+
+/// A dead peer is to be noticed within 10 s (design, decision 9), most of which are the path's.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// Buffers filled and emptied before other tasks get their turn: 2 MiB at the default size, under a millisecond.
+const ROUNDS: usize = 16;
+/// Both directions of a splice that is being polled, and some that ended at the same time.
+const MAX_SPARE: usize = 8;
+
+#[cfg(test)]
+#[path = "splice_tests.rs"]
+mod tests;

@@ -1,0 +1,149 @@
+"""allow=: lists, functions, coroutines; whatever goes wrong with a function denies."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from typing import Any
+
+import grpc
+import pytest
+
+import keynet
+import keynet.grpc
+from keynet.demo import greeter_pb2 as pb
+from keynet.demo import greeter_pb2_grpc as rpc
+from support import SERVICE, greeter, pair, sync_pair, sync_proxy
+
+
+def allowed(node: keynet.BaseProxy, server: str) -> bool:
+    """Whether a call gets through; it must not fail in any other way than by being denied."""
+    # a pool of its own: it must not find the connection that was refused a moment ago, waiting for its next attempt
+    options = [("grpc.use_local_subchannel_pool", 1)]
+    with keynet.grpc.channel(node, server, SERVICE, options=options) as channel:
+        try:
+            rpc.GreeterStub(channel).SayHello(pb.HelloRequest(), timeout=30)
+        except grpc.RpcError as error:
+            why = keynet.grpc.explain(error, node, server)
+            assert isinstance(why.cause, keynet.AccessDenied), why
+            return False
+        return True
+
+
+def test_lists(alice: keynet.Identity, bob: keynet.Identity) -> None:
+    with greeter("127.0.0.1:0") as backend, sync_pair(alice, bob, backend, allow=[]) as (a, b):
+        assert not allowed(a, bob.node_id)
+        b.set_allow([alice.node_id])
+        assert allowed(a, bob.node_id)
+        b.set_allow(keynet.ANYONE)
+        assert allowed(a, bob.node_id)
+        b.set_allow([bob.node_id])
+        assert not allowed(a, bob.node_id)
+
+
+def test_an_older_name_counts(bob: keynet.Identity) -> None:
+    old = keynet.Identity.generate()
+    with greeter("127.0.0.1:0") as backend, sync_pair(old.rotate(), bob, backend, allow=[old.node_id]) as (a, _b):
+        assert allowed(a, bob.node_id)
+
+
+def test_a_function_is_asked(alice: keynet.Identity, bob: keynet.Identity, mallory: keynet.Identity) -> None:
+    asked = []
+
+    def allow(request: keynet.AccessRequest) -> bool:
+        asked.append(request)
+        assert threading.current_thread().name.startswith("keynet-access")
+        return request.node_id == alice.node_id
+
+    with (
+        greeter("127.0.0.1:0") as backend,
+        sync_pair(alice, bob, backend, allow=allow) as (a, b),
+        sync_proxy(mallory) as m,
+    ):
+        m.add_peer(bob.node_id, [b.proxy_address])
+        assert allowed(a, bob.node_id)
+        assert not allowed(m, bob.node_id)
+        assert {request.node_id for request in asked} == {alice.node_id, mallory.node_id}
+        assert asked[0].service_port == SERVICE
+        assert asked[0].node_ids == (alice.node_id,)
+        assert asked[0].remote_address == a.proxy_address
+        b.set_allow(lambda request: True)
+        assert allowed(m, bob.node_id)
+
+
+async def test_a_coroutine_is_asked_on_the_loop(alice: keynet.Identity, bob: keynet.Identity) -> None:
+    loop = asyncio.get_running_loop()
+    verdicts = [True, False]
+
+    async def allow(request: keynet.AccessRequest) -> bool:
+        assert asyncio.get_running_loop() is loop
+        await asyncio.sleep(0.01)
+        return verdicts.pop(0)
+
+    with greeter("127.0.0.1:0") as backend:
+        async with pair(alice, bob, backend, allow=allow) as (a, _b):
+            assert await asyncio.to_thread(allowed, a, bob.node_id)
+            assert not await asyncio.to_thread(allowed, a, bob.node_id)
+
+
+def raises(request: keynet.AccessRequest) -> bool:
+    raise RuntimeError("the database is away")
+
+
+def says_nothing(request: keynet.AccessRequest) -> Any:
+    return None
+
+
+@pytest.mark.parametrize("allow", [raises, says_nothing])
+def test_anything_but_yes_denies(
+    alice: keynet.Identity, bob: keynet.Identity, allow: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    with greeter("127.0.0.1:0") as backend, sync_pair(alice, bob, backend, allow=allow) as (a, _b):
+        assert not allowed(a, bob.node_id)
+    if allow is raises:
+        records = [record for record in caplog.records if record.name == "keynet.access"]
+        assert records
+        assert records[0].levelno == logging.ERROR
+        assert records[0].exc_info
+
+
+def test_silence_denies(alice: keynet.Identity, bob: keynet.Identity) -> None:
+    hold = threading.Event()
+    with (
+        greeter("127.0.0.1:0") as backend,
+        sync_pair(alice, bob, backend, allow=lambda request: hold.wait(20), allow_timeout=0.3) as (a, _b),
+    ):
+        assert not allowed(a, bob.node_id)
+        hold.set()
+
+
+async def test_an_async_function_that_fails_denies(alice: keynet.Identity, bob: keynet.Identity) -> None:
+    async def allow(request: keynet.AccessRequest) -> bool:
+        raise RuntimeError("the database is away")
+
+    with greeter("127.0.0.1:0") as backend:
+        async with pair(alice, bob, backend, allow=allow) as (a, _b):
+            assert not await asyncio.to_thread(allowed, a, bob.node_id)
+
+
+def test_the_blocking_twin_takes_no_coroutine(bob: keynet.Identity) -> None:
+    async def allow(request: keynet.AccessRequest) -> bool:
+        return True
+
+    with pytest.raises(keynet.InvalidArgument, match="async"):
+        sync_proxy(bob, services={1: "127.0.0.1:1"}, allow=allow).start()
+
+
+def test_the_threads_end_with_the_proxy(bob: keynet.Identity) -> None:
+    def workers() -> int:
+        return sum(thread.name.startswith("keynet-access") for thread in threading.enumerate())
+
+    before = workers()
+    with sync_proxy(bob, services={1: "127.0.0.1:1"}, allow=lambda request: True):
+        assert workers() > before
+    deadline = time.monotonic() + 20
+    while workers() > before and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert workers() == before

@@ -1,0 +1,275 @@
+"""The command, run as people and programs run it."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import re
+import signal
+import socket
+import stat
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+import keynet
+import keynet.grpc
+from keynet.cli import ExitCode
+from keynet.demo import greeter_pb2 as pb
+from keynet.demo import greeter_pb2_grpc as rpc
+from keynet.demo.run import Process
+from support import SERVICE, greeter, sync_proxy
+
+
+def command(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "keynet", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        stdin=subprocess.DEVNULL,
+        env={**os.environ, **environment},
+    )
+
+
+def objects(done: subprocess.CompletedProcess[str]) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def test_help_lists_every_exit_code() -> None:
+    done = command("--help")
+    assert done.returncode == 0
+    listed = {int(code) for code in re.findall(r"^  (\d+) +", done.stdout, re.MULTILINE)}
+    assert listed == {code for name, code in vars(ExitCode).items() if name.isupper()}
+    for name in ("id", "up", "ping", "forward", "demo"):
+        assert re.search(rf"^ +{name} ", done.stdout, re.MULTILINE)
+        assert command(name, "--help").returncode == 0
+
+
+def test_version() -> None:
+    assert command("--version").stdout.strip() == f"keynet {keynet.__version__}"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["fly"],
+        ["ping"],
+        ["ping", "nobody", "127.0.0.1:1"],
+        ["forward", "v" + "0" * 52, "99999", "--address", "127.0.0.1:1"],
+        ["up", "--service", "nonsense"],
+        ["up", "--service", "1=127.0.0.1:1"],
+        ["up", "--service", "x=127.0.0.1:1"],
+        ["up", "--listen", "nowhere"],
+        ["up", "--config", "/nonexistent.toml"],
+        ["up", "--peer", "nobody=127.0.0.1:1"],
+    ],
+    ids=" ".join,
+)
+def test_wrong_usage(arguments: list[str], tmp_path: pathlib.Path) -> None:
+    done = command(*arguments, XDG_CONFIG_HOME=str(tmp_path))
+    assert done.returncode == ExitCode.USAGE, done.stderr
+    assert done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+
+
+def test_id(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "node.pem"
+    assert command("id", "--show", str(path)).returncode == ExitCode.IDENTITY
+    (made,) = objects(command("id", str(path), "--json"))
+    assert (made["action"], made["file"], made["older_node_ids"]) == ("made", str(path), [])
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert keynet.Identity.load(path).node_id == made["node_id"]
+    assert command("id", "-q", str(path)).stdout.strip() == made["node_id"]
+    assert made["node_id"] in command("id", str(path)).stdout
+    (renewed,) = objects(command("id", "--renew", str(path), "--json"))
+    assert (renewed["action"], renewed["node_id"]) == ("renewed", made["node_id"])
+    (rotated,) = objects(command("id", "--rotate", str(path), "--json"))
+    assert (rotated["action"], rotated["older_node_ids"]) == ("rotated", [made["node_id"]])
+    assert keynet.Identity.load(path).node_ids == (rotated["node_id"], made["node_id"])
+
+
+def test_the_default_identity(tmp_path: pathlib.Path) -> None:
+    (made,) = objects(command("id", "--json", XDG_CONFIG_HOME=str(tmp_path)))
+    assert made["file"] == str(tmp_path / "keynet" / "identity.pem")
+    (read,) = objects(command("id", "--json", "--show", XDG_CONFIG_HOME=str(tmp_path)))
+    assert read["node_id"] == made["node_id"]
+
+
+def test_an_exposed_identity(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "node.pem"
+    keynet.Identity.generate().save(path)
+    path.chmod(0o644)
+    human, machine = command("id", str(path)), command("id", str(path), "--json")
+    assert human.returncode == machine.returncode == ExitCode.IDENTITY
+    assert "chmod 600" in human.stderr
+    (said,) = objects(machine)
+    assert said["error"]["reason"] == "identity_exposed"
+    assert said["error"]["advice"]
+    assert machine.stderr == ""
+
+
+def test_ping(bob: keynet.Identity, host: str) -> None:
+    with sync_proxy(bob, host, services={SERVICE: "127.0.0.1:1"}, allow=keynet.ANYONE) as node:
+        done = command("ping", bob.node_id, node.proxy_address, "--json")
+        assert done.returncode == 0, done.stderr
+        (said,) = objects(done)
+        assert said["ping"]["node_id"] == bob.node_id
+        assert said["ping"]["address"] == node.proxy_address
+        assert said["ping"]["rtt"] > 0
+        human = command("ping", bob.node_id, node.proxy_address)
+        assert human.returncode == 0
+        assert "round trip" in human.stdout
+        assert "TLS" in human.stdout
+
+
+def test_ping_another_node(bob: keynet.Identity, mallory: keynet.Identity) -> None:
+    with sync_proxy(bob) as node:
+        done = command("ping", mallory.node_id, node.proxy_address, "--json")
+        assert done.returncode == ExitCode.WRONG_PEER
+        (said,) = objects(done)
+        assert (said["error"]["reason"], said["error"]["stage"]) == ("identity_mismatch", "tls")
+        human = command("ping", mallory.node_id, node.proxy_address)
+        assert human.returncode == ExitCode.WRONG_PEER
+        assert "stage   tls" in human.stderr
+
+
+def test_ping_nobody(bob: keynet.Identity) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as silent:
+        silent.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        done = command("ping", bob.node_id, address, "--timeout", "0.5", "--json")
+    assert done.returncode == ExitCode.UNREACHED
+    (said,) = objects(done)
+    assert said["error"]["stage"] in ("punch", "utp")
+    assert said["error"]["node_id"] == bob.node_id
+
+
+def test_control_c_is_clean(bob: keynet.Identity) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as silent:
+        silent.bind(("127.0.0.1", 0))
+        child = subprocess.Popen(
+            [
+                sys.executable,
+                "-m",
+                "keynet",
+                "ping",
+                bob.node_id,
+                f"127.0.0.1:{silent.getsockname()[1]}",
+                "--timeout",
+                "60",
+            ],
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        silent.settimeout(30)
+        silent.recv(2000)  # it has begun
+        child.send_signal(signal.SIGINT)
+        _, complaints = child.communicate(timeout=30)
+    assert child.returncode == ExitCode.INTERRUPTED
+    assert complaints == ""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["int", "term"])
+def test_up_and_forward(alice: keynet.Identity, tmp_path: pathlib.Path, number: signal.Signals) -> None:
+    """A node from a TOML file, another from flags, and a plain client between them."""
+    caller = tmp_path / "caller.pem"
+    alice.save(caller)
+    with greeter("127.0.0.1:0") as backend:
+        config = tmp_path / "node.toml"
+        config.write_text(
+            f"""
+            identity = "server.pem"
+            listen = "127.0.0.1:0"
+            allow = ["{alice.node_id}"]
+            [services]
+            {SERVICE} = "{backend}"
+            [limits]
+            dial_timeout = 10
+            """
+        )
+        with Process("keynet", "up", "--config", str(config), "--json") as server:
+            ready = server.expect("ready")
+            node = keynet.Identity.load(tmp_path / "server.pem").node_id
+            assert ready["node_id"] == node
+            assert ready["services"] == {str(SERVICE): backend}
+            ours = ["--identity", str(caller), "--listen", "127.0.0.1:0"]
+            with Process(
+                "keynet", "forward", node, str(SERVICE), "-a", ready["proxy_address"], "--json", *ours
+            ) as local:
+                import grpc
+
+                address = local.expect("ready")["local"]
+                with grpc.insecure_channel(address, [("grpc.enable_http_proxy", 0)]) as channel:
+                    # the server runs in this process, beside no proxy that vouches for the caller
+                    with pytest.raises(grpc.RpcError) as caught:
+                        rpc.GreeterStub(channel).SayHello(pb.HelloRequest(name="Ada"), timeout=30)
+                    assert caught.value.code() is grpc.StatusCode.UNKNOWN
+                    assert "UnknownPeer" in caught.value.details() or "did not come through" in caught.value.details()
+                opened = server.expect("connection_opened")["connection"]
+                assert (opened["node_id"], opened["server_address"]) == (alice.node_id, backend)
+                local._process.send_signal(number)
+                assert [line["event"] for line in local.lines()][-1] == "closed"
+                local.finish()
+            server._process.send_signal(number)
+            assert [line["event"] for line in server.lines()][-1] == "closed"
+            server.finish()
+
+
+def test_up_for_people(tmp_path: pathlib.Path) -> None:
+    child = subprocess.Popen(
+        [sys.executable, "-m", "keynet", "up", "--identity", str(tmp_path / "n.pem"), "--listen", "127.0.0.1:0"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "KEYNET_CREDENTIALS": "me:secret"},
+    )
+    assert child.stdout is not None
+    with child:
+        head = []
+        for line in child.stdout:
+            head.append(line.rstrip())
+            if head[-1] == "ready":
+                break
+        text = "\n".join(head)
+        assert keynet.Identity.load(tmp_path / "n.pem").node_id in text
+        assert "http://me:secret@127.0.0.1:" in text
+        child.send_signal(signal.SIGINT)
+        out, complaints = child.communicate(timeout=30)
+        assert (child.returncode, complaints) == (0, "")
+        assert "closed" in out
+
+
+def test_an_unknown_key_in_the_file(tmp_path: pathlib.Path) -> None:
+    config = tmp_path / "node.toml"
+    config.write_text('lisden = "[::]:0"\n')
+    done = command("up", "--config", str(config), XDG_CONFIG_HOME=str(tmp_path))
+    assert done.returncode == ExitCode.USAGE
+    assert "lisden" in done.stderr
+
+
+def test_an_address_in_use(tmp_path: pathlib.Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        done = command("up", "--identity", str(tmp_path / "n.pem"), "--forward", address, "--json")
+    assert done.returncode == ExitCode.BIND
+    (said,) = objects(done)
+    assert said["error"]["reason"] == "bind_failed"
+
+
+def test_nobody_reads(tmp_path: pathlib.Path) -> None:
+    done = subprocess.run(
+        f"{sys.executable} -m keynet id {tmp_path}/n.pem | true",
+        shell=True,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.stderr == ""

@@ -1,0 +1,9 @@
+//! The core in virtual time over a seeded network.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod golden;
+mod goodput;
+mod random;
+mod transfers;
