@@ -54,7 +54,11 @@ class Node:
     ) -> Node:
         self = cls(identity_file, services or {}, allow)
         self.endpoint = Endpoint(listen, capable)
-        self._forward = await asyncio.start_server(self._handle_client, *forward, limit=connect.MAX_HEAD)
+        self._forward = await asyncio.start_server(
+            lambda reader, writer: self._spawn(self._handle_client(reader, writer)),
+            *forward,
+            limit=connect.MAX_HEAD,
+        )
         self._spawn(self._accept())
         return self
 
