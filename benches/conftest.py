@@ -30,9 +30,7 @@ OUTPUT = HERE.parent / ".benchmarks" / "keynet.json"
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("keynet")
-    group.addoption(
-        "--quick", action="store_true", help="two rounds of small sizes: whether it runs, not how fast"
-    )
+    group.addoption("--quick", action="store_true", help="two rounds of small sizes: whether it runs, not how fast")
     group.addoption("--without-core", action="store_true", help="measure only what needs no built core")
     group.addoption("--rounds", type=int, default=9, help="samples of each system (default: 9)")
 
@@ -45,9 +43,7 @@ def pytest_configure(config: pytest.Config) -> None:
     except ImportError as e:
         pytest.exit(f"keynet is not built: {e}; `make bench` builds it", returncode=2)
     if getattr(_keynet, "__debug_build__", True):
-        pytest.exit(
-            "this is a debug build of keynet: its numbers would mean nothing; use `make bench`", returncode=2
-        )
+        pytest.exit("this is a debug build of keynet: its numbers would mean nothing; use `make bench`", returncode=2)
 
 
 class Measurements:
@@ -58,9 +54,7 @@ class Measurements:
         self.samples: dict[str, dict[str, list[float]]] = {}
         self.units: dict[str, tuple[str, Callable[[float], float]]] = {}
 
-    def take(
-        self, workload: str, unit: str, shown: Callable[[float], float], sample: Callable[[Row], float]
-    ) -> None:
+    def take(self, workload: str, unit: str, shown: Callable[[float], float], sample: Callable[[Row], float]) -> None:
         """Once a workload: `sample` returns seconds for one unit of work, `shown` makes a figure of them."""
         if workload in self.samples:
             return
@@ -79,9 +73,7 @@ _measurements: Measurements | None = None
 
 
 @pytest.fixture(scope="session")
-def measurements(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Measurements]:
+def measurements(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Measurements]:
     global _measurements
     for variable in ("no_grpc_proxy", "no_proxy", "NO_PROXY"):  # they bypass even an explicit proxy
         os.environ.pop(variable, None)
@@ -127,9 +119,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     if _measurements is None or not _measurements.samples:
         return
     lines = table(_measurements)
-    terminalreporter.section(
-        "medians, interleaved; in brackets: how many times as fast as direct TCP, as pure Python"
-    )
+    terminalreporter.section("medians, interleaved; in brackets: how many times as fast as direct TCP, as pure Python")
     for line in lines:
         terminalreporter.write_line(line)
     OUTPUT.parent.mkdir(exist_ok=True)

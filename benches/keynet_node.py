@@ -11,9 +11,7 @@ import keynet
 
 
 async def run(arguments: argparse.Namespace) -> None:
-    services = {
-        int(port): address for port, _, address in (text.partition("=") for text in arguments.service)
-    }
+    services = {int(port): address for port, _, address in (text.partition("=") for text in arguments.service)}
     identity = keynet.Identity.load_or_create(arguments.identity)
     offer = {"services": services, "allow": keynet.ANYONE} if services else {}
     async with keynet.Proxy(identity, listen="127.0.0.1:0", **offer) as proxy:

@@ -41,9 +41,7 @@ class Row:
             connection = socket.create_connection(tuple(self.proxy["forward"]))
             secret = base64.b64encode(":".join(self.proxy["credentials"]).encode()).decode()
             target = f"{self.node}.keynet:{TCP_SERVICE}"
-            head = (
-                f"CONNECT {target} HTTP/1.1\r\nHost: {target}\r\nProxy-Authorization: Basic {secret}\r\n\r\n"
-            )
+            head = f"CONNECT {target} HTTP/1.1\r\nHost: {target}\r\nProxy-Authorization: Basic {secret}\r\n\r\n"
             connection.sendall(head.encode())
             answer = b""
             while not answer.endswith(b"\r\n\r\n"):
@@ -109,9 +107,7 @@ def make_certificate(pem: Path) -> None:
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
     now, day = datetime.datetime.now(datetime.timezone.utc), datetime.timedelta(days=1)
-    builder = x509.CertificateBuilder(
-        name, name, key.public_key(), x509.random_serial_number(), now - day, now + day
-    )
+    builder = x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number(), now - day, now + day)
     builder = builder.add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
     builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
     certificate = builder.sign(key, SHA256()).public_bytes(Encoding.PEM)

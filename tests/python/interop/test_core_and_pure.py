@@ -42,9 +42,7 @@ async def core_accepts(host: str, endpoint: Endpoint):
     tcp = server.sockets[0].getsockname()[1]
     async with bridge("listen", "--utp", at(host, 0), "--tcp", at("127.0.0.1", tcp)) as (_, utp):
         pure = await endpoint.connect(host, utp)
-        pure.write(
-            b"!"
-        )  # an acceptor waits for a packet of the dialler, and only data is sent again when it is lost
+        pure.write(b"!")  # an acceptor waits for a packet of the dialler, and only data is sent again when it is lost
         core = await asyncio.wait_for(accepted.get(), 10)
         assert await asyncio.wait_for(core.read(1), 10) == b"!"
         yield core, pure
@@ -256,6 +254,7 @@ async def test_refusals_keep_their_reason(dialler: str, tmp_path: Path):
         assert await status_of(a, f"{name}.keynet:7") == (403, "access_denied")
 
 
+@pytest.mark.slow
 @EITHER_DIALS
 async def test_an_idle_tunnel_lives_by_pings(dialler: str, tmp_path: Path):
     """The core pings with the session's keys and gives up after 7.5 s: pure Python has them too."""
