@@ -254,6 +254,7 @@ async def test_refusals_keep_their_reason(dialler: str, tmp_path: Path):
         assert await status_of(a, f"{name}.keynet:7") == (403, "access_denied")
 
 
+@pytest.mark.slow
 @EITHER_DIALS
 async def test_an_idle_tunnel_lives_by_pings(dialler: str, tmp_path: Path):
     """The core pings with the session's keys and gives up after 7.5 s: pure Python has them too."""
