@@ -42,7 +42,7 @@ def pytest_configure(config: pytest.Config) -> None:
         from keynet import _keynet
     except ImportError as e:
         pytest.exit(f"keynet is not built: {e}; `make bench` builds it", returncode=2)
-    if getattr(_keynet, "__debug_build__", True):
+    if _keynet.BUILD != "release":
         pytest.exit("this is a debug build of keynet: its numbers would mean nothing; use `make bench`", returncode=2)
 
 
