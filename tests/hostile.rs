@@ -154,7 +154,12 @@ async fn forged_pongs_change_nothing_and_are_counted() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_syn_flood_from_many_ports_costs_a_fixed_table() {
     let config = NetConfig {
-        endpoint: EndpointConfig { max_half_open: 500, max_half_open_per_remote: 20, ..EndpointConfig::default() },
+        endpoint: EndpointConfig {
+            max_half_open: 500,
+            max_half_open_per_remote: 20,
+            half_open_timeout: Duration::from_secs(2),
+            ..EndpointConfig::default()
+        },
         path: PathConfig { max_strangers: 200, ..PathConfig::default() },
         ..NetConfig::default()
     };

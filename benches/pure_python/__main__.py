@@ -34,9 +34,7 @@ async def run(arguments: argparse.Namespace) -> None:
     }
     print(json.dumps(facts), flush=True)
     reader = asyncio.StreamReader()
-    await asyncio.get_running_loop().connect_read_pipe(
-        lambda: asyncio.StreamReaderProtocol(reader), sys.stdin
-    )
+    await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
     while line := await reader.readline():
         peer, host, port = line.decode().split()
         node.add_peer(peer, (host, int(port)))
@@ -49,9 +47,7 @@ def main() -> None:
     parser.add_argument("identity")
     parser.add_argument("--listen", default="127.0.0.1")
     parser.add_argument("--service", action="append", default=[])
-    parser.add_argument(
-        "--plain", action="store_true", help="plain BEP 29, without keynet's capability extension"
-    )
+    parser.add_argument("--plain", action="store_true", help="plain BEP 29, without keynet's capability extension")
     asyncio.run(run(parser.parse_args()))
 
 

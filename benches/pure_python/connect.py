@@ -31,11 +31,7 @@ def parse(head: bytes, credentials: tuple[str, str]) -> Target:
     if len(request) != 3 or not re.fullmatch(r"HTTP/1\.[01]", request[2]):
         raise Refused("bad_request", "not an HTTP/1 request")
     expected = b"Basic " + base64.b64encode(":".join(credentials).encode())
-    shown = [
-        line.partition(":")[2].strip()
-        for line in lines[1:]
-        if line.lower().startswith("proxy-authorization:")
-    ]
+    shown = [line.partition(":")[2].strip() for line in lines[1:] if line.lower().startswith("proxy-authorization:")]
     if len(shown) != 1 or not hmac.compare_digest(shown[0].encode("latin-1"), expected):
         raise Refused("credentials_required", "Proxy-Authorization is missing or wrong")
     if request[0] != "CONNECT":
@@ -65,9 +61,7 @@ def _target(text: str) -> Target:
         if match := _ADDRESSED.fullmatch(text):
             query = parse_qs(match[4], strict_parsing=True)
             service = query.get("service", ["0"])
-            return Target(
-                _node(query["nodeId"][0]), _port(service[0]), (match[1] or match[2], _port(match[3]))
-            )
+            return Target(_node(query["nodeId"][0]), _port(service[0]), (match[1] or match[2], _port(match[3])))
     except (ValueError, KeyError) as e:
         raise Refused("bad_target", str(e)) from e
     raise Refused("bad_target", "the target is not <node id>.keynet:<service port>")

@@ -63,9 +63,7 @@ def create(path: Path, rotated_from: Path | None = None) -> str:
         )
     node, by = (node_text(k.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)) for k in (key, signer))
     now = datetime.datetime.now(datetime.timezone.utc)
-    builder = issue(
-        node, by, key.public_key(), now - datetime.timedelta(days=1), now + datetime.timedelta(days=365)
-    )
+    builder = issue(node, by, key.public_key(), now - datetime.timedelta(days=1), now + datetime.timedelta(days=365))
     pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
     pem += builder.sign(signer, None).public_bytes(Encoding.PEM) + chain
     with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
@@ -92,9 +90,7 @@ def _private_key(pem: bytes) -> Ed25519PrivateKey:
 
 def names_of(path: Path) -> list[str]:
     """Every node that an identity file is, newest first."""
-    return [
-        node_text(key_of(certificate)) for certificate in x509.load_pem_x509_certificates(path.read_bytes())
-    ]
+    return [node_text(key_of(certificate)) for certificate in x509.load_pem_x509_certificates(path.read_bytes())]
 
 
 def node_of(path: Path) -> str:
@@ -114,9 +110,7 @@ def judge(chain: list[bytes]) -> list[str]:
         raise Rejected("certificate_invalid", str(e)) from e
     now, leaf = datetime.datetime.now(datetime.timezone.utc), certificates[0]
     if not leaf.not_valid_before_utc <= now <= leaf.not_valid_after_utc:
-        raise Rejected(
-            "certificate_expired", f"valid {leaf.not_valid_before_utc} to {leaf.not_valid_after_utc}"
-        )
+        raise Rejected("certificate_expired", f"valid {leaf.not_valid_before_utc} to {leaf.not_valid_after_utc}")
     for certificate, signer in zip(certificates, certificates[1:] + certificates[-1:], strict=True):
         try:
             Ed25519PublicKey.from_public_bytes(key_of(signer)).verify(
@@ -127,18 +121,14 @@ def judge(chain: list[bytes]) -> list[str]:
                 "chain_broken", f"{_name(certificate.subject)} is not signed by {_name(signer.subject)}"
             ) from e
         if _name(certificate.issuer) != node_text(key_of(signer)):
-            raise Rejected(
-                "chain_broken", f"the issuer of {_name(certificate.subject)} is not the key that signed it"
-            )
+            raise Rejected("chain_broken", f"the issuer of {_name(certificate.subject)} is not the key that signed it")
     return nodes
 
 
 def _named(certificate: x509.Certificate) -> str:
     node = node_text(key_of(certificate))
     if _name(certificate.subject) != node:
-        raise Rejected(
-            "name_mismatch", f"the key of {node} in a certificate for {_name(certificate.subject)}"
-        )
+        raise Rejected("name_mismatch", f"the key of {node} in a certificate for {_name(certificate.subject)}")
     return node
 
 

@@ -33,9 +33,7 @@ class Node:
     endpoint: Endpoint
     _forward: asyncio.Server
 
-    def __init__(
-        self, identity_file: Path, services: Mapping[int, tuple[str, int]], allow: set[str] | None
-    ) -> None:
+    def __init__(self, identity_file: Path, services: Mapping[int, tuple[str, int]], allow: set[str] | None) -> None:
         self.identity_file, self.services, self.allow = identity_file, dict(services), allow
         self.node_id = identity.node_of(identity_file)
         self.credentials = "keynet", secrets.token_urlsafe(16)
@@ -54,7 +52,11 @@ class Node:
     ) -> Node:
         self = cls(identity_file, services or {}, allow)
         self.endpoint = Endpoint(listen, capable)
-        self._forward = await asyncio.start_server(self._handle_client, *forward, limit=connect.MAX_HEAD)
+        self._forward = await asyncio.start_server(
+            lambda reader, writer: self._spawn(self._handle_client(reader, writer)),
+            *forward,
+            limit=connect.MAX_HEAD,
+        )
         self._spawn(self._accept())
         return self
 
@@ -90,9 +92,7 @@ class Node:
         except TimeoutError as e:
             raise Refused("connect_timeout", str(e)) from e
         try:
-            tls = await _within(
-                HANDSHAKE_TIMEOUT, "tls_timeout", TlsStream.connect(stream, self.identity_file, node)
-            )
+            tls = await _within(HANDSHAKE_TIMEOUT, "tls_timeout", TlsStream.connect(stream, self.identity_file, node))
             self._remember(tls, dialler=True)
             await tls.write(opening.encode_open(port, node))
             opening.check_answer(await _within(OPEN_TIMEOUT, "open_timeout", opening.read_message(tls.read)))
@@ -131,9 +131,7 @@ class Node:
     async def _handle_peer(self, stream: Stream) -> None:
         with contextlib.suppress(Refused, Rejected, OSError):
             try:
-                tls = await _within(
-                    HANDSHAKE_TIMEOUT, "tls_timeout", TlsStream.accept(stream, self.identity_file)
-                )
+                tls = await _within(HANDSHAKE_TIMEOUT, "tls_timeout", TlsStream.accept(stream, self.identity_file))
                 self._remember(tls, dialler=False)
                 try:
                     message = await _within(OPEN_TIMEOUT, "open_timeout", opening.read_message(tls.read))
@@ -148,9 +146,7 @@ class Node:
             finally:
                 stream.close()
 
-    async def _dial_service(
-        self, tls: TlsStream, message: bytes
-    ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    async def _dial_service(self, tls: TlsStream, message: bytes) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         port, _ = opening.decode_open(message)
         if self.allow is not None and not self.allow.intersection(tls.nodes):
             raise Refused("access_denied", f"{tls.nodes[0]} is not on the access list")
@@ -159,9 +155,7 @@ class Node:
         if port not in self.services:
             raise Refused("service_not_found", f"no service {port}")
         try:
-            return await _within(
-                SERVICE_TIMEOUT, "service_timeout", asyncio.open_connection(*self.services[port])
-            )
+            return await _within(SERVICE_TIMEOUT, "service_timeout", asyncio.open_connection(*self.services[port]))
         except OSError as e:
             raise Refused("service_refused", str(e)) from e
 

@@ -86,11 +86,7 @@ def check_answer(message: bytes) -> None:
     if message[0] != REFUSED or len(message) < 3:
         raise Refused("protocol_violation", "neither Accepted nor Refused")
     code, text = int.from_bytes(message[1:3], "big"), message[3:].decode(errors="replace")
-    raise (
-        Refused(_NAMES[code], text)
-        if code in _NAMES
-        else Refused("protocol_violation", f"reason {code}: {text}")
-    )
+    raise (Refused(_NAMES[code], text) if code in _NAMES else Refused("protocol_violation", f"reason {code}: {text}"))
 
 
 def _options(data: bytes) -> dict[int, bytes]:

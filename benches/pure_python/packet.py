@@ -44,17 +44,13 @@ class Packet(NamedTuple):
         if not self.extensions:
             return head + self.payload
         following = [kind for kind, _ in self.extensions[1:]] + [0]
-        chain = (
-            bytes((after, len(body))) + body
-            for (_, body), after in zip(self.extensions, following, strict=True)
-        )
+        chain = (bytes((after, len(body))) + body for (_, body), after in zip(self.extensions, following, strict=True))
         return head + b"".join(chain) + self.payload
 
     def capable(self) -> bool:
         """Whether the sender shows keynet's capability extension, version 1 or later."""
         return any(
-            kind == CAPABILITY and len(body) >= 4 and body[:2] == b"kn" and body[2]
-            for kind, body in self.extensions
+            kind == CAPABILITY and len(body) >= 4 and body[:2] == b"kn" and body[2] for kind, body in self.extensions
         )
 
 
@@ -71,9 +67,7 @@ def decode(data: bytes) -> Packet | None:
         body = data[at + 2 : at + 2 + data[at + 1]]
         extensions.append((extension, body))
         extension, at = data[at], at + 2 + len(body)
-    return Packet(
-        first >> 4, connection_id, timestamp, difference, window, seq, ack, tuple(extensions), data[at:]
-    )
+    return Packet(first >> 4, connection_id, timestamp, difference, window, seq, ack, tuple(extensions), data[at:])
 
 
 def unwrap(value: int, near: int) -> int:

@@ -48,9 +48,7 @@ class Stream:
     `read` returns b"" at the end of the peer's direction; `write` never blocks, `drain` waits for room.
     """
 
-    def __init__(
-        self, endpoint: Endpoint, remote: Address, receive_id: int, send_id: int, syn: Packet | None
-    ) -> None:
+    def __init__(self, endpoint: Endpoint, remote: Address, receive_id: int, send_id: int, syn: Packet | None) -> None:
         now = time.monotonic()
         self.remote = remote
         self._endpoint, self._loop = endpoint, asyncio.get_running_loop()
@@ -68,9 +66,7 @@ class Stream:
         self._window, self._threshold, self._recover = INITIAL_WINDOW, MAX_WINDOW, 0
         self._peer_window = RECEIVE_BUFFER if syn is None else syn.window or RECEIVE_BUFFER
         self._duplicates = self._probe = 0
-        self._newest_arrival = (
-            0.0  # when the most recently sent of all packets known to have arrived was sent
-        )
+        self._newest_arrival = 0.0  # when the most recently sent of all packets known to have arrived was sent
         self._srtt, self._rttvar, self._rto, self._backoff = 0.0, 0.0, INITIAL_RTO, 0
         # receiving
         self._ack = syn.seq if syn else 0
@@ -180,9 +176,7 @@ class Stream:
         if self._unacked - 4 <= ack <= self._next:
             refused = self._state == _CONNECTING
             self.fail(
-                ConnectionRefusedError("refused by the peer")
-                if refused
-                else ConnectionResetError("reset by the peer")
+                ConnectionRefusedError("refused by the peer") if refused else ConnectionResetError("reset by the peer")
             )
 
     def _handle_syn_ack(self, p: Packet, now: float) -> None:
@@ -255,11 +249,7 @@ class Stream:
         limit = self._newest_arrival - self._srtt / 4
         found = False
         for seq, sent in self._sent.items():
-            if (
-                sent.at
-                and not sent.arrived
-                and (sent.at < limit or (self._duplicates == 3 and seq == self._unacked))
-            ):
+            if sent.at and not sent.arrived and (sent.at < limit or (self._duplicates == 3 and seq == self._unacked)):
                 self._lose(seq, sent)
                 found = True
             elif sent.at > limit and sent.tries == 1:
@@ -280,13 +270,7 @@ class Stream:
             seq == self._ack + 1 and self._early_size + len(self._received) < RECEIVE_BUFFER * 2
         )
         beyond_eof = self._eof is not None and seq > self._eof
-        if (
-            seq <= self._ack
-            or seq in self._early
-            or beyond_eof
-            or not fits
-            or seq > self._ack + CAPABLE_IN_FLIGHT
-        ):
+        if seq <= self._ack or seq in self._early or beyond_eof or not fits or seq > self._ack + CAPABLE_IN_FLIGHT:
             self._ack_due += 2  # the peer knows less than we do: tell it now
             return
         if p.kind == FIN:
@@ -376,9 +360,7 @@ class Stream:
 
     def send_syn_ack(self) -> None:
         """Always with the first sequence number, which it does not consume (UTP.md 2.3)."""
-        answer = self._packet(STATE, self._first)._replace(
-            extensions=wire.CAPABILITIES if self._capable else ()
-        )
+        answer = self._packet(STATE, self._first)._replace(extensions=wire.CAPABILITIES if self._capable else ())
         self._endpoint.send(answer, self.remote)
 
     def _packet(self, kind: int, seq: int, payload: bytes = b"") -> Packet:

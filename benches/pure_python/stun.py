@@ -84,9 +84,7 @@ def pong(request: bytes, source: tuple[str, int], sessions: dict[str, PingKeys])
         key = keys.key
     elif message.integrity_at:
         return None
-    answer = _message(
-        _RESPONSE, message.transaction, _attribute(_XOR_MAPPED, _xored(source, message.transaction)), key
-    )
+    answer = _message(_RESPONSE, message.transaction, _attribute(_XOR_MAPPED, _xored(source, message.transaction)), key)
     return answer if len(answer) <= len(request) else None
 
 

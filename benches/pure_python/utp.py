@@ -183,10 +183,5 @@ class Endpoint:
             self._send_raw(answer, source)
         elif (message := stun.decode(data)) and (seen := stun.observed(message)):
             remote, keys, future = self._pings.get(message.transaction, (None, None, None))
-            if (
-                future
-                and remote == source
-                and not future.done()
-                and (keys is None or message.signed_with(keys.key))
-            ):
+            if future and remote == source and not future.done() and (keys is None or message.signed_with(keys.key)):
                 future.set_result(seen)

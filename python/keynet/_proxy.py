@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 from . import _keynet
-from ._access import Allow, _Gatekeeper, _split
+from ._access import AccessCallable, Allow, _Gatekeeper, _split
 from ._events import Event, _event
 from ._identity import Identity
 from ._info import ConnectionInfo, Limits, PathInfo, PingReport, ProxyStats, _connection, _ping_report
@@ -145,6 +145,7 @@ class BaseProxy:
     def set_allow(self, allow: Allow) -> None:
         """Replaces the access list, for new connections."""
         core_allow, ask = _split(allow)
+        self._check_ask(ask)
         requests = self._running.set_allow(core_allow, self._settings["allow_timeout"])
         if requests is not None and ask is not None:
             _Gatekeeper(requests, ask, self._loop)
@@ -184,6 +185,9 @@ class BaseProxy:
         if self._core is None:
             raise _closed("the proxy was closed" if self._ended else "the proxy was not started yet")
         return self._core
+
+    def _check_ask(self, ask: AccessCallable | None) -> None:
+        """Refuses a function that cannot be asked; the blocking twin has no loop to await one on."""
 
     def _claim_start(self) -> None:
         if self._starting or self._core is not None or self._ended:

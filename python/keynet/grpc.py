@@ -22,6 +22,7 @@ import functools
 import inspect
 import re
 import urllib.parse
+import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from typing import Any
 
@@ -32,7 +33,7 @@ from ._info import ConnectionInfo
 from ._node import NodeId
 from ._proxy import BaseProxy, _running_proxies
 from ._reasons import Reason, Stage
-from .errors import KeynetError
+from .errors import KeynetError, ProxyClosedError, RequestError
 
 __all__ = [
     "Explanation",
@@ -70,6 +71,7 @@ def channel_options(proxy: BaseProxy, node_id: str, port: int = 50051) -> list[t
     there would redirect it. So the channel is pointed at the proxy itself, and the CONNECT is asked for with the
     arguments that gRPC's own proxy code sets further inside (grpcio 1.85 has them; a test watches).
     """
+    _remember(proxy, NodeId(node_id))
     user, password = proxy.credentials
     credentials = base64.b64encode(f"{user}:{password}".encode()).decode()
     return [
@@ -125,6 +127,19 @@ def aio_channel(
     if credentials is not None:
         return grpc.aio.secure_channel(where, credentials, arguments, compression, interceptors)
     return grpc.aio.insecure_channel(where, arguments, compression, interceptors)
+
+
+# for `explain`: the nodes that channels were made for, the newest last
+_asked: weakref.WeakKeyDictionary[BaseProxy, dict[NodeId, None]] = weakref.WeakKeyDictionary()
+_MAX_ASKED = 1024
+
+
+def _remember(proxy: BaseProxy, node_id: NodeId) -> None:
+    asked = _asked.setdefault(proxy, {})
+    asked.pop(node_id, None)
+    asked[node_id] = None
+    while len(asked) > _MAX_ASKED:
+        del asked[next(iter(asked))]
 
 
 def _merged(ours: Options, theirs: Options) -> list[tuple[str, Any]]:
@@ -361,7 +376,8 @@ def explain(error: grpc.RpcError, proxy: BaseProxy, node_id: str | None = None) 
     """Why a call through `proxy` failed.
 
     gRPC reports nearly all that goes wrong below it as UNAVAILABLE, at best with the number of an HTTP status. The
-    proxy knows more: its last error with the node. Without `node_id` all nodes that it was told about are considered.
+    proxy knows more: its last error with the node. Without `node_id` all nodes are considered that it was told about
+    or that a channel was made for.
     """
     code, details = error.code(), error.details() or ""
     match = re.search(r"HTTP proxy returned response code (\d{3})", details)
@@ -372,9 +388,10 @@ def explain(error: grpc.RpcError, proxy: BaseProxy, node_id: str | None = None) 
         grpc.StatusCode.CANCELLED,
     ):
         return Explanation(code, None, None, f"the server was reached and answered {code.name}: {details}")
-    cause = _cause(proxy, node_id, http_status)
-    if cause is not None:
-        text = f"{code.name}, because the connection failed: {cause}"
+    causes = _causes(proxy, node_id, http_status)
+    cause = causes[0] if len(causes) == 1 else None
+    if causes:
+        text = f"{code.name}, because the connection failed: {' | or: '.join(map(str, causes))}"
     elif http_status is not None:
         text = f"{code.name}: the forward proxy answered {http_status}; {_guess(http_status)}"
     else:
@@ -382,16 +399,16 @@ def explain(error: grpc.RpcError, proxy: BaseProxy, node_id: str | None = None) 
     return Explanation(code, cause, http_status, text)
 
 
-def _cause(proxy: BaseProxy, node_id: str | None, http_status: int | None) -> KeynetError | None:
-    try:
-        nodes = list(proxy.peers()) if node_id is None else [NodeId(node_id)]
-        found = [cause for node in nodes if (cause := proxy.last_error(node)) is not None]
-    except KeynetError as closed:
-        return closed
+def _causes(proxy: BaseProxy, node_id: str | None, http_status: int | None) -> list[KeynetError]:
+    """What may have failed, as far as the proxy knows."""
     if http_status == Reason.CREDENTIALS_REQUIRED.http_status:
-        return KeynetError(reason=Reason.CREDENTIALS_REQUIRED, stage=Stage.REQUEST)
-    fitting = [cause for cause in found if http_status in (None, cause.reason.http_status)]
-    return fitting[0] if len(fitting) == 1 else None
+        return [RequestError(reason=Reason.CREDENTIALS_REQUIRED, stage=Stage.REQUEST)]
+    try:
+        nodes = {*proxy.peers(), *_asked.get(proxy, ())} if node_id is None else {NodeId(node_id)}
+        found = [cause for node in nodes if (cause := proxy.last_error(node)) is not None]
+    except ProxyClosedError as closed:
+        return [closed]
+    return [cause for cause in found if http_status in (None, cause.reason.http_status)]
 
 
 def _guess(http_status: int) -> str:

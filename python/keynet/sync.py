@@ -14,6 +14,7 @@ import types
 from collections.abc import Iterator
 
 from . import _keynet
+from ._access import AccessCallable
 from ._events import Event, _event
 from ._info import PathInfo, PingReport, _ping_report
 from ._node import NodeId
@@ -28,16 +29,17 @@ class Proxy(BaseProxy):
 
     def start(self) -> None:
         """Binds the sockets and begins. Raises `BindError`, `InvalidArgument`."""
-        if inspect.iscoroutinefunction(self._ask):
-            raise InvalidArgument(
-                "an async allow= needs keynet.Proxy, which runs on an event loop; give a plain function"
-            )
+        self._check_ask(self._ask)
         self._claim_start()
         try:
             core = _keynet.Proxy.start(self._identity._core, self._settings, None)
         finally:
             self._starting = False
         self._started(core, None)
+
+    def _check_ask(self, ask: AccessCallable | None) -> None:
+        if inspect.iscoroutinefunction(ask):
+            raise InvalidArgument("an async allow= needs keynet.Proxy, which has an event loop; give a plain function")
 
     def close(self, *, drain: bool = True) -> None:
         """Ends it. `drain` lets open connections end by themselves for `drain_timeout` first; otherwise they are reset.

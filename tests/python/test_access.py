@@ -134,6 +134,8 @@ def test_the_blocking_twin_takes_no_coroutine(bob: keynet.Identity) -> None:
 
     with pytest.raises(keynet.InvalidArgument, match="async"):
         sync_proxy(bob, services={1: "127.0.0.1:1"}, allow=allow).start()
+    with sync_proxy(bob) as node, pytest.raises(keynet.InvalidArgument, match="async"):
+        node.set_allow(allow)
 
 
 def test_the_threads_end_with_the_proxy(bob: keynet.Identity) -> None:

@@ -266,6 +266,28 @@ def test_an_unknown_node(alice: keynet.Identity, bob: keynet.Identity) -> None:
         assert "add_peer" in str(why)
 
 
+def test_without_saying_which_node(alice: keynet.Identity, bob: keynet.Identity, mallory: keynet.Identity) -> None:
+    with sync_proxy(alice) as a:
+        for n, server in enumerate((bob, mallory)):
+            with keynet.grpc.channel(a, server.node_id) as channel, pytest.raises(grpc.RpcError) as caught:
+                rpc.GreeterStub(channel).SayHello(pb.HelloRequest(), timeout=30)
+            why = keynet.grpc.explain(caught.value, a)
+            assert "unknown node" in why.text
+            assert server.node_id in why.text
+            # with two of them only the caller can know which
+            assert (why.cause is None) == (n == 1)
+
+
+def test_wrong_credentials_are_explained(alice: keynet.Identity, bob: keynet.Identity) -> None:
+    with sync_proxy(alice) as a:
+        options = [("grpc.http_connect_headers", "Proxy-Authorization:Basic bWU6d3Jvbmc=")]
+        with keynet.grpc.channel(a, bob.node_id, options=options) as channel, pytest.raises(grpc.RpcError) as caught:
+            rpc.GreeterStub(channel).SayHello(pb.HelloRequest(), timeout=30)
+        cause = keynet.grpc.explain(caught.value, a, bob.node_id).cause
+        assert isinstance(cause, keynet.RequestError)
+        assert cause.reason is keynet.Reason.CREDENTIALS_REQUIRED
+
+
 def test_another_node_at_the_address(alice: keynet.Identity, bob: keynet.Identity, mallory: keynet.Identity) -> None:
     with sync_pair(alice, bob, "127.0.0.1:1") as (a, b):
         a.add_peer(mallory.node_id, [b.proxy_address])

@@ -30,9 +30,10 @@ pub(super) enum Serves {
 /// Takes clients until the proxy, or this listener alone, closes.
 pub(super) async fn serve(shared: Arc<Shared>, listener: Listener, serves: Serves, closed: impl Future<Output = ()>) {
     let mut closed = std::pin::pin!(closed);
+    let _waiting = Waiting::new(&shared);
     loop {
         let next = async {
-            let permit = shared.clients.clone().acquire_owned().await;
+            let permit = shared.accepted.clone().acquire_owned().await;
             (permit, listener.accept().await)
         };
         let (permit, accepted) = tokio::select! {
@@ -58,10 +59,35 @@ pub(super) async fn serve(shared: Arc<Shared>, listener: Listener, serves: Serve
     }
 }
 
+/// The permit with which a listener waits for its next client: each brings its own, so that idle ones take nobody's place.
+struct Waiting {
+    shared: Arc<Shared>,
+}
+
+impl Waiting {
+    fn new(shared: &Arc<Shared>) -> Self {
+        shared.accepted.add_permits(1);
+        Self { shared: shared.clone() }
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.shared.accepted.forget_permits(1);
+    }
+}
+
 async fn handle_client(shared: Arc<Shared>, client: LocalStream, from: Option<SocketAddr>, serves: Serves) {
     let (mut early, mut service_port) = (Vec::new(), None);
+    let place = shared.clients.clone().try_acquire_owned();
     // On the heap, so that a tunnel that stands does not carry the space of its making.
-    let prepared = Box::pin(prepare(&shared, &client, from, serves, &mut early, &mut service_port)).await;
+    let prepared = match &place {
+        Ok(_) => Box::pin(prepare(&shared, &client, from, serves, &mut early, &mut service_port)).await,
+        Err(_) => {
+            let text = format!("{} clients are connected, no more are taken", shared.limits.max_clients);
+            Err(Error::new(Reason::TooManyConnections, Stage::Request, text))
+        }
+    };
     match prepared {
         Ok((link, mut entry)) => {
             if matches!(serves, Serves::Connect) && client.write_all(ESTABLISHED).await.is_err() {
@@ -92,10 +118,6 @@ async fn prepare(
     early: &mut Vec<u8>,
     service_port: &mut Option<u16>,
 ) -> Result<(Link, Entry)> {
-    if shared.clients.available_permits() < REFUSAL_PLACES {
-        let text = format!("{} clients are connected, no more are taken", shared.limits.max_clients);
-        return Err(Error::new(Reason::TooManyConnections, Stage::Request, text));
-    }
     let work = async {
         let wanted = match serves {
             Serves::Static { node, service_port } => Wanted { node, service_port, address: None, background: false },

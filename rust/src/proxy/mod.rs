@@ -74,7 +74,9 @@ struct Shared {
     registry: Registry,
     publisher: Publisher,
     lifecycle: Lifecycle,
-    /// Permits for local clients.
+    /// Permits to accept local clients: those that are served, and some that are refused.
+    accepted: Arc<Semaphore>,
+    /// Places for local clients that are served.
     clients: Arc<Semaphore>,
     /// Nodes of which subscribers know that they are connected.
     connected: Mutex<HashMap<NodeId, SocketAddr>>,
@@ -84,7 +86,7 @@ struct Shared {
 /// Counters since the start, and what there is now.
 #[derive(Clone, Debug)]
 pub struct ProxyStats {
-    /// Local clients now, those still being served their refusal included.
+    /// Local clients now.
     pub clients: usize,
     /// Tunnels now, both roles.
     pub connections: usize,
@@ -128,7 +130,8 @@ impl Proxy {
             registry: Registry::new(publisher.clone(), limits.tombstone, limits.max_tombstones),
             publisher,
             lifecycle: Lifecycle::default(),
-            clients: Arc::new(Semaphore::new(limits.max_clients.saturating_add(REFUSAL_PLACES))),
+            accepted: Arc::new(Semaphore::new(limits.max_clients.saturating_add(REFUSAL_PLACES))),
+            clients: Arc::new(Semaphore::new(limits.max_clients)),
             connected: Mutex::default(),
             refusals: AtomicU64::new(0),
             limits,
@@ -280,9 +283,8 @@ impl Proxy {
     pub fn stats(&self) -> ProxyStats {
         let shared = self.shared();
         let (totals, tombstones) = shared.registry.totals();
-        let places = shared.limits.max_clients.saturating_add(REFUSAL_PLACES);
         ProxyStats {
-            clients: places.saturating_sub(shared.clients.available_permits()),
+            clients: shared.limits.max_clients.saturating_sub(shared.clients.available_permits()),
             connections: shared.registry.live_count(),
             tasks: shared.lifecycle.connections(),
             tombstones,

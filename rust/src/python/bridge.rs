@@ -11,8 +11,8 @@ use pyo3_async_runtimes::generic::{self, ContextExt};
 use pyo3_async_runtimes::TaskLocals;
 use tokio::task::JoinHandle;
 
-use super::errors;
-use super::runtime::engine;
+use super::errors::{self, OrRaise};
+use super::runtime::{engine, Engine};
 use crate::error::{Error, Reason, Result, Stage};
 
 /// Runs `future` in the core. With an event loop (`keynet._runtime.Loop`) it returns an awaitable at once, and cancelling
@@ -26,33 +26,34 @@ where
     F: Future<Output = Result<T>> + Send + 'static,
     T: for<'a> IntoPyObject<'a> + Send + 'static,
 {
-    engine().map_err(|error| errors::to_py(py, &error))?;
+    let engine = engine().or_raise(py)?;
+    let work = supervise(AbortOnDrop(engine.handle().spawn(future)));
     match event_loop {
         Some(event_loop) => {
             let locals = TaskLocals::new(event_loop);
-            generic::future_into_py_with_locals::<Core, _, _>(py, locals, async { Ok(Outcome(future.await)) })
+            generic::future_into_py_with_locals::<Core, _, _>(py, locals, async { Ok(Outcome(work.await)) })
         }
-        None => block(py, future)?.into_bound_py_any(py),
+        None => Outcome(block(py, engine, work)?).into_bound_py_any(py),
     }
 }
 
-fn block<T, F>(py: Python<'_>, future: F) -> PyResult<T>
-where
-    F: Future<Output = Result<T>> + Send + 'static,
-    T: Send + 'static,
-{
+/// Waits for `work` without the interpreter; looks for signals now and then.
+fn block<T: Send + 'static>(
+    py: Python<'_>,
+    engine: &Engine,
+    work: impl Future<Output = Result<T>> + Send + 'static,
+) -> PyResult<Result<T>> {
     let (sender, mut receiver) = sync_channel(1);
-    let engine = engine().map_err(|error| errors::to_py(py, &error))?;
-    let task = AbortOnDrop(engine.handle().spawn(async move {
-        let _ = sender.send(future.await);
+    let _task = AbortOnDrop(engine.handle().spawn(async move {
+        let _ = sender.send(work.await);
     }));
     loop {
         let answer;
         (answer, receiver) = py.detach(move || (receiver.recv_timeout(SIGNALS_EVERY), receiver));
         match answer {
-            Ok(result) => return result.map_err(|error| errors::to_py(py, &error)),
+            Ok(result) => return Ok(result),
             Err(RecvTimeoutError::Timeout) => py.check_signals()?,
-            Err(RecvTimeoutError::Disconnected) => return Err(errors::to_py(py, &vanished(&task.0))),
+            Err(RecvTimeoutError::Disconnected) => return Ok(Err(exiting())),
         }
     }
 }
@@ -60,16 +61,24 @@ where
 /// How long a blocking call may take to notice Ctrl-C.
 const SIGNALS_EVERY: Duration = Duration::from_millis(100);
 
-fn vanished(task: &JoinHandle<()>) -> Error {
-    match engine() {
-        Err(exiting) => exiting,
-        Ok(_) => Error::new(Reason::Internal, Stage::Setup, format!("a task of the core broke: {task:?}")),
+/// The result of a task; a panic in it becomes an error that can be caught like any other.
+async fn supervise<T>(mut task: AbortOnDrop<Result<T>>) -> Result<T> {
+    match (&mut task.0).await {
+        Ok(result) => result,
+        Err(broken) if broken.is_panic() => {
+            Err(Error::new(Reason::Internal, Stage::Setup, format!("a task of the core panicked: {broken}")))
+        }
+        Err(_) => Err(exiting()),
     }
 }
 
-struct AbortOnDrop(JoinHandle<()>);
+fn exiting() -> Error {
+    Error::new(Reason::ProxyClosed, Stage::Setup, "the interpreter is exiting")
+}
 
-impl Drop for AbortOnDrop {
+struct AbortOnDrop<T>(JoinHandle<T>);
+
+impl<T> Drop for AbortOnDrop<T> {
     fn drop(&mut self) {
         self.0.abort();
     }

@@ -59,6 +59,8 @@ pub(super) fn existing() -> Option<&'static Engine> {
 }
 
 impl Engine {
+    // the queue of results must not make tokio's workers wait, and holds at most one entry for each await
+    #[allow(clippy::disallowed_methods)]
     #[allow(clippy::expect_used)] // without threads there is nothing to fall back to, and pyo3 turns the panic into an exception
     fn start(pid: u32) -> Self {
         // two workers at least: one busy with cryptography must not hold up the socket
@@ -69,6 +71,9 @@ impl Engine {
             .enable_all()
             .build()
             .expect("the threads of the runtime start");
+        // a bound would make a worker of the runtime wait for the interpreter; there is one job at most for each call
+        // that Python waits for
+        #[allow(clippy::disallowed_methods)]
         let (results, jobs) = channel();
         std::thread::Builder::new()
             .name("keynet-results".into())

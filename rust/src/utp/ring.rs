@@ -128,7 +128,7 @@ mod tests {
         #[test]
         fn behaves_like_a_queue(steps in prop::collection::vec((0u8..4, 0usize..9_000), 1..60)) {
             let mut ring = Ring::default();
-            let mut model = VecDeque::new();
+            let mut model = VecDeque::<u8>::new();
             let mut next = 0u8;
             for (kind, count) in steps {
                 match kind {

@@ -10,8 +10,6 @@ import pytest
 BENCHES = Path(__file__).resolve().parents[3] / "benches"
 sys.path.insert(0, str(BENCHES))
 
-pytest.importorskip("cryptography", reason="pure_python makes certificates with it")
-
 
 @pytest.fixture
 def identity_file(tmp_path: Path):

@@ -11,9 +11,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[3]
 BUILT = [ROOT / "target" / profile / "examples/utp_bridge" for profile in ("debug", "release")]
-BRIDGE = Path(
-    os.environ.get("KEYNET_UTP_BRIDGE") or max(BUILT, key=lambda p: p.stat().st_mtime if p.exists() else 0)
-)
+BRIDGE = Path(os.environ.get("KEYNET_UTP_BRIDGE") or max(BUILT, key=lambda p: p.stat().st_mtime if p.exists() else 0))
 needs_bridge = pytest.mark.skipif(not BRIDGE.exists(), reason="cargo build --example utp_bridge")
 
 

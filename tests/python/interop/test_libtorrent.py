@@ -30,9 +30,7 @@ LOOPBACK = [pytest.param("127.0.0.1", id="ipv4"), pytest.param("::1", id="ipv6")
 async def libtorrent(directory: Path, host: str, dial: tuple[str, int] | None = None):
     """Yields (port, complete): `complete()` waits until libtorrent has the whole file, all by uTP."""
     arguments = [str(directory), host, str(PIECES), *map(str, dial or ())]
-    async with program(
-        sys.executable, "-W", "ignore", str(HERE / "libtorrent_peer.py"), *arguments
-    ) as process:
+    async with program(sys.executable, "-W", "ignore", str(HERE / "libtorrent_peer.py"), *arguments) as process:
 
         async def line() -> dict:
             return json.loads(await asyncio.wait_for(process.stdout.readline(), 30))

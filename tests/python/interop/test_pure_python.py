@@ -278,8 +278,7 @@ async def test_certificates_that_break_a_rule(identity_file, tmp_path: Path):
         """Certificates from (key, signing key, subject or "", issuer or ""), keys by number."""
         keys = {n: Ed25519PrivateKey.generate() for step in steps for n in step[:2]}
         text = {
-            n: identity.node_text(k.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw))
-            for n, k in keys.items()
+            n: identity.node_text(k.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)) for n, k in keys.items()
         }
         built = [
             identity.issue(subject or text[key], issuer or text[by], keys[key].public_key(), *dates)

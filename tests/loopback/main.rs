@@ -1,0 +1,11 @@
+//! The whole proxy on real sockets of this machine, over IPv4 and IPv6: a client, two nodes, a service.
+#![cfg(feature = "runtime")]
+
+mod bad_requests;
+mod closing;
+mod identities;
+mod limits;
+mod load;
+mod lookups;
+mod streams;
+mod support;
