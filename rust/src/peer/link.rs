@@ -99,13 +99,13 @@ impl Link {
     }
 
     /// Breaks the link: the peer sees a reset.
-    pub fn reset(self) {
+    pub fn reset(&self) {
         self.utp().reset();
     }
 
     /// Ends the link in order: says goodbye, then waits until the peer has everything and has ended too, so that nothing that
-    /// was sent is lost. Errors (broken meanwhile, or not done in time): the link is reset.
-    pub async fn finish(mut self, within: Duration) -> io::Result<()> {
+    /// was sent is lost. Errors: broken meanwhile, or not done in time.
+    pub async fn finish(&mut self, within: Duration) -> io::Result<()> {
         let goodbye = async {
             self.stream.shutdown().await?;
             wait_for_end(self.stream.get_mut().0).await
@@ -137,7 +137,8 @@ pub(super) async fn finish_raw(stream: &mut UtpStream, within: Duration) {
 /// is looked at.
 async fn wait_for_end(stream: &mut UtpStream) -> io::Result<()> {
     let mut left = MAX_IGNORED;
-    let mut buffer = [0; 2048];
+    // On the heap: this runs inside the task of every tunnel.
+    let mut buffer = vec![0; 2048];
     while left > 0 {
         let n = poll_fn(|cx| {
             let mut buffer = ReadBuf::new(&mut buffer);

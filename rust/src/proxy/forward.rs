@@ -247,3 +247,19 @@ const READ_SIZE: usize = 4 << 10;
 /// How long a client may take to read its refusal.
 const ANSWER_TIME: Duration = Duration::from_secs(2);
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn size_of_future<A, B, C, D, F>(_: impl Fn(A, B, C, D) -> F) -> usize {
+        size_of::<F>()
+    }
+
+    /// 10,000 idle tunnels are a goal: what a tunnel's task weighs counts.
+    #[test]
+    fn the_task_of_a_tunnel_is_small() {
+        let size = size_of_future(handle_client);
+        assert!(size < 6 << 10, "{size} bytes");
+    }
+}

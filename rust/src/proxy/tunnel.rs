@@ -142,7 +142,7 @@ impl AsyncWrite for Tunnel {
 
 impl Drop for Tunnel {
     fn drop(&mut self) {
-        let (Some(link), Some(entry)) = (self.link.take(), self.entry.take()) else { return };
+        let (Some(mut link), Some(entry)) = (self.link.take(), self.entry.take()) else { return };
         entry.connection.set_rtt(link.rtt());
         let runtime = tokio::runtime::Handle::try_current();
         match (self.failed, self.read_ended && self.write_ended, runtime) {
