@@ -144,7 +144,7 @@ async fn an_idle_direction_holds_no_buffer() {
             poll_fn(|cx| {
                 let polled = flow.poll(cx, &mut Here(&local), &mut There(&mut link), &moved);
                 assert!(polled.is_pending() && flow.buffer.bytes.is_empty());
-                if moved.load(Ordering::Relaxed) % 5 == 0 && moved.load(Ordering::Relaxed) > 0 {
+                if moved.load(Ordering::Relaxed).is_multiple_of(5) && moved.load(Ordering::Relaxed) > 0 {
                     return Poll::Ready(());
                 }
                 Poll::Pending
@@ -161,6 +161,7 @@ async fn an_idle_direction_holds_no_buffer() {
 }
 
 #[tokio::test]
+#[allow(clippy::print_stdout)]
 #[ignore = "a measurement: cargo test --release --lib splice -- --ignored --nocapture"]
 async fn how_fast_bytes_are_copied() {
     let (program, socket) = tcp_pair().await;
