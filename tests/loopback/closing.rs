@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use keynet::error::Reason;
 use keynet::proxy::{Close, Event};
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
@@ -55,6 +55,35 @@ fn a_drain_that_takes_too_long_aborts() {
         expect_reset(&mut client).await;
         drop(near);
         until("the other end hears of it", || far.connections().is_empty()).await;
+    });
+}
+
+#[test]
+fn a_drain_under_load_loses_nothing() {
+    both(|family| async move {
+        let service = echo(family).await;
+        let (near, far) = pair(family, service.address).await;
+        let mut clients = tokio::task::JoinSet::new();
+        for n in 0..10 {
+            let mut stream = tunnel(&near, &far).await;
+            clients.spawn(async move {
+                let data = noise(n, 2_000_000);
+                let (mut from, mut to) = stream.split();
+                let writing = async {
+                    to.write_all(&data).await.unwrap();
+                    to.shutdown().await.unwrap();
+                };
+                let mut got = Vec::new();
+                let reading = async { from.read_to_end(&mut got).await.unwrap() };
+                tokio::join!(writing, reading);
+                assert!(got == data);
+            });
+        }
+        until("bytes flow", || near.stats().bytes_in > 100_000).await;
+        timeout(LIMIT, async { tokio::join!(near.close(Close::Drain), far.close(Close::Drain)) }).await.unwrap();
+        while let Some(result) = timeout(LIMIT, clients.join_next()).await.unwrap() {
+            result.unwrap();
+        }
     });
 }
 

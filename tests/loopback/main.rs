@@ -3,6 +3,7 @@
 
 mod bad_requests;
 mod closing;
+mod dials;
 mod identities;
 mod limits;
 mod load;

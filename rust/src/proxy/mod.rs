@@ -376,6 +376,7 @@ impl Shared {
         let drained = async {
             self.lifecycle.connections_ended().await;
             self.registry.emptied().await;
+            self.delivered().await;
         };
         tokio::select! {
             () = drained => {}
@@ -390,9 +391,19 @@ impl Shared {
         if tokio::time::timeout(ABORT_TIME, ended).await.is_err() {
             tracing::warn!("tasks of the proxy do not end");
         }
-        self.peers.net.close().await;
+        // Bounded: when the runtime under the socket is gone, nobody is left to say that it is closed.
+        if tokio::time::timeout(ABORT_TIME, self.peers.net.close()).await.is_err() {
+            tracing::warn!("the socket does not close");
+        }
         self.lifecycle.advance(Phase::Closed);
         self.publisher.publish(Event::Closed);
+    }
+
+    /// Waits until uTP has handed over what ended tunnels had left to it: closing the socket would lose that.
+    async fn delivered(&self) {
+        while self.peers.net.stats().connections > 0 {
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
     }
 
     /// A link to a node has come about: subscribers hear of it when it is the first.
@@ -455,7 +466,8 @@ fn random_credentials() -> Result<(String, String)> {
     Ok(("keynet".to_owned(), BASE32_NOPAD.encode(&bytes).to_ascii_lowercase()))
 }
 
-/// Tasks are dropped where they stand when the proxy aborts, so this is only ever reached through a bug.
+/// Tasks are dropped where they stand when the proxy aborts, so this is reached only when their runtime has gone.
 const ABORT_TIME: Duration = Duration::from_secs(5);
+const LOOK_EVERY: Duration = Duration::from_millis(10);
 /// Connected nodes that are kept before those without a path are thrown out.
 const MAX_CONNECTED: usize = 16_384;
