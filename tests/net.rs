@@ -121,6 +121,16 @@ async fn closing_resets_streams_and_refuses_more() {
     assert_eq!(error.reason, Reason::ProxyClosed);
 }
 
+#[tokio::test]
+async fn the_port_is_free_as_soon_as_close_returns() {
+    for at in LOOPBACKS {
+        let (a, _b, _dialled, _accepted) = pair(at, UtpConfig::default()).await;
+        let address = a.local_address();
+        a.close().await;
+        std::net::UdpSocket::bind(address).expect("streams and handles that are still held do not hold the socket");
+    }
+}
+
 async fn wait_until(mut condition: impl FnMut() -> bool) {
     for _ in 0..2_000 {
         if condition() {
