@@ -4,7 +4,7 @@
 //! utp_bridge connect --tcp 127.0.0.1:0 --utp HOST:PORT   each TCP connection becomes a uTP connection to HOST:PORT
 //! utp_bridge listen --utp 127.0.0.1:0 --tcp HOST:PORT    each uTP connection becomes a TCP connection to HOST:PORT
 //! ```
-//! Prints `ready tcp=ADDRESS utp=ADDRESS` and runs until it is killed. `--controller cubic|ledbat|bbr` chooses one.
+//! Prints `ready tcp=ADDRESS utp=ADDRESS` and runs until it is killed. `--controller bbr|cubic|ledbat` chooses one.
 
 use std::net::SocketAddr;
 
@@ -25,7 +25,8 @@ async fn main() -> Result<(), Failure> {
         Ok(value(name).ok_or_else(|| format!("{name} ADDRESS is missing"))?.parse()?)
     };
     let controller = match value("--controller").as_deref() {
-        None | Some("cubic") => ControllerKind::Cubic,
+        None => ControllerKind::default(),
+        Some("cubic") => ControllerKind::Cubic,
         Some("ledbat") => ControllerKind::Ledbat,
         Some("bbr") => ControllerKind::Bbr,
         Some(other) => return Err(format!("no controller {other}").into()),
