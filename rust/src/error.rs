@@ -135,7 +135,7 @@ reasons! {
     /// The address answered with a uTP RESET.
     ConnectRefused = 43, "connect_refused", Peer, 502, "connection_refused", "check that a keynet node listens at this address and is not at its limits";
     /// The datagrams could not be sent at all.
-    Unreachable = 44, "unreachable", Network, 502, "destination_ip_unroutable", "check this machine's routes and firewall";
+    Unreachable = 44, "unreachable", Network, 502, "destination_ip_unroutable", "check the address or name, and this machine's routes and firewall";
 
     /// TLS failed for a reason that is not about identity.
     TlsFailed = 60, "tls_failed", Peer, 502, "tls_protocol_error", "check that both ends run compatible versions of keynet";

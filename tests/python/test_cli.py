@@ -254,6 +254,43 @@ def test_an_unknown_key_in_the_file(tmp_path: pathlib.Path) -> None:
     assert "lisden" in done.stderr
 
 
+NODE = "v" + "0" * 52
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        (f'[peers]\n"{NODE}" = "127.0.0.1:4433"', "not a list"),
+        (f'[peers]\n"{NODE}" = [4433]', "not a list"),
+        ("allow = [1]", "allow"),
+        ('[limits]\ndial_timeout = "x"', "dial_timeout"),
+        ('listen = "localhost:4433"', "not a name"),
+    ],
+)
+def test_a_wrong_value_in_the_file_is_named(text: str, wanted: str, tmp_path: pathlib.Path) -> None:
+    config = tmp_path / "node.toml"
+    config.write_text(text)
+    done = command("up", "--config", str(config), XDG_CONFIG_HOME=str(tmp_path))
+    assert (done.returncode, done.stdout) == (ExitCode.USAGE, "")
+    assert wanted in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_expecting_a_node_without_an_address(tmp_path: pathlib.Path) -> None:
+    done = command("up", "--expect", NODE, XDG_CONFIG_HOME=str(tmp_path))
+    assert done.returncode == ExitCode.USAGE
+    assert f"--peer {NODE}=" in done.stderr
+
+
+@pytest.mark.parametrize("arguments", [["id"], ["up"]], ids=" ".join)
+def test_no_folder_for_the_default_identity(arguments: list[str], tmp_path: pathlib.Path) -> None:
+    (tmp_path / "file").write_text("")
+    done = command(*arguments, XDG_CONFIG_HOME=str(tmp_path / "file"))
+    assert (done.returncode, done.stdout) == (ExitCode.IDENTITY, "")
+    assert "--identity" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_an_address_in_use(tmp_path: pathlib.Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -10,7 +12,7 @@ from collections.abc import Iterator
 import pytest
 
 import keynet
-from support import sync_proxy
+from support import SERVICE, sync_proxy
 
 
 class Collect(logging.Handler):
@@ -73,3 +75,33 @@ def test_a_handler_that_hangs_holds_nothing_up(alice: keynet.Identity, collected
                 assert node.is_running
     finally:
         hold.set()
+
+
+def test_the_life_of_a_node_is_told_at_info(
+    alice: keynet.Identity, bob: keynet.Identity, mallory: keynet.Identity, collected: Collect
+) -> None:
+    logging.getLogger("keynet").setLevel(logging.INFO)
+    quick: keynet.Limits = {"lost_after": 1.0, "ping_active": 0.5}
+    services = {SERVICE: "127.0.0.1:1"}
+    with sync_proxy(bob, services=services, allow=[mallory.node_id], limits=quick) as server:
+        with sync_proxy(alice) as node:
+            node.add_peer(bob.node_id, [server.proxy_address])
+            caller = node.proxy_address
+            local = node.forward(bob.node_id, SERVICE, local="127.0.0.1:0")
+            host, _, port = local.address.rpartition(":")
+            with socket.create_connection((host, int(port)), timeout=20) as client, contextlib.suppress(OSError):
+                client.recv(1)
+        wanted = {
+            f"node started node={bob.node_id} listen={server.proxy_address} forward={server.forward_address}",
+            f"peer connected node={alice.node_id} address={caller}",
+            f"dial failed error=access denied: the peer refused: not on the access list [stage open, node {bob.node_id}",
+            f"peer refused error=access denied: not on the access list [stage open, node {alice.node_id}",
+            f"node closed node={alice.node_id}",
+            f"peer lost node={alice.node_id} address={caller} reason=peer_lost",
+        }
+        deadline = time.monotonic() + 20
+        while time.monotonic() < deadline and wanted:
+            told = [record.getMessage() for record in collected.records if record.levelno == logging.INFO]
+            wanted = {start for start in wanted if not any(line.startswith(start) for line in told)}
+            time.sleep(0.05)
+    assert not wanted, told

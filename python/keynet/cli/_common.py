@@ -9,7 +9,7 @@ import pathlib
 from .._identity import Identity
 from .._node import NodeId
 from .._reasons import Reason, Stage
-from ..errors import InvalidArgument
+from ..errors import IdentityError, InvalidArgument
 
 
 def invalid(detail: str) -> InvalidArgument:
@@ -35,9 +35,19 @@ def add_identity(parser: argparse.ArgumentParser) -> None:
 def load_identity(path: pathlib.Path | None) -> Identity:
     """The identity of a node that is to run; made if there is none."""
     path = path or default_identity()
-    if path == default_identity():
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    make_room(path)
     return Identity.load_or_create(path)
+
+
+def make_room(path: pathlib.Path) -> None:
+    """Makes the folder of the default identity; other files go where there is one."""
+    if path != default_identity():
+        return
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        detail = f"{path.parent} cannot be made: {error.strerror}; name a file with --identity (`keynet id`: FILE)"
+        raise IdentityError(reason=Reason.IDENTITY_INVALID, stage=Stage.SETUP, detail=detail) from None
 
 
 def node_id(text: str) -> NodeId:

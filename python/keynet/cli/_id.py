@@ -7,7 +7,7 @@ import pathlib
 from typing import Any
 
 from .._identity import Identity
-from ._common import default_identity
+from ._common import default_identity, make_room
 from ._output import Output
 
 
@@ -39,8 +39,7 @@ def run(options: argparse.Namespace, out: Output) -> int:
     if options.show or options.renew or options.rotate:
         identity = Identity.load(path)
     else:
-        if options.file is None:
-            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_room(path)
         identity = Identity.load_or_create(path)
     action = "read" if existed else "made"
     if options.renew:

@@ -76,8 +76,8 @@ def _line(event: _events.Event) -> str:
         case _events.ConnectionClosed(info):
             return f"connection closed   {_ends(info)}: {info.reason}, {info.bytes_in} bytes in, {info.bytes_out} out"
         case _events.ConnectionRefused(node, address, port, error):
-            who = NodeId(node).short if node else "a stranger"
-            return f"connection refused  {who} at {address}, service {port or '?'}: {error}"
+            who = NodeId(node).short if node else "somebody"
+            return f"connection refused  {who} at {address or 'a UNIX socket'}, service {port or '?'}: {error}"
         case _events.EventsDropped(count):
             return f"{count} events dropped"
         case _:

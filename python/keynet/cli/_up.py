@@ -30,7 +30,7 @@ the configuration file (TOML); flags override it, repeatable ones add to it:
   listen = "[::]:4433"                 # UDP, for peers
   forward = "127.0.0.1:8080"           # HTTP CONNECT, for local clients
   allow = ["v...", "v..."]             # who may use the services, or ["anyone"]
-  controller = "cubic"                 # or "ledbat"
+  controller = "cubic"                 # or "ledbat", "bbr"
   [services]
   50051 = "127.0.0.1:50051"            # or "unix:/run/greeter.sock"
   [peers]
@@ -95,6 +95,9 @@ def run(options: argparse.Namespace, out: Output) -> int:
     settings = _settings(options)
     peers: dict[NodeId, list[str]] = settings.pop("peers")
     expected = [NodeId(node) for node in options.expect]
+    for node in expected:
+        if node not in peers:
+            raise invalid(f"--expect {node}: no address of it is known; name one with --peer {node}=HOST:PORT")
     proxy = Proxy(load_identity(settings.pop("identity")), **settings)
 
     async def work() -> None:
@@ -189,6 +192,15 @@ def _read(path: pathlib.Path) -> dict[str, Any]:
     for name, value in table.items():
         if not isinstance(value, kinds.get(name, str)):
             raise invalid(f"{path}: {name} is of the wrong type; `keynet up --help` shows an example")
+    for node, addresses in table.get("peers", {}).items():
+        if not isinstance(addresses, list) or not all(isinstance(address, str) for address in addresses):
+            raise invalid(f'{path}: peers: the addresses of {node} are not a list of texts: ["host:port"]')
+    for name in table.get("allow", []):
+        if not isinstance(name, str):
+            raise invalid(f'{path}: allow: {name} is not a text; node ids and "anyone" stand in quotes')
+    for name, value in table.get("limits", {}).items():
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise invalid(f"{path}: limits: {name} is not a number")
     return table
 
 

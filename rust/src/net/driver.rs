@@ -339,7 +339,7 @@ impl Driver<'_> {
                 let _ = inner.events.send(NetEvent::PathUp { remote, node, address });
             }
             PathEvent::Lost { remote, node, address, silent_for } => {
-                tracing::info!(%address, ?silent_for, "path lost");
+                tracing::debug!(node = node.map(tracing::field::display), %address, ?silent_for, "path lost");
                 let lost: Vec<_> = core.all().filter(|conn| conn.remote == remote).cloned().collect();
                 for conn in lost {
                     let mut state = conn.lock();

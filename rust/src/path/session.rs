@@ -9,13 +9,11 @@ use crate::time::Time;
 /// At most [`MAX_SESSIONS`], chosen so that both sides keep some of the same even when hundreds of handshakes finish
 /// in different orders at the two ends:
 ///
-// / - The one that we ping with, the one that the peer last pinged with, and the newest are never displaced. (What
-// one side pings with,
-///   the other has seen in a ping, so it is protected at both ends.)
+/// - The one that we ping with, the one that the peer last pinged with, and the newest are never displaced. (What one
+///   side pings with, the other has seen in a ping, so it is protected at both ends.)
 /// - Of the others, first those go that had their time (`patience`) and were not used in it, the longest unused first.
-// / - Of the rest, the ones with the largest rank, a number that both sides compute from the session: of the same 500
-// sessions both
-///   keep the same, whatever the order of arrival.
+/// - Of the rest, the ones with the largest rank, a number that both sides compute from the session: of the same 500
+///   sessions both keep the same, whatever the order of arrival.
 #[derive(Debug, Default)]
 pub(super) struct Sessions {
     list: Vec<Session>,

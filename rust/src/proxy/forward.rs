@@ -177,6 +177,7 @@ pub(super) struct Wanted {
 /// Dials the node and opens the service; enters the connection, and remembers for the node how it went.
 pub(super) async fn connect(shared: &Arc<Shared>, wanted: &Wanted, from: Option<SocketAddr>) -> Result<(Link, Entry)> {
     let result = dial_and_open(shared, wanted).await.map_err(|error| error.with_node(wanted.node));
+    let result = result.inspect_err(|error| tracing::info!(%error, service = wanted.service_port, "dial failed"));
     shared.peers.note(wanted.node, result.as_ref().map(|_| ()).map_err(Clone::clone));
     let link = result?;
     let entry = shared.registry.enter(ConnectionInfo {

@@ -140,7 +140,10 @@ impl Proxy {
         shared.lifecycle.spawn_loop(forward::serve(shared.clone(), listener, Serves::Connect, never));
         shared.lifecycle.spawn_loop(reverse::serve(shared.clone(), incoming));
         shared.lifecycle.spawn_loop(watch_paths(shared.clone(), paths));
-        Ok(Self { handle: Arc::new(Handle { shared }) })
+        let proxy = Self { handle: Arc::new(Handle { shared }) };
+        let (node, listen) = (proxy.node_id(), proxy.proxy_address());
+        tracing::info!(%node, %listen, forward = %forward_address, "node started");
+        Ok(proxy)
     }
 
     /// The key that this node uses now.
@@ -183,14 +186,16 @@ impl Proxy {
     ///
     /// Errors: `UnknownNode`, `PunchTimeout`, `ProxyClosed`.
     pub async fn expect(&self, node: NodeId, timeout: Duration) -> Result<PathInfo> {
-        self.unless_closed(self.shared().peers.expect(node, timeout)).await
+        let expected = self.unless_closed(self.shared().peers.expect(node, timeout)).await;
+        expected.inspect_err(|error| tracing::info!(%error, "punching failed"))
     }
 
     /// Connects to a node, shakes hands, and reports how that went; asks for no service.
     ///
     /// Errors: as a CONNECT, with the stage that failed.
     pub async fn ping(&self, node: NodeId, timeout: Duration) -> Result<PingReport> {
-        self.unless_closed(self.shared().peers.ping(node, timeout)).await
+        let report = self.unless_closed(self.shared().peers.ping(node, timeout)).await;
+        report.inspect_err(|error| tracing::info!(%error, "ping failed"))
     }
 
     /// A stream to a service of another node. Errors: as a CONNECT.
@@ -225,7 +230,9 @@ impl Proxy {
 
     /// New handshakes use this identity; live connections go on. Errors: what is wrong with it.
     pub fn rotate(&self, identity: Identity) -> Result<()> {
-        self.shared().peers.rotate(identity)
+        self.shared().peers.rotate(identity)?;
+        tracing::info!(node = %self.node_id(), "identity replaced");
+        Ok(())
     }
 
     /// Adds or replaces a service, or takes it away; live connections to it go on.
@@ -368,6 +375,7 @@ impl Shared {
             self.lifecycle.advance(Phase::Aborting);
         }
         if first {
+            tracing::info!(node = %self.peers.identity().node_id(), ?how, "node closing");
             tokio::spawn(self.clone().finish_close());
         }
     }
@@ -396,6 +404,7 @@ impl Shared {
             tracing::warn!("the socket does not close");
         }
         self.lifecycle.advance(Phase::Closed);
+        tracing::info!(node = %self.peers.identity().node_id(), "node closed");
         self.publisher.publish(Event::Closed);
     }
 
@@ -414,6 +423,7 @@ impl Shared {
             connected.retain(|node, _| !self.peers.net.live_addresses(node).is_empty());
         }
         if connected.insert(node, address).is_none() {
+            tracing::info!(%node, %address, "peer connected");
             self.publisher.publish(Event::PeerConnected { node, address });
         }
     }
@@ -424,6 +434,7 @@ impl Shared {
         }
         let mut connected = self.connected.lock().unwrap_or_else(PoisonError::into_inner);
         if connected.remove(&node).is_some() {
+            tracing::info!(%node, %address, %reason, "peer lost");
             self.publisher.publish(Event::PeerLost { node, address, reason });
         }
     }

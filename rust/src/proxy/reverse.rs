@@ -99,6 +99,8 @@ async fn prepare(
         },
         Err(error) => {
             let error = error.with_node(link.peer.leaf).with_address(link.address);
+            // strangers, who cost nothing to be, are logged at debug only (`refused`)
+            tracing::info!(%error, service = open.service_port, "peer refused");
             shared.refused(Some(link.peer.leaf), Some(link.address), Some(open.service_port), error.clone());
             shared.peers.refuse(link, &error).await;
             None

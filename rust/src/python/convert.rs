@@ -23,7 +23,9 @@ pub(super) fn node_id(text: &str) -> Result<NodeId> {
 
 pub(super) fn socket_address(name: &str, text: &str) -> Result<SocketAddr> {
     text.parse().map_err(|_| {
-        invalid(format!("{name}: {text:?} is not an address with a port; write \"127.0.0.1:0\" or \"[::]:0\""))
+        let form =
+            "is not an IP address (not a name) and a port; write \"127.0.0.1:4433\" or \"[::]:4433\", port 0 for any";
+        invalid(format!("{name}: {text:?} {form}"))
     })
 }
 

@@ -8,7 +8,7 @@ use super::access::{ask_python, AccessRequests};
 use super::convert::{invalid, node_id, seconds, socket_address};
 use super::errors::{to_py, OrRaise};
 use crate::config::ControllerKind;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::proxy::{Allow, Backend, ProxyConfig};
 
 /// As `python/keynet/_proxy.py` puts them together.
@@ -86,7 +86,8 @@ impl AllowSetting {
 }
 
 pub(super) fn backend(text: &str) -> Result<Backend> {
-    text.parse().map_err(|e| invalid(format!("service {text:?}: {e}")))
+    let named = |error: Error| invalid(format!("service {text:?}: {}; write host:port or unix:/path", error.detail));
+    text.parse().map_err(named)
 }
 
 /// A port number; Python's own conversion would say nothing about what it is for.

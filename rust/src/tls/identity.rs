@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 
 use aws_lc_rs::signature::Ed25519KeyPair;
 use base64::prelude::{Engine, BASE64_STANDARD};
-use rustls_pki_types::pem::{PemObject, SectionKind};
+use rustls_pki_types::pem::{self, PemObject, SectionKind};
 use rustls_pki_types::CertificateDer;
 use zeroize::Zeroizing;
 
@@ -45,7 +45,7 @@ impl Identity {
         let mut key = None;
         let mut certificates = Vec::new();
         for section in <(SectionKind, Vec<u8>)>::pem_slice_iter(text.as_bytes()) {
-            let (kind, der) = section.map_err(|e| unusable(format!("not PEM: {e}")))?;
+            let (kind, der) = section.map_err(|e| unusable(format!("not PEM, or cut off: {}", pem_fault(&e))))?;
             let der = Zeroizing::new(der);
             match kind {
                 SectionKind::PrivateKey if key.is_some() => return Err(unusable("holds two private keys")),
@@ -242,6 +242,15 @@ fn push_section(text: &mut String, label: &str, der: &[u8]) {
     text.push_str(&format!("-----END {label}-----\n"));
 }
 
+fn pem_fault(error: &pem::Error) -> String {
+    match error {
+        pem::Error::MissingSectionEnd { end_marker } => {
+            format!("the section {} does not end", String::from_utf8_lossy(end_marker))
+        }
+        other => other.to_string(),
+    }
+}
+
 fn unusable(what: impl Into<String>) -> Error {
     Error::new(Reason::IdentityInvalid, Stage::Setup, what)
 }
@@ -285,6 +294,13 @@ mod tests {
         assert!(text.lines().all(|line| line.len() <= 64) && text.starts_with("-----BEGIN PRIVATE KEY-----\n"));
         let with_words = format!("my node\n{}\nthe end", text.replace('\n', "\r\n"));
         assert_eq!(Identity::from_pem(&with_words).unwrap().node_id(), identity.node_id());
+    }
+
+    #[test]
+    fn a_file_that_is_cut_off_is_called_so() {
+        let text = generate().to_pem();
+        let cut = text.find("-----END").unwrap();
+        assert!(refusal(&text[..cut]).contains("the section PRIVATE KEY does not end"), "{}", refusal(&text[..cut]));
     }
 
     #[test]
