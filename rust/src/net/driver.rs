@@ -13,6 +13,7 @@ use tokio::sync::mpsc;
 
 use super::conn::{Conn, ConnState};
 use super::core::{ipv6_cap, Core};
+use super::socket::Socket;
 use super::{Inner, NetEvent, PathInfo, UtpStream};
 use crate::addr::{unmapped, RemoteId};
 use crate::classify::{classify, Kind};
@@ -22,10 +23,11 @@ use crate::stun;
 use crate::time::Time;
 use crate::utp::{Dropped, Routed};
 
-/// Runs until [`super::Net::close`].
-pub async fn run(inner: Arc<Inner>, accepted: mpsc::Sender<UtpStream>) {
+/// Runs until [`super::Net::close`]. The socket is its own, so that it closes then, whoever still holds a handle.
+pub async fn run(inner: Arc<Inner>, socket: Socket, accepted: mpsc::Sender<UtpStream>) {
     let mut driver = Driver {
         inner: &inner,
+        socket: &socket,
         accepted,
         touched: Vec::new(),
         out: Vec::with_capacity(64 << 10),
@@ -45,19 +47,21 @@ pub async fn run(inner: Arc<Inner>, accepted: mpsc::Sender<UtpStream>) {
         }
         tokio::select! {
             biased;
-            () = inner.socket.writable(), if driver.blocked.is_some() => driver.send_blocked(),
+            () = socket.writable(), if driver.blocked.is_some() => driver.send_blocked(),
             () = inner.doorbell.rung() => {}
-            () = inner.socket.readable() => driver.receive(),
+            () = socket.readable() => driver.receive(),
             () = &mut sleep, if deadline.is_some() => deadline = None,
         }
         driver.work();
     }
     driver.finish();
+    drop(socket);
     inner.closed.send_replace(true);
 }
 
 struct Driver<'a> {
     inner: &'a Arc<Inner>,
+    socket: &'a Socket,
     accepted: mpsc::Sender<UtpStream>,
     /// Connections to look at in this turn.
     touched: Vec<Arc<Conn>>,
@@ -107,7 +111,7 @@ impl Driver<'_> {
                 let mut chunks = buffer.chunks_mut(BUFFER_SIZE);
                 std::array::from_fn(|_| IoSliceMut::new(chunks.next().unwrap_or_default()))
             };
-            let Ok(count) = self.inner.socket.receive(&mut slices, &mut metas) else { break };
+            let Ok(count) = self.socket.receive(&mut slices, &mut metas) else { break };
             let now = self.inner.clock.now();
             let mut core = self.inner.core();
             for (meta, chunk) in metas.iter().zip(buffer.chunks(BUFFER_SIZE)).take(count) {
@@ -266,7 +270,7 @@ impl Driver<'_> {
             state.utp.handle_timeout(now);
         }
         let to = core.address_of(conn.remote);
-        let max_segments = self.inner.socket.max_segments();
+        let max_segments = self.socket.max_segments();
         let mut sent = false;
         for round in 0.. {
             self.out.clear();
@@ -359,7 +363,7 @@ impl Driver<'_> {
             core.stats.send_errors += 1;
             return;
         }
-        match self.inner.socket.send(to, &self.out, segment_size) {
+        match self.socket.send(to, &self.out, segment_size) {
             Ok(()) => {
                 core.stats.datagrams_out += segment_size.map_or(1, |size| self.out.len().div_ceil(size)) as u64;
                 core.stats.bytes_out += self.out.len() as u64;

@@ -111,7 +111,7 @@ impl Incoming {
 #[derive(Debug)]
 struct Inner {
     clock: Clock,
-    socket: Socket,
+    local_address: SocketAddr,
     doorbell: Doorbell,
     core: Mutex<Core>,
     punches: Mutex<HashMap<PunchId, oneshot::Sender<Result<PathInfo>>>>,
@@ -127,7 +127,7 @@ impl Net {
         let (accepted, queue) = mpsc::channel(ACCEPT_QUEUE);
         let inner = Arc::new(Inner {
             clock: Clock::start(),
-            socket,
+            local_address: socket.local_address(),
             doorbell: Doorbell::default(),
             core: Mutex::new(Core::new(config)?),
             punches: Mutex::default(),
@@ -135,12 +135,12 @@ impl Net {
             closing: AtomicBool::new(false),
             closed: watch::Sender::new(false),
         });
-        tokio::spawn(driver::run(inner.clone(), accepted));
+        tokio::spawn(driver::run(inner.clone(), socket, accepted));
         Ok((Self { inner }, Incoming { queue }))
     }
 
     pub fn local_address(&self) -> SocketAddr {
-        self.inner.socket.local_address()
+        self.inner.local_address
     }
 
     /// Opens a uTP connection, punching on the way. Dropping the future gives it up. Fails with `PunchTimeout` when nothing
