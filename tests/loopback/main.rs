@@ -4,6 +4,7 @@
 mod bad_requests;
 mod closing;
 mod identities;
+mod leaks;
 mod limits;
 mod load;
 mod lookups;
