@@ -47,6 +47,23 @@ impl Talk {
             std::mem::swap(&mut self.dialled, &mut self.accepted);
         }
     }
+
+    /// Closes both nodes: neither a task nor a socket is left of them.
+    async fn end(self, sockets_before: usize) {
+        let Self { a, b, dialled, accepted } = self;
+        tokio::join!(a.close(), b.close());
+        drop((a, b, dialled, accepted));
+        let metrics = tokio::runtime::Handle::current().metrics();
+        wait_until("no task is left", || metrics.num_alive_tasks() == 0).await;
+        // other tests of this process open and close sockets too: at some moment there are no more than before
+        wait_until("no socket is left", || sockets() <= sockets_before).await;
+    }
+}
+
+fn sockets() -> usize {
+    let entries = std::fs::read_dir("/proc/self/fd").unwrap();
+    let target = |entry: std::io::Result<std::fs::DirEntry>| std::fs::read_link(entry.ok()?.path()).ok();
+    entries.filter_map(target).filter(|target| target.to_string_lossy().starts_with("socket:")).count()
 }
 
 fn stranger(at: &str) -> UdpSocket {
@@ -86,6 +103,7 @@ async fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn garbage_and_truncated_datagrams_are_counted_and_dropped() {
     for at in LOOPBACKS {
+        let before = sockets();
         let mut talk = talk(at, NetConfig::default()).await;
         let (socket, to) = (stranger(at), talk.b.local_address());
         let mut state = 0x2545_f491u32;
@@ -109,12 +127,15 @@ async fn garbage_and_truncated_datagrams_are_counted_and_dropped() {
         assert!(stats.dropped_unknown > 2_000, "{stats:?}");
         assert!(stats.dropped_malformed > 0, "{stats:?}");
         assert_eq!(stats.connections, 1);
+        drop(socket);
+        talk.end(before).await;
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn packets_forged_from_a_third_address_do_not_disturb_a_connection() {
     for at in LOOPBACKS {
+        let before = sockets();
         let mut talk = talk(at, NetConfig::default()).await;
         talk.works().await;
         let socket = stranger(at);
@@ -127,15 +148,18 @@ async fn packets_forged_from_a_third_address_do_not_disturb_a_connection() {
         }
         talk.works().await;
         assert_eq!((talk.dialled.failure(), talk.accepted.failure()), (None, None));
+        drop(socket);
+        talk.end(before).await;
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn forged_pongs_change_nothing_and_are_counted() {
     for at in LOOPBACKS {
+        let before = sockets();
         let mut talk = talk(at, NetConfig::default()).await;
         let socket = stranger(at);
-        let (to, before) = (talk.a.local_address(), talk.dialled.remote_address());
+        let (to, address) = (talk.a.local_address(), talk.dialled.remote_address());
         let pongs = (0..2_000u32).map(|n| {
             let mut transaction = [0; 12];
             transaction[..4].copy_from_slice(&n.to_be_bytes());
@@ -146,8 +170,10 @@ async fn forged_pongs_change_nothing_and_are_counted() {
         });
         flood(&socket, to, pongs).await;
         wait_until("the pongs are counted", || talk.a.stats().paths.forged >= 1_900).await;
-        assert_eq!(talk.dialled.remote_address(), before);
+        assert_eq!(talk.dialled.remote_address(), address);
         talk.works().await;
+        drop(socket);
+        talk.end(before).await;
     }
 }
 
@@ -164,6 +190,7 @@ async fn a_syn_flood_from_many_ports_costs_a_fixed_table() {
         ..NetConfig::default()
     };
     for at in LOOPBACKS {
+        let before = sockets();
         let mut talk = talk(at, config.clone()).await;
         let to = talk.b.local_address();
         for _ in 0..400 {
@@ -176,8 +203,11 @@ async fn a_syn_flood_from_many_ports_costs_a_fixed_table() {
         assert!(stats.paths.remotes <= 202, "{stats:?}");
         assert_eq!(stats.connections, 1, "a SYN alone makes no connection");
         talk.works().await;
-        let (another, _incoming) = Net::bind(at.parse().unwrap(), NetConfig::default()).unwrap();
-        another.connect(to, UtpConfig::default()).await.expect("a genuine peer gets in after the flood");
+        let (another, incoming) = Net::bind(at.parse().unwrap(), NetConfig::default()).unwrap();
+        let stream = another.connect(to, UtpConfig::default()).await.expect("a genuine peer gets in after the flood");
         wait_until("half-open connections are forgotten", || talk.b.stats().half_open == 0).await;
+        another.close().await;
+        drop((another, incoming, stream));
+        talk.end(before).await;
     }
 }

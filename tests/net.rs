@@ -58,67 +58,99 @@ async fn bytes_arrive_in_both_directions_at_once() {
 
 #[tokio::test]
 async fn the_acceptor_may_speak_first() {
-    let (_a, _b, mut dialled, mut accepted) = pair("127.0.0.1:0", UtpConfig::default()).await;
-    accepted.write_all(b"hello").await.unwrap();
-    let mut text = [0; 5];
-    dialled.read_exact(&mut text).await.unwrap();
-    assert_eq!(&text, b"hello");
+    for at in LOOPBACKS {
+        let (_a, _b, mut dialled, mut accepted) = pair(at, UtpConfig::default()).await;
+        accepted.write_all(b"hello").await.unwrap();
+        let mut text = [0; 5];
+        dialled.read_exact(&mut text).await.unwrap();
+        assert_eq!(&text, b"hello");
+    }
 }
 
 #[tokio::test]
 async fn a_dropped_stream_is_a_reset_at_the_other_end() {
-    let (_a, _b, dialled, mut accepted) = pair("[::1]:0", UtpConfig::default()).await;
-    drop(dialled);
-    let error = accepted.read(&mut [0; 10]).await.unwrap_err();
-    assert_eq!(accepted.failure(), Some(Reason::PeerReset), "{error}");
+    for at in LOOPBACKS {
+        let (_a, _b, dialled, mut accepted) = pair(at, UtpConfig::default()).await;
+        drop(dialled);
+        let error = accepted.read(&mut [0; 10]).await.unwrap_err();
+        assert_eq!(accepted.failure(), Some(Reason::PeerReset), "{error}");
+    }
 }
 
 #[tokio::test]
 async fn what_was_written_before_shutdown_arrives_though_the_stream_is_dropped() {
-    let (_a, b, mut dialled, mut accepted) = pair("127.0.0.1:0", UtpConfig::default()).await;
-    let data = pattern(200_000);
-    dialled.write_all(&data).await.unwrap();
-    dialled.shutdown().await.unwrap();
-    drop(dialled);
-    let mut got = Vec::new();
-    accepted.read_to_end(&mut got).await.unwrap();
-    assert_eq!(got, data);
-    accepted.shutdown().await.unwrap();
-    drop(accepted);
-    wait_until(|| b.stats().connections == 0).await;
+    for at in LOOPBACKS {
+        let (_a, b, mut dialled, mut accepted) = pair(at, UtpConfig::default()).await;
+        let data = pattern(200_000);
+        dialled.write_all(&data).await.unwrap();
+        dialled.shutdown().await.unwrap();
+        drop(dialled);
+        let mut got = Vec::new();
+        accepted.read_to_end(&mut got).await.unwrap();
+        assert_eq!(got, data);
+        accepted.shutdown().await.unwrap();
+        drop(accepted);
+        wait_until(|| b.stats().connections == 0).await;
+    }
 }
 
 #[tokio::test]
 async fn nobody_there_is_a_punch_timeout_and_a_refusal_is_a_refusal() {
-    let (a, _incoming) = bind("127.0.0.1:0");
-    let silent = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
-    let utp = UtpConfig { connect_timeout: Duration::from_millis(500), ..UtpConfig::default() };
-    let error = a.connect(silent.local_addr().unwrap(), utp.clone()).await.unwrap_err();
-    assert_eq!(error.reason, Reason::PunchTimeout);
-    assert_eq!(error.address, Some(silent.local_addr().unwrap()));
-    assert_eq!(a.stats().connections, 0);
+    for at in LOOPBACKS {
+        let (a, _incoming) = bind(at);
+        let silent = std::net::UdpSocket::bind(at).unwrap();
+        let utp = UtpConfig { connect_timeout: Duration::from_millis(500), ..UtpConfig::default() };
+        let address = silent.local_addr().unwrap();
+        let error = a.connect(address, utp).await.unwrap_err();
+        assert_eq!((error.reason, error.address), (Reason::PunchTimeout, Some(address)));
+
+        // whoever is there wants no connection
+        let silent = std::net::UdpSocket::bind(at).unwrap();
+        let address = silent.local_addr().unwrap();
+        let answer = std::thread::spawn(move || {
+            let mut datagram = [0; 2_000];
+            silent.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+            loop {
+                let (_, from) = silent.recv_from(&mut datagram).unwrap();
+                if datagram[0] == 0x41 {
+                    // a RESET for the id of the SYN, which acknowledges its number
+                    let reset = [&[0x31, 0], &datagram[2..4], &[0; 14], &datagram[16..18]].concat();
+                    silent.send_to(&reset, from).unwrap();
+                    return silent;
+                }
+            }
+        });
+        let error = a.connect(address, UtpConfig::default()).await.unwrap_err();
+        assert_eq!((error.reason, error.address), (Reason::ConnectRefused, Some(address)));
+        drop(answer.join().unwrap());
+        wait_until(|| a.stats().connections == 0).await;
+    }
 }
 
 #[tokio::test]
 async fn punching_tells_both_addresses() {
-    let ((a, _ia), (b, _ib)) = (bind("127.0.0.1:0"), bind("127.0.0.1:0"));
-    let path = a.punch(vec![b.local_address()], Duration::from_secs(5)).await.unwrap();
-    assert_eq!((path.address, path.observed), (b.local_address(), Some(a.local_address())));
-    let nowhere: SocketAddr = "127.0.0.1:1".parse().unwrap();
-    let error = a.punch(vec![nowhere], Duration::from_millis(300)).await.unwrap_err();
-    assert_eq!(error.reason, Reason::PunchTimeout);
-    assert!(error.detail.contains("127.0.0.1:1"), "{error}");
+    for at in LOOPBACKS {
+        let ((a, _ia), (b, _ib)) = (bind(at), bind(at));
+        let path = a.punch(vec![b.local_address()], Duration::from_secs(5)).await.unwrap();
+        assert_eq!((path.address, path.observed), (b.local_address(), Some(a.local_address())));
+        let nowhere = SocketAddr::new(a.local_address().ip(), 1);
+        let error = a.punch(vec![nowhere], Duration::from_millis(300)).await.unwrap_err();
+        assert_eq!(error.reason, Reason::PunchTimeout);
+        assert!(error.detail.contains(&nowhere.to_string()), "{error}");
+    }
 }
 
 #[tokio::test]
 async fn closing_resets_streams_and_refuses_more() {
-    let (a, b, mut dialled, mut accepted) = pair("127.0.0.1:0", UtpConfig::default()).await;
-    a.close().await;
-    assert!(accepted.read(&mut [0; 10]).await.is_err());
-    assert!(dialled.write(b"x").await.is_err());
-    assert_eq!(dialled.failure(), Some(Reason::ProxyClosed));
-    let error = a.connect(b.local_address(), UtpConfig::default()).await.unwrap_err();
-    assert_eq!(error.reason, Reason::ProxyClosed);
+    for at in LOOPBACKS {
+        let (a, b, mut dialled, mut accepted) = pair(at, UtpConfig::default()).await;
+        a.close().await;
+        assert!(accepted.read(&mut [0; 10]).await.is_err());
+        assert!(dialled.write(b"x").await.is_err());
+        assert_eq!(dialled.failure(), Some(Reason::ProxyClosed));
+        let error = a.connect(b.local_address(), UtpConfig::default()).await.unwrap_err();
+        assert_eq!(error.reason, Reason::ProxyClosed);
+    }
 }
 
 #[tokio::test]

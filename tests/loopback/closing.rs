@@ -173,3 +173,22 @@ fn a_proxy_that_nobody_holds_any_more_closes() {
         assert!(TcpStream::connect(address).await.is_err());
     });
 }
+
+#[test]
+fn a_closed_proxy_gives_its_ports_back_though_somebody_holds_it() {
+    both(|family| async move {
+        for how in [Close::Drain, Close::Abort] {
+            let service = echo(family).await;
+            let (near, far) = pair(family, service.address).await;
+            let (client, stream) = (tunnel(&near, &far).await, near.connect(far.node_id(), SERVICE).await.unwrap());
+            let (udp, tcp) = (near.proxy_address(), near.forward_address());
+            drop(client);
+            timeout(LIMIT, near.close(Close::Abort)).await.unwrap();
+            timeout(LIMIT, far.close(how)).await.unwrap();
+            std::net::UdpSocket::bind(udp).expect("the UDP port is free");
+            std::net::UdpSocket::bind(far.proxy_address()).expect("the other UDP port is free");
+            std::net::TcpListener::bind(tcp).expect("the TCP port is free");
+            drop((near, far, stream));
+        }
+    });
+}

@@ -7,6 +7,7 @@ use keynet::proxy::Close;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::task::JoinSet;
 
+use crate::leaks;
 use crate::support::*;
 
 #[test]
@@ -117,7 +118,6 @@ fn ten_thousand_short_tunnels_leave_nothing_behind() {
 }
 
 async fn in_a_row(family: Family, count: usize) {
-    let tasks = || tokio::runtime::Handle::current().metrics().num_alive_tasks();
     let service = echo(family).await;
     let far = node(family).service(SERVICE, service.address);
     let far = far.limits(|limits| limits.tombstone = Duration::from_millis(200)).start().await;
@@ -128,15 +128,14 @@ async fn in_a_row(family: Family, count: usize) {
         once(&near, &far, 0).await;
     }
     until("the first have ended", || near.stats().tasks == 0 && far.stats().tasks == 0).await;
-    let (files_before, tasks_before) = (open_files(), tasks());
+    let (sockets_before, tasks_before) = (leaks::sockets(), leaks::tasks());
     for n in 0..count {
         once(&near, &far, n).await;
     }
     until("all have ended", || near.stats().tasks == 0 && far.stats().tasks == 0).await;
     until("uTP has forgotten them", || near.stats().net.connections == 0 && far.stats().net.connections == 0).await;
-    until("no task is left", || tasks() <= tasks_before).await;
-    // Other tests in this process open and close files too: ours must come back to what they were at some moment.
-    until("no file is left", || open_files() <= files_before).await;
+    until("no task is left", || leaks::tasks() <= tasks_before).await;
+    until("no socket is left", || leaks::sockets() <= sockets_before).await;
     until("the registry is empty", || {
         far.connection_by_reverse("x");
         near.connection_by_client("x");
@@ -163,11 +162,4 @@ async fn once(near: &keynet::proxy::Proxy, far: &keynet::proxy::Proxy, n: usize)
         2 => client.write_all(b"unread").await.unwrap(),
         _ => {}
     }
-}
-
-/// Sockets of this process; other kinds of files come and go with the runtime.
-fn open_files() -> usize {
-    let entries = std::fs::read_dir("/proc/self/fd").unwrap();
-    let target = |entry: std::io::Result<std::fs::DirEntry>| std::fs::read_link(entry.ok()?.path()).ok();
-    entries.filter_map(target).filter(|target| target.to_string_lossy().starts_with("socket:")).count()
 }

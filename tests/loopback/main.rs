@@ -5,6 +5,7 @@ mod bad_requests;
 mod closing;
 mod dials;
 mod identities;
+mod leaks;
 mod limits;
 mod load;
 mod lookups;

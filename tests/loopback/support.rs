@@ -17,6 +17,8 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::AbortHandle;
 use tokio::time::timeout;
 
+use crate::leaks;
+
 /// For everything that has to happen but may take its time on a busy machine.
 pub const LIMIT: Duration = Duration::from_secs(60);
 
@@ -40,17 +42,30 @@ impl Family {
     }
 }
 
-/// Runs a test over both families, each in a runtime of its own, and within a limit.
+/// Runs a test over both families, each in a runtime of its own, and within a limit. Whatever the test is about, when it is
+/// over nothing of it is left: no task, no socket, and (seen at the second family, when the caches are full) no memory.
 pub fn both<F: Future<Output = ()>>(test: impl Fn(Family) -> F) {
-    for family in [Family::V4, Family::V6] {
-        let mut builder = tokio::runtime::Builder::new_multi_thread();
-        let runtime = builder.worker_threads(2).enable_all().build().unwrap();
-        runtime.block_on(async {
-            let within = 5 * LIMIT;
-            timeout(within, test(family)).await.unwrap_or_else(|_| panic!("{family:?}: hangs"));
-        });
-        runtime.shutdown_timeout(Duration::from_secs(5));
-    }
+    let _alone = leaks::alone();
+    run(Family::V4, &test);
+    let before = leaks::memory();
+    run(Family::V6, &test);
+    let kept = leaks::memory() - before;
+    assert!(kept < SPARE_MEMORY, "{kept} bytes are not given back");
+}
+
+/// What the heap may grow by in a test: threads that end while it is read, and the like.
+const SPARE_MEMORY: isize = 64 << 10;
+
+fn run<F: Future<Output = ()>>(family: Family, test: impl Fn(Family) -> F) {
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    let runtime = builder.worker_threads(2).enable_all().build().unwrap();
+    runtime.block_on(async {
+        let (sockets, within) = (leaks::sockets(), 5 * LIMIT);
+        timeout(within, test(family)).await.unwrap_or_else(|_| panic!("{family:?}: hangs"));
+        until("no task is left", || leaks::tasks() == 0).await;
+        until("no socket is left", || leaks::sockets() <= sockets).await;
+    });
+    runtime.shutdown_timeout(Duration::from_secs(5));
 }
 
 pub fn identity() -> Identity {

@@ -23,7 +23,7 @@ use crate::stun;
 use crate::time::Time;
 use crate::utp::{Dropped, Routed};
 
-/// Runs until [`super::Net::close`].
+/// Runs until [`super::Net::close`]. The socket is its own, so that it closes then, whoever still holds a handle.
 pub async fn run(inner: Arc<Inner>, socket: Socket, accepted: mpsc::Sender<UtpStream>) {
     let mut driver = Driver {
         inner: &inner,
