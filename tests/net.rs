@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use keynet::config::{ControllerKind, UtpConfig};
+use keynet::config::{ControllerKind, SocketConfig, UtpConfig};
 use keynet::error::Reason;
 use keynet::net::{Incoming, Net, NetConfig, UtpStream};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -54,6 +54,22 @@ async fn bytes_arrive_in_both_directions_at_once() {
             tokio::join!(a.close(), b.close());
         }
     }
+}
+
+#[tokio::test]
+async fn without_batching_and_with_the_systems_buffers_every_datagram_is_a_call_of_its_own() {
+    let socket = SocketConfig { batching: false, buffer: None };
+    let plain = || NetConfig { socket: socket.clone(), ..NetConfig::default() };
+    let bind = |config| Net::bind("127.0.0.1:0".parse().unwrap(), config).unwrap();
+    let ((a, _), (b, mut incoming)) = (bind(plain()), bind(plain()));
+    let (dialled, accepted) = tokio::join!(a.connect(b.local_address(), UtpConfig::default()), incoming.accept());
+    let (mut dialled, mut accepted) = (dialled.unwrap(), accepted.unwrap());
+    let data = pattern(1 << 20);
+    let mut there = vec![0; data.len()];
+    let (wrote, read) = tokio::join!(dialled.write_all(&data), accepted.read_exact(&mut there));
+    (wrote.unwrap(), read.unwrap());
+    assert!(there == data);
+    assert!(a.stats().datagrams_out >= data.len() as u64 / 1472);
 }
 
 #[tokio::test]

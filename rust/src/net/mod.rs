@@ -17,7 +17,7 @@ use std::time::Duration;
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 
 use crate::addr::{NodeId, PingKeys, RemoteId};
-use crate::config::{EndpointConfig, PathConfig, UtpConfig};
+use crate::config::{EndpointConfig, PathConfig, SocketConfig, UtpConfig};
 use crate::error::{Error, Reason, Result, Stage};
 use crate::path::{PathStats, PunchId};
 use clock::Clock;
@@ -30,6 +30,7 @@ pub use stream::UtpStream;
 /// Knobs of everything below.
 #[derive(Clone, Debug, Default)]
 pub struct NetConfig {
+    pub socket: SocketConfig,
     pub endpoint: EndpointConfig,
     pub path: PathConfig,
     pub utp: UtpConfig,
@@ -123,7 +124,7 @@ struct Inner {
 impl Net {
     /// Binds the socket and starts its driver; needs a tokio runtime around it.
     pub fn bind(listen: SocketAddr, config: NetConfig) -> Result<(Self, Incoming)> {
-        let socket = Socket::bind(listen)?;
+        let socket = Socket::bind(listen, &config.socket)?;
         let (accepted, queue) = mpsc::channel(ACCEPT_QUEUE);
         let inner = Arc::new(Inner {
             clock: Clock::start(),

@@ -9,6 +9,7 @@ use tokio::io::Interest;
 use tokio::net::UdpSocket;
 
 use crate::addr::{mapped, unmapped};
+use crate::config::SocketConfig;
 use crate::error::{Error, Reason, Result, Stage};
 
 /// A bound socket.
@@ -17,15 +18,16 @@ pub struct Socket {
     io: UdpSocket,
     state: UdpSocketState,
     dual_stack: bool,
+    batching: bool,
     local: SocketAddr,
 }
 
 impl Socket {
     /// Binds inside a tokio runtime. `[::]` takes IPv4 as well; where the machine has no IPv6 it falls back to `0.0.0.0`.
-    pub fn bind(listen: SocketAddr) -> Result<Self> {
-        let bound = match Self::try_bind(listen) {
+    pub fn bind(listen: SocketAddr, config: &SocketConfig) -> Result<Self> {
+        let bound = match Self::try_bind(listen, config) {
             Err(_) if listen.is_ipv6() && listen.ip().is_unspecified() => {
-                Self::try_bind((Ipv4Addr::UNSPECIFIED, listen.port()).into())
+                Self::try_bind((Ipv4Addr::UNSPECIFIED, listen.port()).into(), config)
             }
             other => other,
         };
@@ -33,20 +35,22 @@ impl Socket {
             .map_err(|error| Error::new(Reason::BindFailed, Stage::Setup, format!("UDP: {error}")).with_address(listen))
     }
 
-    fn try_bind(listen: SocketAddr) -> io::Result<Self> {
+    fn try_bind(listen: SocketAddr, config: &SocketConfig) -> io::Result<Self> {
         let socket = Socket2::new(Domain::for_address(listen), Type::DGRAM, Some(Protocol::UDP))?;
         if listen.is_ipv6() {
             socket.set_only_v6(false)?;
         }
         socket.set_nonblocking(true)?;
-        // what the system refuses beyond its limits is no error: it gives what it has
-        let _ = socket.set_recv_buffer_size(SOCKET_BUFFER);
-        let _ = socket.set_send_buffer_size(SOCKET_BUFFER);
+        if let Some(bytes) = config.buffer {
+            // what the system refuses beyond its limits is no error: it gives what it has
+            let _ = socket.set_recv_buffer_size(bytes);
+            let _ = socket.set_send_buffer_size(bytes);
+        }
         socket.bind(&listen.into())?;
         let io = UdpSocket::from_std(socket.into())?;
         let state = UdpSocketState::new(UdpSockRef::from(&io))?;
         let local = io.local_addr()?;
-        Ok(Self { io, state, dual_stack: listen.is_ipv6(), local })
+        Ok(Self { io, state, dual_stack: listen.is_ipv6(), batching: config.batching, local })
     }
 
     pub fn local_address(&self) -> SocketAddr {
@@ -55,7 +59,11 @@ impl Socket {
 
     /// How many datagrams of `size` bytes one call sends at most.
     pub fn max_segments(&self) -> usize {
-        self.state.max_gso_segments().min(MAX_SEGMENTS)
+        if self.batching {
+            self.state.max_gso_segments().min(MAX_SEGMENTS)
+        } else {
+            1
+        }
     }
 
     pub async fn readable(&self) {
@@ -90,8 +98,5 @@ impl Socket {
     }
 }
 
-/// What a bulk transfer needs to live through a few milliseconds without the CPU: 4 MiB are 13 ms at 2.5 Gbit/s without
-/// GRO. Linux' default of 208 KiB holds 90 packets (UTP.md 4.2).
-const SOCKET_BUFFER: usize = 4 << 20;
 /// 44 x 1472 is the most that one 64 KiB send takes; more of smaller ones helps nobody.
 const MAX_SEGMENTS: usize = 44;
