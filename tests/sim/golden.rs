@@ -476,3 +476,58 @@ fn a_lost_tail_is_probed() {
     assert_eq!((again.header.seq, &again.payload), (lost.header.seq, &lost.payload));
     assert!(again.at.since(lost.at) <= ms(60), "{:?}", again.at.since(lost.at));
 }
+
+/// A slow path takes longer than any patience with a silent peer: while acks come, what was written is delivered.
+#[test]
+fn what_was_written_before_letting_go_is_delivered_however_slow_the_path() {
+    let mut it = Scripted::accepted(&utp(), 100);
+    it.write(&[7; 100_000]);
+    it.connection().finish();
+    let now = it.now;
+    it.connection().detach(now);
+    it.pump();
+    let mut got = 0;
+    for _ in 0..600 {
+        it.wait(ms(500));
+        let mut fin = None;
+        while let Some(sent) = it.sent.pop_front() {
+            assert_ne!(sent.header.kind, Kind::Reset, "{got} of 100,000 bytes had been delivered");
+            let next = it.ack.wrapping_add(1);
+            // one packet gets through at a time
+            if sent.header.seq == next && fin.is_none() {
+                it.ack = next;
+                got += sent.payload.len();
+                fin = Some(sent.header.kind == Kind::Fin);
+            }
+        }
+        if fin.is_some() {
+            it.send(Kind::State, &[]);
+        }
+        if fin == Some(true) {
+            assert_eq!(got, 100_000);
+            // the peer's own end may take a moment: the patience starts now
+            it.wait(ms(5_000));
+            it.send(Kind::Fin, &[]);
+            assert!(matches!(it.connection().state(), State::TimeWait { .. }), "{:?}", it.connection().state());
+            return;
+        }
+    }
+    panic!("{got} bytes in five minutes");
+}
+
+/// A peer that never reads does not hold what nobody owns any more for ever.
+#[test]
+fn a_closed_window_does_not_keep_a_connection_without_an_application() {
+    let mut it = Scripted::accepted(&utp(), 100);
+    it.write(b"hello");
+    it.connection().finish();
+    let now = it.now;
+    it.connection().detach(now);
+    it.pump();
+    it.window = 0;
+    for _ in 0..120 {
+        it.send(Kind::State, &[]);
+        it.wait(ms(1_000));
+    }
+    assert!(it.connection().end().is_some(), "{:?}", it.connection().state());
+}

@@ -6,7 +6,7 @@ use super::super::recovery::{Acked, Losses};
 use super::super::recv::{Arrival, ReceiveQueue};
 use super::super::send::FinState;
 use super::super::seq::{self, Seq};
-use super::{Connection, End, State};
+use super::{Connection, End, State, LINGER};
 use crate::time::Time;
 
 impl Connection {
@@ -130,6 +130,9 @@ impl Connection {
         }
         self.last_progress = now;
         self.full_timeouts = 0;
+        if self.detached.is_some() && self.tx.fin() == FinState::Confirmed {
+            self.detached = Some(now + LINGER);
+        }
         if let Some(rtt) = acked.rtt {
             self.rtt.sample(now, rtt);
         }

@@ -148,6 +148,7 @@ pub struct Connection {
     last_window: Time,
     /// Timeouts in a row of full packets only, for black-hole detection.
     full_timeouts: u32,
+    /// The application has let go of it: how long to wait for the peer's end, once ours has arrived.
     detached: Option<Time>,
     wakes: Wakes,
     stats: UtpStats,
@@ -454,7 +455,7 @@ const DEFAULT_PEER_WINDOW: u64 = 255 * 1_435;
 const QUICK_ACKS: u32 = 10;
 /// Half of the 16-bit space, less one.
 const MAX_OUTSTANDING: usize = 32_767;
-/// How long a connection without an application waits for the peer's end.
+/// How long a connection without an application waits for the peer's end, once ours has arrived.
 const LINGER: Duration = Duration::from_secs(10);
 /// Three round trips of timeouts catch a repeated FIN; short, because thousands of short streams wait here.
 const MIN_TIME_WAIT: Duration = Duration::from_millis(500);

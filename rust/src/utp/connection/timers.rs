@@ -1,6 +1,7 @@
 //! When a connection wants to be called, and what it does then.
 
 use super::super::recovery::Alarm;
+use super::super::send::FinState;
 use super::{Connection, End, State};
 use crate::time::Time;
 
@@ -21,7 +22,7 @@ impl Connection {
         let unanswered = self.is_waiting().then(|| self.unanswered_since() + self.config.unanswered_timeout);
         let keep_alive = self.last_sent + self.config.keep_alive;
         let idle = self.last_received + self.idle_timeout();
-        [recovery, persist, unanswered, self.ack.at, self.pace_at, self.detached, Some(keep_alive), Some(idle)]
+        [recovery, persist, unanswered, self.ack.at, self.pace_at, self.abandoned_at(), Some(keep_alive), Some(idle)]
             .into_iter()
             .flatten()
             .min()
@@ -53,7 +54,7 @@ impl Connection {
         if self.is_waiting() && now >= self.unanswered_since() + self.config.unanswered_timeout {
             return self.close(End::Unanswered);
         }
-        if self.detached.is_some_and(|at| now >= at) {
+        if self.abandoned_at().is_some_and(|at| now >= at) {
             return self.abort();
         }
         self.check_ack_timer(now);
@@ -106,15 +107,21 @@ impl Connection {
         }
     }
 
+    /// Until then a connection without an application waits for the peer's end. While ours is on its way, only the want of
+    /// progress ends it: a slow path takes as long as it takes.
+    fn abandoned_at(&self) -> Option<Time> {
+        self.detached.filter(|_| self.tx.fin() == FinState::Confirmed)
+    }
+
     /// Something of ours is unconfirmed.
     fn is_waiting(&self) -> bool {
         self.tx.outstanding() > 0
     }
 
     /// A peer that says it has no room is answering, as long as it says so and acknowledges what it did before: one whose
-    /// acks have gone back (it forgot, or it lies) is not.
+    /// acks have gone back (it forgot, or it lies) is not. Nobody waits for its room once the application has let go.
     fn unanswered_since(&self) -> Time {
-        if self.peer_window == 0 {
+        if self.peer_window == 0 && self.detached.is_none() {
             self.last_progress.max(self.last_window)
         } else {
             self.last_progress
