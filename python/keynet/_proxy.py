@@ -40,7 +40,7 @@ class BaseProxy:
         listen: str = "[::]:0",
         forward: str = "127.0.0.1:0",
         credentials: tuple[str, str] | None = None,
-        controller: Literal["cubic", "ledbat", "bbr"] = "cubic",
+        controller: Literal["bbr", "cubic", "ledbat"] | None = None,
         limits: Limits | None = None,
     ) -> None:
         """Describes a proxy; it runs from `start` (or entering its context) until `close`.
@@ -52,7 +52,8 @@ class BaseProxy:
           a known one.
         - `forward`: the address of the HTTP CONNECT proxy for local clients, TCP.
         - `credentials`: the (user, password) that local clients must send; random unless given.
-        - `controller`: congestion control of uTP.
+        - `controller`: congestion control of uTP. BBR unless given: it keeps its rate where packets get lost; CUBIC
+          shares as TCP does, LEDBAT yields to everything else.
         - `limits`: see `keynet.Limits`.
 
         Raises `InvalidArgument` for what is out of range; some of it only on start.

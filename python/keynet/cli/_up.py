@@ -30,7 +30,7 @@ the configuration file (TOML); flags override it, repeatable ones add to it:
   listen = "[::]:4433"                 # UDP, for peers
   forward = "127.0.0.1:8080"           # HTTP CONNECT, for local clients
   allow = ["v...", "v..."]             # who may use the services, or ["anyone"]
-  controller = "cubic"                 # or "ledbat", "bbr"
+  controller = "bbr"                   # or "cubic", "ledbat"
   [services]
   50051 = "127.0.0.1:50051"            # or "unix:/run/greeter.sock"
   [peers]

@@ -21,7 +21,7 @@ pub(super) struct Settings {
     listen: String,
     forward: String,
     credentials: Option<(String, String)>,
-    controller: String,
+    controller: Option<String>,
     limits: HashMap<String, f64>,
 }
 
@@ -62,7 +62,9 @@ impl Settings {
             allow,
             ..ProxyConfig::default()
         };
-        config.net.utp.controller = controller(&self.controller)?;
+        if let Some(name) = &self.controller {
+            config.net.utp.controller = controller(name)?;
+        }
         for (name, value) in &self.limits {
             set_limit(&mut config, name, *value)?;
         }
@@ -103,7 +105,7 @@ fn controller(name: &str) -> Result<ControllerKind> {
         "cubic" => Ok(ControllerKind::Cubic),
         "ledbat" => Ok(ControllerKind::Ledbat),
         "bbr" => Ok(ControllerKind::Bbr),
-        _ => Err(invalid(format!("controller: {name:?} is none of cubic, ledbat, bbr"))),
+        _ => Err(invalid(format!("controller: {name:?} is none of bbr, cubic, ledbat"))),
     }
 }
 
