@@ -188,3 +188,35 @@ async fn wait_until(mut condition: impl FnMut() -> bool) {
     }
     panic!("waited 20 s in vain");
 }
+
+/// What starts in the very moment of closing ends as well: nobody waits for a driver that has gone.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn dials_and_punches_that_race_with_close_all_end() {
+    let silent = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    let to = silent.local_addr().unwrap();
+    let soon = Duration::from_millis(1);
+    let utp = UtpConfig { connect_timeout: soon, ..UtpConfig::default() };
+    for _ in 0..200 {
+        let (a, _incoming) = bind("127.0.0.1:0");
+        let tasks = (0..8).map(|n| {
+            let (a, utp) = (a.clone(), utp.clone());
+            tokio::spawn(async move {
+                loop {
+                    let error = match n % 2 {
+                        0 => a.connect(to, utp.clone()).await.unwrap_err(),
+                        _ => a.punch(vec![to], soon).await.unwrap_err(),
+                    };
+                    if error.reason == Reason::ProxyClosed {
+                        return;
+                    }
+                }
+            })
+        });
+        let tasks: Vec<_> = tasks.collect();
+        tokio::time::sleep(Duration::from_millis(5)).await;
+        a.close().await;
+        for task in tasks {
+            tokio::time::timeout(Duration::from_secs(5), task).await.expect("it hangs").unwrap();
+        }
+    }
+}

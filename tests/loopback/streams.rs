@@ -288,3 +288,17 @@ fn a_rust_program_gets_a_stream() {
         assert_eq!(error.reason, Reason::ServiceNotFound);
     });
 }
+
+/// What `printf request | nc -N` does: the client's end comes long before the tunnel stands.
+#[test]
+fn a_client_of_a_static_forward_may_end_its_side_before_the_tunnel_stands() {
+    both(|family| async move {
+        let service = echo(family).await;
+        let (near, far) = pair(family, service.address).await;
+        let forward = near.forward(far.node_id(), SERVICE, LocalListener::Tcp(family.any())).await.unwrap();
+        let mut client = TcpStream::connect(forward.address()).await.unwrap();
+        client.write_all(b"all there is").await.unwrap();
+        client.shutdown().await.unwrap();
+        assert_eq!(read_to_end(&mut client).await.unwrap(), b"all there is");
+    });
+}

@@ -531,3 +531,20 @@ fn a_closed_window_does_not_keep_a_connection_without_an_application() {
     }
     assert!(it.connection().end().is_some(), "{:?}", it.connection().state());
 }
+
+/// A blind forger knows addresses and perhaps the connection id, not where the stream stands: an ack of long ago says so, and
+/// a forged end would cut the stream off as a forged RESET would.
+#[test]
+fn an_end_with_an_ack_from_nowhere_is_refused() {
+    for back in [300, 5_000, 32_000] {
+        let mut it = Scripted::accepted(&utp(), 100);
+        let forged = Header { seq: it.seq.wrapping_add(3), ack: it.ack.wrapping_sub(back), ..it.header(Kind::Fin) };
+        it.send_header(&forged, &[]);
+        for _ in 0..10 {
+            it.data(b"x");
+        }
+        it.send(Kind::Fin, &[]);
+        assert_eq!(it.read(), b"xxxxxxxxxx", "{back} back");
+        assert!(it.is_at_eof());
+    }
+}

@@ -230,9 +230,13 @@ impl Inner {
 
     /// Starts a connection and, unless the path is known to work, a punching attempt.
     fn dial(self: &Arc<Self>, address: SocketAddr, utp: &UtpConfig) -> Result<(UtpStream, Option<PunchId>)> {
-        self.check_open()?;
         let now = self.clock.now();
-        let (conn, proven) = self.core().dial(now, address, utp)?;
+        let (conn, proven) = {
+            let mut core = self.core();
+            // asked under the lock: what comes after the driver's end would wait for ever
+            self.check_open()?;
+            core.dial(now, address, utp)?
+        };
         let stream = UtpStream::new(conn.clone(), self.clone());
         self.doorbell.ring(&conn, &mut conn.lock());
         let punch = (!proven).then(|| self.start_punch(&[address], utp.connect_timeout, None));
@@ -248,7 +252,8 @@ impl Inner {
         // taken in this order everywhere: core, then punches
         let mut core = self.core();
         let id = core.paths.start_punch(self.clock.now(), addresses, timeout);
-        if let Some(done) = done {
+        // under the lock, as above; without a sender the attempt has ended
+        if let Some(done) = done.filter(|_| self.check_open().is_ok()) {
             self.punches().insert(id, done);
         }
         drop(core);

@@ -130,7 +130,7 @@ async fn prepare(
         *service_port = Some(wanted.service_port);
         tokio::select! {
             result = connect(shared, &wanted, from) => result,
-            () = gone(client, early) => {
+            () = gone(client, early, serves) => {
                 Err(Error::new(Reason::Cancelled, Stage::Request, "the client went away").with_node(wanted.node))
             }
         }
@@ -212,10 +212,13 @@ async fn dial_and_open(shared: &Arc<Shared>, wanted: &Wanted) -> Result<Link> {
 }
 
 /// Waits until the client has gone. What it sends meanwhile belongs to the tunnel; beyond so much of it the client waits.
-async fn gone(client: &LocalStream, early: &mut Vec<u8>) {
+async fn gone(client: &LocalStream, early: &mut Vec<u8>, serves: Serves) {
     let mut buffer = vec![0; READ_SIZE];
     while early.len() < MAX_EARLY {
         match client.read(&mut buffer).await {
+            // It has said all it has to say, and waits for what the service says; who asked with CONNECT waits for an answer
+            // before it says anything.
+            Ok(0) if matches!(serves, Serves::Static { .. }) => break,
             Ok(0) | Err(_) => return,
             Ok(n) => early.extend_from_slice(buffer.get(..n).unwrap_or_default()),
         }

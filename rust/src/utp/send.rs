@@ -66,6 +66,7 @@ pub struct SendQueue {
     flying: usize,
     sacked_bytes: u64,
     sacked_count: usize,
+    most_outstanding: usize,
 }
 
 impl SendQueue {
@@ -81,6 +82,7 @@ impl SendQueue {
             flying: 0,
             sacked_bytes: 0,
             sacked_count: 0,
+            most_outstanding: 0,
         }
     }
 
@@ -111,6 +113,11 @@ impl SendQueue {
     /// Packets sent and not cumulatively confirmed.
     pub fn outstanding(&self) -> usize {
         self.segments.len()
+    }
+
+    /// The most that it ever was: how far behind a late ack may be.
+    pub fn most_outstanding(&self) -> Seq {
+        self.most_outstanding as Seq
     }
 
     /// Bytes the peer must find room for: sent, not confirmed, and not reported as received early.
@@ -191,6 +198,7 @@ impl SendQueue {
         self.in_flight += len as u64;
         self.flying += 1;
         self.segments.push_back(segment);
+        self.most_outstanding = self.most_outstanding.max(self.segments.len());
         Some((seq, segment))
     }
 

@@ -80,8 +80,9 @@ impl Connection {
     fn handle_established(&mut self, now: Time, packet: &Packet<'_>) -> bool {
         let header = &packet.header;
         let end = seq::unwrap(header.ack, self.tx.una().wrapping_sub(1)) + 1;
-        if end > self.tx.next() {
-            // acknowledges what was never sent
+        // It acknowledges what was never sent, or, for a latecomer, too little (RFC 5961 section 5.2). A forger who does not
+        // see the packets guesses both numbers, and not only one in two.
+        if end > self.tx.next() || end + LATE_ACKS.max(self.tx.most_outstanding()) < self.tx.una() {
             self.stats.refused += 1;
             return false;
         }
@@ -251,5 +252,7 @@ impl Connection {
     }
 }
 
+/// Acks may be this late, or as much as was ever in flight: packets that overtook each other.
+const LATE_ACKS: Seq = 64;
 /// An old uTorrent said this when it had no measurement.
 const NO_DIFFERENCE: u32 = 0x7fff_ffff;
