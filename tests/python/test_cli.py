@@ -151,6 +151,14 @@ def test_ping_nobody(bob: keynet.Identity) -> None:
     assert said["error"]["node_id"] == bob.node_id
 
 
+@pytest.mark.parametrize("address", ["[::]:4433", "0.0.0.0:4433", "224.0.0.1:4433"])
+def test_ping_no_host(bob: keynet.Identity, address: str) -> None:
+    done = command("ping", bob.node_id, address, "--json")
+    assert done.returncode == ExitCode.UNREACHED
+    (said,) = objects(done)
+    assert (said["error"]["reason"], said["error"]["address"]) == ("unreachable", address)
+
+
 def test_control_c_is_clean(bob: keynet.Identity) -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as silent:
         silent.bind(("127.0.0.1", 0))

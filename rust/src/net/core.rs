@@ -11,7 +11,7 @@ use super::{NetConfig, NetStats};
 use crate::addr::RemoteId;
 use crate::config::UtpConfig;
 use crate::error::{Error, Reason, Result, Stage};
-use crate::path::PathTable;
+use crate::path::{sendable, PathTable};
 use crate::time::Time;
 use crate::utp::{ConnectError, Connection, Endpoint, Handle};
 
@@ -37,6 +37,11 @@ impl Core {
 
     /// A connection towards `address`, and whether that path is known to work.
     pub fn dial(&mut self, now: Time, address: SocketAddr, utp: &UtpConfig) -> Result<(Arc<Conn>, bool)> {
+        if !sendable(address) {
+            // `[::]:4433`, as a node shows its own socket, is what people copy
+            let what = "nothing can be sent there: it is not the address of one host";
+            return Err(Error::new(Reason::Unreachable, Stage::Punch, what).with_address(address));
+        }
         let full = |what: &str| Error::new(Reason::TooManyConnections, Stage::Utp, what).with_address(address);
         let remote = self.paths.remote_for(now, address).map_err(|_| full("no room for another remote address"))?;
         let proven = self.paths.rtt_of(remote).is_some();

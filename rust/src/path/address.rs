@@ -17,7 +17,7 @@ pub(super) fn canonical(address: SocketAddr) -> SocketAddr {
 
 /// Whether a ping may go there: one host and one port (RFC 1122 section 3.2.1.3, RFC 4291 section 2.7). Directed
 /// broadcast (RFC 919) cannot be told from outside of the subnet.
-pub(super) fn sendable(address: SocketAddr) -> bool {
+pub fn sendable(address: SocketAddr) -> bool {
     let ip_is_a_host = match address.ip() {
         IpAddr::V4(v4) => !(v4.is_unspecified() || v4.is_multicast() || v4.is_broadcast() || v4.octets()[0] == 0),
         IpAddr::V6(v6) => !(v6.is_unspecified() || v6.is_multicast()),

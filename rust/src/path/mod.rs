@@ -35,6 +35,7 @@ use std::time::Duration;
 
 use crate::addr::{NodeId, RemoteId};
 
+pub use address::sendable;
 pub use table::PathTable;
 
 /// A ping that came in.
