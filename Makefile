@@ -35,13 +35,13 @@ test-rust: | rust-tools
 	@sh scripts/cargo-test.sh default
 
 test-python: $(VENV)/core-dev
-	@cargo build --quiet --examples
-	@$(RUN) pytest
+	@cargo build --locked --quiet --examples
+	@KEYNET_NO_SKIPS=1 $(RUN) pytest
 
 test-long: $(VENV)/core-dev ## run every test, the long ones too
-	@cargo build --quiet --examples
+	@cargo build --locked --quiet --examples
 	@KEYNET_LONG=1 sh scripts/cargo-test.sh long
-	@KEYNET_LONG=1 $(RUN) pytest
+	@KEYNET_LONG=1 KEYNET_NO_SKIPS=1 $(RUN) pytest
 
 lint: lint-rust lint-core lint-python sizes ## check format, lints, types and stubs
 

@@ -242,19 +242,73 @@ fn a_rotated_node_keeps_its_name_and_its_connections() {
         let report = near.ping(old.node_id(), LIMIT).await.unwrap();
         assert_eq!(report.leaf, new.node_id());
 
-        // The dialler rotates: who let the old one in lets the new one in.
-        let allow = Allow::Nodes(HashSet::from([near.node_id()]));
-        far.set_allow(allow);
-        near.rotate(rotated(&near).await).unwrap();
+        // Somebody else altogether is no rotation.
+        far.set_allow(Allow::Nodes(HashSet::from([near.node_id()])));
+        near.rotate(identity()).unwrap();
         refused(&near, &far.node_id(), Reason::AccessDenied).await;
     });
 }
 
-/// Another identity than the node has: not a rotation of it.
-async fn rotated(near: &keynet::proxy::Proxy) -> Identity {
-    let other = identity();
-    assert_ne!(other.node_id(), near.node_id());
-    other
+/// Both nodes rotate, again and again, while bytes flow; old names keep working, and access lists know them.
+#[test]
+fn rotation_goes_unnoticed_by_live_traffic() {
+    both(|family| async move {
+        let service = echo(family).await;
+        let (first_near, first_far) = (identity(), identity());
+        let allow = Allow::Nodes(HashSet::from([first_near.node_id()]));
+        let far = node(family).identity(first_far.clone()).service(SERVICE, service.address).allow(allow).start().await;
+        let near = node(family).identity(first_near.clone()).start().await;
+        know(&near, &far);
+        let client = tunnel(&near, &far).await;
+        let stop = Arc::new(AtomicUsize::new(0));
+        let traffic = tokio::spawn(flow(client, stop.clone()));
+        let (mut near_identity, mut far_identity) = (first_near, first_far.clone());
+        for _ in 0..5 {
+            let before = near.stats().bytes_in;
+            until("bytes flow", || near.stats().bytes_in > before + 1_000_000).await;
+            (near_identity, far_identity) =
+                (near_identity.rotate(SystemTime::now()).unwrap(), far_identity.rotate(SystemTime::now()).unwrap());
+            near.rotate(near_identity.clone()).unwrap();
+            far.rotate(far_identity.clone()).unwrap();
+            // A handshake with the new keys, which agree on new keys for the path under the flowing bytes as well.
+            let report = near.ping(first_far.node_id(), LIMIT).await.unwrap();
+            assert_eq!((report.leaf, far.node_id()), (far_identity.node_id(), far_identity.node_id()));
+            let answer = ask(&near, connect_request(&near, &target(&first_far.node_id(), SERVICE)).as_bytes()).await;
+            assert_eq!(answer.status, 200, "{}", answer.head);
+        }
+        stop.store(1, Ordering::SeqCst);
+        assert!(traffic.await.unwrap() > 5_000_000);
+    });
+}
+
+/// Sends until it is told to stop and checks what comes back; the number of bytes.
+async fn flow(mut client: tokio::net::TcpStream, stop: Arc<AtomicUsize>) -> usize {
+    let (mut from, mut to) = client.split();
+    let sent = AtomicUsize::new(0);
+    let writing = async {
+        for seed in 1.. {
+            if stop.load(Ordering::SeqCst) > 0 {
+                break;
+            }
+            to.write_all(&noise(seed, 100_000)).await.unwrap();
+            sent.fetch_add(100_000, Ordering::SeqCst);
+        }
+        to.shutdown().await.unwrap();
+    };
+    let reading = async {
+        let mut piece = vec![0; 100_000];
+        for seed in 1.. {
+            if let Err(error) = from.read_exact(&mut piece).await {
+                assert_eq!(error.kind(), std::io::ErrorKind::UnexpectedEof, "an end in order");
+                return (seed as usize - 1) * piece.len();
+            }
+            assert!(piece == noise(seed, 100_000), "piece {seed}");
+        }
+        0
+    };
+    let ((), got) = tokio::join!(writing, reading);
+    assert_eq!(got, sent.load(Ordering::SeqCst));
+    got
 }
 
 #[test]

@@ -208,8 +208,8 @@ async def test_ping(alice: keynet.Identity, bob: keynet.Identity, host: str) -> 
         assert all(isinstance(value, int) for value in a.stats().values())
 
 
-async def test_expect(alice: keynet.Identity, bob: keynet.Identity) -> None:
-    async with proxy(alice) as a, proxy(bob) as b:
+async def test_expect(alice: keynet.Identity, bob: keynet.Identity, host: str) -> None:
+    async with proxy(alice, host) as a, proxy(bob, host) as b:
         a.add_peer(b.node_id, [b.proxy_address])
         b.add_peer(a.node_id, [a.proxy_address])
         path = await b.expect(a.node_id, timeout=20)
@@ -217,10 +217,10 @@ async def test_expect(alice: keynet.Identity, bob: keynet.Identity) -> None:
         assert path.observed in (None, b.proxy_address)
 
 
-async def test_rotation_while_it_runs(bob: keynet.Identity) -> None:
+async def test_rotation_while_it_runs(bob: keynet.Identity, host: str) -> None:
     old = keynet.Identity.generate()
     new = old.rotate()
-    async with pair(bob, old, "127.0.0.1:1") as (a, b):
+    async with pair(bob, old, "127.0.0.1:1", host) as (a, b):
         assert (await a.ping(old.node_id)).node_id == old.node_id
         b.rotate(new)
         assert b.node_id == new.node_id
@@ -229,21 +229,22 @@ async def test_rotation_while_it_runs(bob: keynet.Identity) -> None:
 
 @pytest.mark.parametrize("kind", ["tcp", "unix"])
 async def test_a_static_forward(
-    alice: keynet.Identity, bob: keynet.Identity, tmp_path: pathlib.Path, kind: str
+    alice: keynet.Identity, bob: keynet.Identity, tmp_path: pathlib.Path, kind: str, host: str
 ) -> None:
     with speaks_first() as (backend, _):
-        async with pair(alice, bob, backend) as (a, _b):
-            local = "127.0.0.1:0" if kind == "tcp" else f"unix:{tmp_path}/local"
+        async with pair(alice, bob, backend, host) as (a, _b):
+            local = f"{host}:0" if kind == "tcp" else f"unix:{tmp_path}/local"
             async with await a.forward(bob.node_id, SERVICE, local=local) as forward:
+                at = forward.address.rpartition(":")[0].strip("[]"), forward.address.rpartition(":")[2]
                 if kind == "tcp":
-                    reader, writer = await asyncio.open_connection(*forward.address.split(":"))
+                    reader, writer = await asyncio.open_connection(*at)
                 else:
                     assert forward.address == local
                     reader, writer = await asyncio.open_unix_connection(local.removeprefix("unix:"))
                 assert await asyncio.wait_for(reader.readexactly(7), 20) == b"welcome"
                 writer.close()
             again = (
-                asyncio.open_connection(*forward.address.split(":"))
+                asyncio.open_connection(*at)
                 if kind == "tcp"
                 else asyncio.open_unix_connection(local.removeprefix("unix:"))
             )
@@ -251,8 +252,8 @@ async def test_a_static_forward(
                 await again
 
 
-def test_wrong_credentials(alice: keynet.Identity, bob: keynet.Identity) -> None:
-    with sync_proxy(alice) as node:
+def test_wrong_credentials(alice: keynet.Identity, bob: keynet.Identity, host: str) -> None:
+    with sync_proxy(alice, host) as node:
         client, head = connect(node, f"{bob.node_id}.keynet:1", ("me", "wrong"))
         client.close()
         assert head.startswith(b"HTTP/1.1 407 ")

@@ -3,11 +3,12 @@
 
 use std::time::Duration;
 
+use keynet::addr::RemoteId;
 use keynet::config::UtpConfig;
 use keynet::utp::packet::{Header, Kind};
-use keynet::utp::{Dropped, End, State};
+use keynet::utp::{Dropped, End, Routed, State};
 
-use crate::support::peer::Scripted;
+use crate::support::peer::{Scripted, REMOTE};
 
 fn utp() -> UtpConfig {
     UtpConfig::default()
@@ -210,6 +211,25 @@ fn a_reset_with_a_wrong_ack_is_ignored() {
     }
     it.send(Kind::Reset, &[]);
     assert_eq!(it.connection().end(), Some(End::Reset));
+}
+
+/// Not even somebody who knows every number of a connection can touch it from elsewhere.
+#[test]
+fn packets_from_another_remote_are_not_of_the_connection() {
+    let mut it = Scripted::accepted(&utp(), 10);
+    it.write(b"data");
+    it.expect(Kind::Data);
+    for kind in [Kind::Reset, Kind::Fin, Kind::Data, Kind::State] {
+        for id in [it.id, it.id.wrapping_sub(1)] {
+            let mut forged = Vec::new();
+            Header { connection_id: id, ..it.header(kind) }.write(&mut forged);
+            forged.extend_from_slice(if kind == Kind::Data { b"forged" } else { b"" });
+            let routed = it.endpoint.handle(it.now, RemoteId(REMOTE.0 + 1), &forged, u16::MAX);
+            assert!(!matches!(routed, Routed::Known(..) | Routed::New(..)), "{kind:?} {id}");
+        }
+    }
+    it.send(Kind::Reset, &[]);
+    assert_eq!(it.connection().end(), Some(End::Reset), "the same numbers from the peer itself");
 }
 
 /// RESETs carry either id of the connection.
