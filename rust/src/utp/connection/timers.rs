@@ -2,7 +2,7 @@
 
 use super::super::recovery::Alarm;
 use super::super::send::FinState;
-use super::{Connection, End, State};
+use super::{Connection, End, State, LINGER};
 use crate::time::Time;
 
 impl Connection {
@@ -107,10 +107,12 @@ impl Connection {
         }
     }
 
-    /// Until then a connection without an application waits for the peer's end. While ours is on its way, only the want of
-    /// progress ends it: a slow path takes as long as it takes.
+    /// Until then a connection without an application waits: for the peer's end, and while ours is on its way for progress. A
+    /// slow path takes as long as it takes; who confirms nothing, a closed window included, holds it no longer.
     fn abandoned_at(&self) -> Option<Time> {
-        self.detached.filter(|_| self.tx.fin() == FinState::Confirmed)
+        let at = self.detached?;
+        let arrived = self.tx.fin() == FinState::Confirmed;
+        Some(if arrived { at } else { at.max(self.last_progress + LINGER) })
     }
 
     /// Something of ours is unconfirmed.
@@ -119,9 +121,9 @@ impl Connection {
     }
 
     /// A peer that says it has no room is answering, as long as it says so and acknowledges what it did before: one whose
-    /// acks have gone back (it forgot, or it lies) is not. Nobody waits for its room once the application has let go.
+    /// acks have gone back (it forgot, or it lies) is not.
     fn unanswered_since(&self) -> Time {
-        if self.peer_window == 0 && self.detached.is_none() {
+        if self.peer_window == 0 {
             self.last_progress.max(self.last_window)
         } else {
             self.last_progress
