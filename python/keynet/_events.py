@@ -39,7 +39,11 @@ class PeerConnected:
 
 @dataclasses.dataclass(frozen=True)
 class PeerLost:
-    """No path to the peer is left. Its connections are reset, so that their clients fail at once instead of hanging."""
+    """No path to the peer is left. Its connections are reset, so that their clients fail at once instead of hanging.
+
+    A peer without connections is watched for 45 s after its last traffic; one that goes away later is not reported,
+    nor is its return.
+    """
 
     node_id: NodeId
     address: str
