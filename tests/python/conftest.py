@@ -8,10 +8,13 @@ import platform
 import pytest
 
 import keynet
+import support
 
 
 @pytest.fixture(params=["127.0.0.1", "[::1]"], ids=["ipv4", "ipv6"])
-def host(request: pytest.FixtureRequest) -> str:
+def host(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Where nodes are, in a test that does not say it: modules use this by `pytestmark`."""
+    monkeypatch.setattr(support, "HOST", request.param)
     return request.param
 
 

@@ -18,6 +18,8 @@ from keynet.demo import greeter_pb2_grpc as rpc
 from keynet.demo.server import Greeter
 
 SERVICE = 50051
+# where nodes are unless a test says otherwise: the fixture `host` sets it
+HOST = "127.0.0.1"
 
 
 class AskingGreeter(Greeter):
@@ -85,17 +87,19 @@ async def aio_greeter(address: str, *interceptors: grpc.aio.ServerInterceptor) -
         await server.stop(None)
 
 
-def sync_proxy(identity: keynet.Identity, host: str = "127.0.0.1", **options: Any) -> keynet.sync.Proxy:
+def sync_proxy(identity: keynet.Identity, host: str | None = None, **options: Any) -> keynet.sync.Proxy:
+    host = host or HOST
     return keynet.sync.Proxy(identity, listen=f"{host}:0", forward=f"{host}:0", **options)
 
 
-def proxy(identity: keynet.Identity, host: str = "127.0.0.1", **options: Any) -> keynet.Proxy:
+def proxy(identity: keynet.Identity, host: str | None = None, **options: Any) -> keynet.Proxy:
+    host = host or HOST
     return keynet.Proxy(identity, listen=f"{host}:0", forward=f"{host}:0", **options)
 
 
 @contextlib.contextmanager
 def sync_pair(
-    caller: keynet.Identity, server: keynet.Identity, backend: str, host: str = "127.0.0.1", **options: Any
+    caller: keynet.Identity, server: keynet.Identity, backend: str, host: str | None = None, **options: Any
 ) -> Iterator[tuple[keynet.sync.Proxy, keynet.sync.Proxy]]:
     """Two nodes in this process; the first knows where the second is."""
     options.setdefault("allow", [caller.node_id])
@@ -108,7 +112,7 @@ def sync_pair(
 
 @contextlib.asynccontextmanager
 async def pair(
-    caller: keynet.Identity, server: keynet.Identity, backend: str, host: str = "127.0.0.1", **options: Any
+    caller: keynet.Identity, server: keynet.Identity, backend: str, host: str | None = None, **options: Any
 ) -> AsyncIterator[tuple[keynet.Proxy, keynet.Proxy]]:
     options.setdefault("allow", [caller.node_id])
     async with (

@@ -17,6 +17,8 @@ from keynet.demo import greeter_pb2 as pb
 from keynet.demo import greeter_pb2_grpc as rpc
 from support import SERVICE, greeter, pair, sync_pair, sync_proxy
 
+pytestmark = pytest.mark.usefixtures("host")
+
 
 def allowed(node: keynet.BaseProxy, server: str) -> bool:
     """Whether a call gets through; it must not fail in any other way than by being denied."""

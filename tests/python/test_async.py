@@ -19,13 +19,15 @@ import pytest
 import keynet
 from support import proxy, sync_proxy
 
+pytestmark = pytest.mark.usefixtures("host")
+
 
 @pytest.fixture
-def silent() -> Iterator[str]:
+def silent(host: str) -> Iterator[str]:
     """A UDP address that never answers."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as blackhole:
-        blackhole.bind(("127.0.0.1", 0))
-        yield f"127.0.0.1:{blackhole.getsockname()[1]}"
+    with socket.socket(socket.AF_INET6 if "[" in host else socket.AF_INET, socket.SOCK_DGRAM) as blackhole:
+        blackhole.bind((host.strip("[]"), 0))
+        yield f"{host}:{blackhole.getsockname()[1]}"
 
 
 def run(program: str, *, timeout: float = 60.0) -> subprocess.CompletedProcess[str]:
@@ -90,7 +92,7 @@ async def test_cancelling_a_close_does_not_stop_it(alice: keynet.Identity) -> No
 def test_a_loop_that_closes_early(silent: str) -> None:
     done = run(f"""
         import asyncio, time, keynet
-        node = keynet.Proxy(keynet.Identity.generate(), listen="127.0.0.1:0")
+        node = keynet.Proxy(keynet.Identity.generate(), listen="[::]:0")
         other = keynet.Identity.generate().node_id
 
         async def begin():
@@ -116,14 +118,14 @@ def test_a_loop_that_closes_early(silent: str) -> None:
 def test_a_program_that_closes_nothing(silent: str) -> None:
     done = run(f"""
         import asyncio, keynet
-        node = keynet.sync.Proxy(keynet.Identity.generate(), listen="127.0.0.1:0",
+        node = keynet.sync.Proxy(keynet.Identity.generate(), listen="[::]:0",
                                  services={{1: "127.0.0.1:1"}}, allow=lambda request: True)
         node.start()
         other = keynet.Identity.generate().node_id
         node.add_peer(other, ["{silent}"])
 
         async def main():
-            proxy = keynet.Proxy(keynet.Identity.generate(), listen="127.0.0.1:0")
+            proxy = keynet.Proxy(keynet.Identity.generate(), listen="[::]:0")
             await proxy.start()
             proxy.add_peer(other, ["{silent}"])
             asyncio.ensure_future(proxy.ping(other, timeout=60))
@@ -138,7 +140,7 @@ def test_a_program_that_closes_nothing(silent: str) -> None:
 def test_threads_that_still_wait_at_exit(silent: str) -> None:
     done = run(f"""
         import threading, time, keynet
-        node = keynet.sync.Proxy(keynet.Identity.generate(), listen="127.0.0.1:0")
+        node = keynet.sync.Proxy(keynet.Identity.generate(), listen="[::]:0")
         node.start()
         other = keynet.Identity.generate().node_id
         node.add_peer(other, ["{silent}"])
@@ -163,7 +165,7 @@ def test_after_a_fork() -> None:
         import os, warnings, keynet
         warnings.simplefilter("ignore")                 # Python warns of forking with threads; that is the point here
         identity = keynet.Identity.generate()
-        node = keynet.sync.Proxy(identity, listen="127.0.0.1:0")
+        node = keynet.sync.Proxy(identity, listen="[::]:0")
         node.start()
         events = node.events()
         child = os.fork()
@@ -177,7 +179,7 @@ def test_after_a_fork() -> None:
                     assert error.reason is keynet.Reason.FORKED
                 else:
                     raise SystemExit(1)
-            with keynet.sync.Proxy(identity, listen="127.0.0.1:0") as own:       # one of its own works
+            with keynet.sync.Proxy(identity, listen="[::]:0") as own:       # one of its own works
                 assert own.forward_address != "" and own.is_running
             del node, events
             print("child", flush=True)
@@ -194,7 +196,7 @@ def test_forking_inside_the_context() -> None:
     done = run("""
         import os, warnings, keynet
         warnings.simplefilter("ignore")
-        with keynet.sync.Proxy(keynet.Identity.generate(), listen="127.0.0.1:0") as node:
+        with keynet.sync.Proxy(keynet.Identity.generate(), listen="[::]:0") as node:
             child = os.fork()
             if child == 0:
                 raise SystemExit(7)                      # leaves the context, which is the parent's to close
@@ -207,7 +209,7 @@ def test_forking_inside_the_context() -> None:
 def test_control_c_ends_a_blocking_call(silent: str) -> None:
     program = f"""
         import keynet
-        with keynet.sync.Proxy(keynet.Identity.generate(), listen="127.0.0.1:0") as node:
+        with keynet.sync.Proxy(keynet.Identity.generate(), listen="[::]:0") as node:
             other = keynet.Identity.generate().node_id
             node.add_peer(other, ["{silent}"])
             print("ready", flush=True)
@@ -268,7 +270,7 @@ async def test_a_forgotten_proxy_closes_its_sockets(alice: keynet.Identity) -> N
     deadline = time.monotonic() + 20
     while time.monotonic() < deadline:
         try:
-            socket.create_connection((host, int(port)), timeout=5).close()
+            socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
         except OSError:
             return
         await asyncio.sleep(0.05)

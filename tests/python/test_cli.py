@@ -17,10 +17,11 @@ import pytest
 
 import keynet
 import keynet.grpc
-from keynet.cli import ExitCode
+from keynet.cli import ExitCode, _code
 from keynet.demo import greeter_pb2 as pb
 from keynet.demo import greeter_pb2_grpc as rpc
 from keynet.demo.run import Process
+from keynet.errors import _from_core
 from support import SERVICE, greeter, sync_proxy
 
 
@@ -318,3 +319,28 @@ def test_nobody_reads(tmp_path: pathlib.Path) -> None:
         check=False,
     )
     assert done.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("reason", "code"),
+    [
+        ("invalid_argument", ExitCode.USAGE),
+        ("identity_exposed", ExitCode.IDENTITY),
+        ("bind_failed", ExitCode.BIND),
+        ("unknown_node", ExitCode.UNREACHED),
+        ("punch_timeout", ExitCode.UNREACHED),
+        ("connect_refused", ExitCode.UNREACHED),
+        ("peer_lost", ExitCode.UNREACHED),
+        ("identity_mismatch", ExitCode.WRONG_PEER),
+        ("certificate_expired", ExitCode.WRONG_PEER),
+        ("chain_broken", ExitCode.WRONG_PEER),
+        ("access_denied", ExitCode.DENIED),
+        ("service_not_found", ExitCode.DENIED),
+        ("service_refused", ExitCode.DENIED),
+        ("peer_busy", ExitCode.DENIED),
+        ("internal", ExitCode.INTERNAL),
+        ("proxy_closed", ExitCode.FAILED),
+    ],
+)
+def test_reasons_have_the_exit_codes_that_the_help_lists(reason: str, code: int) -> None:
+    assert _code(_from_core(reason, "setup", None, None, "", "")) == code

@@ -15,6 +15,8 @@ from keynet.demo import greeter_pb2 as pb
 from keynet.demo import greeter_pb2_grpc as rpc
 from support import SERVICE, AskingGreeter, aio_greeter, greeter, pair, sync_pair, sync_proxy
 
+pytestmark = pytest.mark.usefixtures("host")
+
 NAMES = ["Ada", "Grace", "Barbara"]
 
 
@@ -343,15 +345,15 @@ def test_an_expired_certificate(alice: keynet.Identity) -> None:
         assert isinstance(ping_error(e, alice.node_id), keynet.TlsError)
 
 
-def test_nobody_answers(alice: keynet.Identity, bob: keynet.Identity) -> None:
+def test_nobody_answers(alice: keynet.Identity, bob: keynet.Identity, host: str) -> None:
     import socket
 
     with (
-        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as silent,
+        socket.socket(socket.AF_INET6 if "[" in host else socket.AF_INET, socket.SOCK_DGRAM) as silent,
         sync_proxy(alice, limits={"dial_timeout": 1.0}) as a,
     ):
-        silent.bind(("127.0.0.1", 0))
-        a.add_peer(bob.node_id, [f"127.0.0.1:{silent.getsockname()[1]}"])
+        silent.bind((host.strip("[]"), 0))
+        a.add_peer(bob.node_id, [f"{host}:{silent.getsockname()[1]}"])
         with pytest.raises(keynet.DialTimeout):
             a.ping(bob.node_id, timeout=1.0)
         code, why = failure(a, bob.node_id)
