@@ -94,7 +94,9 @@ impl Doomed {
     }
 
     fn kill(self) {
-        self.runtime.shutdown_background();
+        // its tasks are gone, with their memory, when this returns
+        let stopping = std::thread::spawn(move || self.runtime.shutdown_timeout(Duration::from_secs(10)));
+        stopping.join().unwrap();
         // Its last words would only wait for a runtime that is gone.
         std::mem::forget(self.proxy);
     }

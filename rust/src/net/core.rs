@@ -85,6 +85,17 @@ impl Core {
         self.paths.address_of(remote).unwrap_or_else(|| (Ipv4Addr::UNSPECIFIED, 0).into())
     }
 
+    /// Throws stale timers out when they are the most: a busy connection leaves one behind at each turn.
+    pub fn sweep_timers(&mut self) {
+        if self.timers.len() <= 4 * self.endpoint.connections() + 64 {
+            return;
+        }
+        let all = std::mem::take(&mut self.timers);
+        let live =
+            |(at, handle): &(Time, Handle)| self.find(*handle).is_some_and(|conn| conn.lock().timer == Some(*at));
+        self.timers = all.into_iter().filter(|Reverse(entry)| live(entry)).collect();
+    }
+
     /// The next connection timer, the endpoint's and the paths' together.
     pub fn poll_timeout(&self) -> Option<Time> {
         let conns = self.timers.peek().map(|Reverse((at, _))| *at);

@@ -25,6 +25,7 @@ use crate::utp::{Dropped, Routed};
 
 /// Runs until [`super::Net::close`]. The socket is its own, so that it closes then, whoever still holds a handle.
 pub async fn run(inner: Arc<Inner>, socket: Socket, accepted: mpsc::Sender<UtpStream>) {
+    let _end = LastWord(inner.clone());
     let mut driver = Driver {
         inner: &inner,
         socket: &socket,
@@ -48,7 +49,8 @@ pub async fn run(inner: Arc<Inner>, socket: Socket, accepted: mpsc::Sender<UtpSt
         tokio::select! {
             biased;
             () = socket.writable(), if driver.blocked.is_some() => driver.send_blocked(),
-            () = inner.doorbell.rung() => {}
+            // bells that never cease must not keep it from receiving; without news this is no system call
+            () = inner.doorbell.rung() => driver.receive(),
             () = socket.readable() => driver.receive(),
             () = &mut sleep, if deadline.is_some() => deadline = None,
         }
@@ -57,7 +59,25 @@ pub async fn run(inner: Arc<Inner>, socket: Socket, accepted: mpsc::Sender<UtpSt
     driver.finish();
     // the port is free for others before anyone hears of the end
     drop(socket);
-    inner.closed.send_replace(true);
+}
+
+/// However the driver ends, also by a panic or with its runtime: nobody waits for it for ever.
+struct LastWord(Arc<Inner>);
+
+impl Drop for LastWord {
+    fn drop(&mut self) {
+        let inner = &self.0;
+        inner.closing.store(true, Ordering::Release);
+        let left: Vec<_> = inner.core().all().cloned().collect();
+        for conn in left {
+            let mut state = conn.lock();
+            state.fail(Reason::ProxyClosed);
+            let wakes = state.utp.take_wakes();
+            state.wake(wakes);
+        }
+        inner.punches().clear();
+        inner.closed.send_replace(true);
+    }
 }
 
 struct Driver<'a> {
@@ -230,6 +250,7 @@ impl Driver<'_> {
         let inner = self.inner;
         let now = inner.clock.now();
         let mut core = inner.core();
+        core.sweep_timers();
         self.fire_timers(now, &mut core);
         inner.doorbell.take(&mut self.touched);
         let mut touched = std::mem::take(&mut self.touched);

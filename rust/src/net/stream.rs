@@ -74,6 +74,19 @@ impl UtpStream {
         Poll::Pending
     }
 
+    /// Waits until both directions have ended and the peer has confirmed ours, or the connection broke.
+    pub async fn ended(&self) {
+        std::future::poll_fn(|cx| {
+            let mut state = self.conn.lock();
+            if state.utp.end().is_some() {
+                return Poll::Ready(());
+            }
+            state.reader = Some(cx.waker().clone());
+            Poll::Pending
+        })
+        .await;
+    }
+
     fn broken(&self, state: &ConnState) -> io::Error {
         let reason = state.reason().unwrap_or(Reason::Finished);
         let kind = match reason {

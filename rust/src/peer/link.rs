@@ -127,10 +127,14 @@ impl std::fmt::Debug for Link {
 pub(super) async fn finish_raw(stream: &mut UtpStream, within: Duration) {
     let goodbye = async {
         stream.shutdown().await?;
-        wait_for_end(stream).await
+        wait_for_end(stream).await?;
+        stream.ended().await;
+        Ok::<(), io::Error>(())
     };
-    // Too late or broken: then it is dropped as it is.
-    let _ = tokio::time::timeout(within, goodbye).await;
+    // Who is too late, or acknowledges nothing, must not keep a connection after the place for its handshake is free.
+    if !matches!(tokio::time::timeout(within, goodbye).await, Ok(Ok(()))) {
+        stream.reset();
+    }
 }
 
 /// Reads to the end of the raw stream. After close_notify nothing that matters comes (RFC 8446 section 6.1), so only so much

@@ -81,12 +81,12 @@ async fn prepare(
             return None;
         }
     };
-    drop(handshake);
+    let mut handshake = Some(handshake);
     shared.met(&link);
     if open.priority == Priority::Background {
         link.utp().set_controller(ControllerKind::Ledbat);
     }
-    match connect(shared, &link, &open).await {
+    match connect(shared, &link, &open, &mut handshake).await {
         Ok((local, mut entry, place)) => match link.answer(&Answer::Accepted).await {
             Ok(()) => {
                 entry.open();
@@ -108,8 +108,14 @@ async fn prepare(
     }
 }
 
-/// Errors: what the peer is told.
-async fn connect(shared: &Arc<Shared>, link: &Link, open: &Open) -> Result<(LocalStream, Entry, Place)> {
+/// Errors: what the peer is told. The place of the handshake is kept until the access list has let the peer in, and by whom
+/// it turns away until that has ended: a key costs nothing to make.
+async fn connect(
+    shared: &Arc<Shared>,
+    link: &Link,
+    open: &Open,
+    handshake: &mut Option<(OwnedSemaphorePermit, Admission)>,
+) -> Result<(LocalStream, Entry, Place)> {
     if shared.lifecycle.phase() != Phase::Running {
         return Err(Error::new(Reason::PeerClosed, Stage::Open, "this node is shutting down"));
     }
@@ -117,6 +123,7 @@ async fn connect(shared: &Arc<Shared>, link: &Link, open: &Open) -> Result<(Loca
     let service = find(&services, open.service_port);
     let service_port = service.map_or(open.service_port, |(port, _)| port);
     check_access(shared, link, service_port).await?;
+    *handshake = None;
     let Some((service_port, backend)) = service else {
         let text = match open.service_port {
             0 => "there is not exactly one service here, so its port must be named".to_owned(),

@@ -197,8 +197,13 @@ impl Recovery {
                 self.note_delivered(now, rtt, seq, &segment, &mut acked);
             }
         }
+        // honest ranges are disjoint: together they name no more packets than are outstanding
+        let mut left = queue.outstanding() as u64;
         for (first, after) in ranges {
-            for seq in first.max(queue.una())..after.min(queue.next()) {
+            let (first, after) = (first.max(queue.una()), after.min(queue.next()));
+            let named = after.saturating_sub(first).min(left);
+            left -= named;
+            for seq in first..first + named {
                 if let Some(segment) = queue.mark_sacked(seq) {
                     self.note_delivered(now, rtt, seq, &segment, &mut acked);
                 }

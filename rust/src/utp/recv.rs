@@ -117,6 +117,10 @@ impl ReceiveQueue {
             return Arrival::Refused;
         }
         if seq > self.next {
+            // each costs more than its payload: tiny ones must not make memory grow beyond the window
+            if self.early.len() >= (self.capacity / EARLY_COST).max(MIN_EARLY) {
+                return Arrival::Refused;
+            }
             self.early.insert(seq, payload.into());
             self.early_bytes += payload.len();
             self.note(seq);
@@ -251,6 +255,9 @@ impl ReceiveQueue {
 
 /// A packet larger than the window by this much is still taken: one full datagram.
 const SLACK: usize = 1_500;
+/// Bytes of window that an early packet uses at least: what its bookkeeping takes, and some.
+const EARLY_COST: usize = 256;
+const MIN_EARLY: usize = 64;
 /// How far ahead of the next packet one may be: half of the 16-bit space.
 const MAX_AHEAD: Seq = 32_767;
 

@@ -138,7 +138,9 @@ impl Connection {
         }
         if self.tx.has_unsent() {
             let full = self.tx.unsent().min(usize::from(self.max_payload()));
-            if self.may_send(full) || (self.probe_due && self.peer_has_room(full)) {
+            if self.may_send(full)
+                || (self.probe_due && self.peer_has_room(full) && self.tx.outstanding() < self.max_outstanding())
+            {
                 return Some(Next::New { len: full });
             }
             if let Some(len) = self.squeezed_len(now, full) {
