@@ -67,7 +67,8 @@ async fn without_batching_and_with_the_systems_buffers_every_datagram_is_a_call_
     let data = pattern(1 << 20);
     let mut there = vec![0; data.len()];
     let (wrote, read) = tokio::join!(dialled.write_all(&data), accepted.read_exact(&mut there));
-    (wrote.unwrap(), read.unwrap());
+    wrote.unwrap();
+    read.unwrap();
     assert!(there == data);
     assert!(a.stats().datagrams_out >= data.len() as u64 / 1472);
 }
