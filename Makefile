@@ -23,7 +23,7 @@ CORE := Cargo.toml Cargo.lock $(shell find rust -name '*.rs')
 .NOTPARALLEL:
 
 help: ## this list
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
 	@echo "Each of them sets up what it needs by itself; PYTHON=python3.12 chooses another Python."
 
 demo: $(VENV)/core-release ## see gRPC calls go through two nodes

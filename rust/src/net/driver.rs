@@ -3,7 +3,9 @@
 
 use std::cmp::Reverse;
 use std::io::{self, IoSliceMut};
+use std::iter::Peekable;
 use std::net::SocketAddr;
+use std::slice::Chunks;
 use std::sync::atomic::Ordering;
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,7 +23,8 @@ use crate::error::{Error, Reason, Stage};
 use crate::path::{PathEvent, PingIn, PongIn};
 use crate::stun;
 use crate::time::Time;
-use crate::utp::{Dropped, Routed};
+use crate::utp::packet::Packet;
+use crate::utp::{Dropped, Endpoint, Routed};
 
 /// Runs until [`super::Net::close`]. The socket is its own, so that it closes then, whoever still holds a handle.
 pub async fn run(inner: Arc<Inner>, socket: Socket, accepted: mpsc::Sender<UtpStream>) {
@@ -151,7 +154,8 @@ impl Driver<'_> {
     /// remote is looked up once.
     fn handle_batch(&mut self, now: Time, core: &mut Core, from: SocketAddr, batch: &[u8], stride: usize) {
         let mut sender: Option<Sender> = None;
-        for datagram in batch.chunks(stride) {
+        let mut datagrams = batch.chunks(stride).peekable();
+        while let Some(datagram) = datagrams.next() {
             core.stats.datagrams_in += 1;
             match classify(datagram) {
                 Kind::Stun => self.handle_stun(now, core, from, datagram),
@@ -163,7 +167,7 @@ impl Driver<'_> {
                         sender = Sender::find(now, core, from, id);
                     }
                     match &mut sender {
-                        Some(sender) => self.handle_utp(now, core, from, sender, datagram),
+                        Some(sender) => self.handle_utp(now, core, from, sender, datagram, &mut datagrams),
                         None => core.stats.dropped_full += 1,
                     }
                 }
@@ -193,13 +197,28 @@ impl Driver<'_> {
         }
     }
 
-    fn handle_utp(&mut self, now: Time, core: &mut Core, from: SocketAddr, sender: &mut Sender, datagram: &[u8]) {
+    /// One datagram, and with it those of `rest` that go on with the same connection: its lock is taken once for all of them,
+    /// and nothing is looked up again.
+    fn handle_utp<'a>(
+        &mut self,
+        now: Time,
+        core: &mut Core,
+        from: SocketAddr,
+        sender: &mut Sender,
+        datagram: &'a [u8],
+        rest: &mut Peekable<Chunks<'a, u8>>,
+    ) {
         match core.endpoint.handle(now, sender.remote, datagram, ipv6_cap(from)) {
             Routed::Known(handle, packet) => {
                 let Some(conn) = core.find(handle).cloned() else { return };
                 let mut state = conn.lock();
                 sender.heard = true;
                 sender.proven |= state.utp.handle_packet(now, &packet);
+                while let Some(next) = rest.peek().and_then(|datagram| follow(&packet, datagram)) {
+                    rest.next();
+                    core.stats.datagrams_in += 1;
+                    sender.proven |= state.utp.handle_packet(now, &next);
+                }
                 self.touch(&conn, &mut state);
             }
             Routed::New(handle, utp, packet) => {
@@ -424,6 +443,11 @@ impl Driver<'_> {
         }
         inner.punches().clear();
     }
+}
+
+/// `datagram` as the next packet of the connection that `before` was for.
+fn follow<'a>(before: &Packet<'_>, datagram: &'a [u8]) -> Option<Packet<'a>> {
+    (classify(datagram) == Kind::Utp).then(|| Endpoint::follow(before, datagram)).flatten()
 }
 
 /// Received at most in one system call; each buffer takes a whole GRO batch.

@@ -165,6 +165,16 @@ impl Endpoint {
         }
     }
 
+    /// Reads a datagram that came from the same remote right after `before`, whose connection was found. `None` when it goes
+    /// elsewhere or needs more than its connection: [`Endpoint::handle`] knows.
+    pub fn follow<'a>(before: &Packet<'_>, datagram: &'a [u8]) -> Option<Packet<'a>> {
+        // a RESET may carry the id of another direction
+        let plain = |packet: &Packet<'_>| !matches!(packet.header.kind, Kind::Syn | Kind::Reset);
+        let packet = Packet::parse(datagram).ok()?;
+        let same = packet.header.connection_id == before.header.connection_id;
+        (same && plain(before) && plain(&packet)).then_some(packet)
+    }
+
     /// There is a connection of `remote` with this id on packets to us.
     pub fn knows(&self, remote: RemoteId, receive_id: u16) -> bool {
         self.routes.contains_key(&(remote, receive_id))
