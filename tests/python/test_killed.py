@@ -18,8 +18,9 @@ import keynet
 from keynet.demo.run import Process
 from support import SERVICE, sync_proxy
 
-# what the design promises (decision 9)
-PROMISED = 10.0
+# The design promises 10 s (decision 9); rust/src/path/tests/keepalive.rs holds that in virtual time. Here a machine
+# that stalls for a while must not fail the test: 8.1 to 8.8 s were measured.
+PROMISED = 30.0
 
 
 def address_of(text: str) -> tuple[str, int]:
