@@ -38,10 +38,10 @@ test-python: $(VENV)/core-dev
 	@cargo build --locked --quiet --examples
 	@KEYNET_NO_SKIPS=1 $(RUN) pytest
 
-test-long: $(VENV)/core-dev ## run every test, the long ones too
+test-long: $(VENV)/core-dev ## run every test, ten times the random cases
 	@cargo build --locked --quiet --examples
-	@KEYNET_LONG=1 sh scripts/cargo-test.sh long
-	@KEYNET_LONG=1 KEYNET_NO_SKIPS=1 $(RUN) pytest
+	@KEYNET_CASES=100000 sh scripts/cargo-test.sh long
+	@KEYNET_NO_SKIPS=1 $(RUN) pytest
 
 lint: lint-rust lint-core lint-python sizes ## check format, lints, types and stubs
 

@@ -9,5 +9,6 @@ mod leaks;
 mod limits;
 mod load;
 mod lookups;
+mod roaming;
 mod streams;
 mod support;
