@@ -6,6 +6,7 @@ mod closing;
 mod dials;
 mod identities;
 mod leaks;
+mod liars;
 mod limits;
 mod load;
 mod lookups;
