@@ -3,7 +3,7 @@
 use std::future::Future;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use tokio::time::{sleep, timeout, timeout_at, Instant};
 
@@ -181,22 +181,8 @@ pub(super) async fn connect(shared: &Arc<Shared>, wanted: &Wanted, from: Option<
     shared.peers.note(wanted.node, result.as_ref().map(|_| ()).map_err(Clone::clone));
     let link = result?;
     let entry = shared.registry.enter(ConnectionInfo {
-        id: 0,
-        role: Role::Forward,
-        node: link.peer.leaf,
-        nodes: link.peer.all.clone(),
-        service_port: wanted.service_port,
         client_address: from.map(|from| from.to_string()),
-        reverse_address: None,
-        server_address: None,
-        proxy_address: shared.peers.net.local_address(),
-        remote_address: link.address,
-        opened: SystemTime::now(),
-        closed: None,
-        reason: None,
-        bytes_in: 0,
-        bytes_out: 0,
-        rtt: None,
+        ..ConnectionInfo::of(Role::Forward, &link, wanted.service_port, shared.peers.net.local_address())
     });
     Ok((link, entry))
 }

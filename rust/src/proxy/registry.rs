@@ -15,6 +15,7 @@ use super::events::{Event, Publisher};
 use super::splice::Counters;
 use crate::addr::{unmapped, NodeId};
 use crate::error::Reason;
+use crate::peer::Link;
 
 /// Which end of a tunnel this proxy is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -56,6 +57,30 @@ pub struct ConnectionInfo {
     pub bytes_out: u64,
     /// Round-trip time of the uTP connection, when last looked at.
     pub rtt: Option<Duration>,
+}
+
+impl ConnectionInfo {
+    /// A tunnel that begins now on this link; its TCP addresses are filled in as they become known.
+    pub(super) fn of(role: Role, link: &Link, service_port: u16, proxy_address: SocketAddr) -> Self {
+        Self {
+            id: 0,
+            role,
+            node: link.peer.leaf,
+            nodes: link.peer.all.clone(),
+            service_port,
+            client_address: None,
+            reverse_address: None,
+            server_address: None,
+            proxy_address,
+            remote_address: link.address,
+            opened: SystemTime::now(),
+            closed: None,
+            reason: None,
+            bytes_in: 0,
+            bytes_out: 0,
+            rtt: None,
+        }
+    }
 }
 
 /// A live connection: what is fixed, and what changes while bytes flow.

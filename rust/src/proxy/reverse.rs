@@ -3,7 +3,6 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::SystemTime;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
@@ -138,24 +137,7 @@ async fn connect(
         .registry
         .reserve(oldest, limits.max_streams, limits.max_streams_per_node)
         .map_err(|text| Error::new(Reason::PeerBusy, Stage::Open, text))?;
-    let info = ConnectionInfo {
-        id: 0,
-        role: Role::Reverse,
-        node: link.peer.leaf,
-        nodes: link.peer.all.clone(),
-        service_port,
-        client_address: None,
-        reverse_address: None,
-        server_address: None,
-        proxy_address: shared.peers.net.local_address(),
-        remote_address: link.address,
-        opened: SystemTime::now(),
-        closed: None,
-        reason: None,
-        bytes_in: 0,
-        bytes_out: 0,
-        rtt: None,
-    };
+    let info = ConnectionInfo::of(Role::Reverse, link, service_port, shared.peers.net.local_address());
     let own = shared.peers.identity().node_id();
     let (local, entry) = backend::connect(backend, info, &shared.registry, &own, limits.service_timeout).await?;
     Ok((local, entry, place))

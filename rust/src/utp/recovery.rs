@@ -279,9 +279,8 @@ impl Recovery {
     }
 
     /// The retransmission timer went off: presume everything lost, double the timer.
-    pub fn handle_timeout(&mut self, now: Time, queue: &mut SendQueue, rtt: &Rtt) -> Losses {
+    pub fn handle_timeout(&mut self, now: Time, queue: &mut SendQueue) -> Losses {
         let mut losses = Losses::default();
-        let _ = rtt;
         self.lost.clear();
         self.resent.clear();
         for seq in queue.una()..queue.next() {

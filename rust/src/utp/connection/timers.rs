@@ -91,7 +91,7 @@ impl Connection {
         self.stats.timeouts += 1;
         let in_flight = self.tx.in_flight();
         let full = self.tx.segments().next().is_some_and(|(_, segment)| segment.len >= self.max_payload());
-        let losses = self.recovery.handle_timeout(now, &mut self.tx, &self.rtt);
+        let losses = self.recovery.handle_timeout(now, &mut self.tx);
         if losses.probe > 0 {
             self.mtu.handle_probe_lost(now, losses.probe);
         }
