@@ -112,6 +112,9 @@ pub struct EndpointConfig {
     pub half_open_timeout: Duration,
     /// RESETs sent to unknown connections, a second.
     pub resets_per_second: u32,
+    /// Bytes of payload that arrive safely while nobody reads the socket: peers keep no more than that in flight on short paths.
+    /// `None` = unknown; whoever owns the socket sets it.
+    pub receive_burst: Option<usize>,
 }
 
 impl Default for EndpointConfig {
@@ -122,6 +125,7 @@ impl Default for EndpointConfig {
             max_half_open_per_remote: 256,
             half_open_timeout: Duration::from_secs(30),
             resets_per_second: 100,
+            receive_burst: None,
         }
     }
 }

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use keynet::config::{ControllerKind, UtpConfig};
-use keynet::utp::End;
+use keynet::config::{ControllerKind, EndpointConfig, UtpConfig};
+use keynet::utp::{End, Endpoint};
 
 use crate::support::link::{Bursts, LinkConfig};
 use crate::support::pair::{App, Pair, A, B};
@@ -70,6 +70,34 @@ fn bursts_of_loss() {
     for kind in KINDS {
         let link = LinkConfig { bursts, ..LinkConfig::path(50, ms(40), 1.0) };
         transfer(0x300, &config(kind), link, 2 << 20, 0, ms(600_000));
+    }
+}
+
+/// What a socket of 120 kB would drop is not sent, as long as its owner said how much it holds; a long path takes more.
+#[test]
+fn a_small_socket_buffer_is_not_overrun() {
+    for kind in KINDS {
+        for (delay, most) in [(Duration::from_micros(50), 114_688), (ms(10), 10 * 114_688)] {
+            let utp = config(kind);
+            let path = LinkConfig { rate: Some(250_000_000), delay, queue: 120_000, ..LinkConfig::default() };
+            let back = LinkConfig { delay, ..LinkConfig::default() };
+            let mut pair = Pair::new(0x380, &utp, path, back);
+            let small = EndpointConfig { receive_burst: Some(120_000), ..EndpointConfig::default() };
+            pair.hosts[B].endpoint = Endpoint::new(small, utp.clone(), [7; 32]);
+            pair.hosts[B].template = App { expects: 1, ..App::default() };
+            pair.connect(A, &utp, App { writes: 1, ..App::sending(8 << 20) });
+            let mut in_flight = 0;
+            pair.run_until(ms(600_000), |pair| {
+                in_flight = in_flight.max(pair.stats(A, 0).in_flight);
+                pair.app(A, 0).is_done()
+            });
+            assert!(in_flight <= most, "{kind:?}: {in_flight} in flight");
+            if delay < ms(1) {
+                assert_eq!(pair.stats(A, 0).resent, 0, "{kind:?}");
+            } else if kind != ControllerKind::Ledbat {
+                assert!(in_flight > 114_688, "{kind:?}: a long path is filled, not {in_flight}");
+            }
+        }
     }
 }
 

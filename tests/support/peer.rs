@@ -189,7 +189,7 @@ impl Scripted {
             header: packet.header,
             payload: packet.payload.to_vec(),
             sacked: packet.sacked().collect(),
-            capable: packet.capable,
+            capable: packet.capability.is_some(),
         });
     }
 

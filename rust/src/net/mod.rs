@@ -123,8 +123,9 @@ struct Inner {
 
 impl Net {
     /// Binds the socket and starts its driver; needs a tokio runtime around it.
-    pub fn bind(listen: SocketAddr, config: NetConfig) -> Result<(Self, Incoming)> {
+    pub fn bind(listen: SocketAddr, mut config: NetConfig) -> Result<(Self, Incoming)> {
         let socket = Socket::bind(listen, &config.socket)?;
+        config.endpoint.receive_burst = socket.receive_burst();
         let (accepted, queue) = mpsc::channel(ACCEPT_QUEUE);
         let inner = Arc::new(Inner {
             clock: Clock::start(),

@@ -9,7 +9,7 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
 use super::connection::{Connection, Start};
-use super::packet::{Header, Kind, Packet};
+use super::packet::{Capability, Header, Kind, Packet};
 use crate::addr::RemoteId;
 use crate::config::{EndpointConfig, UtpConfig};
 use crate::time::Time;
@@ -91,7 +91,7 @@ struct HalfOpen {
     at: (Time, u64),
     syn_seq: u16,
     our_seq: u16,
-    capable: bool,
+    capability: Option<Capability>,
 }
 
 /// How many RESETs may still leave this second.
@@ -142,8 +142,8 @@ impl Endpoint {
             return Err(ConnectError::Full);
         }
         let id = self.free_id(remote).ok_or(ConnectError::NoId)?;
-        let start =
-            Start { remote, receive_id: id, send_id: id.wrapping_add(1), first_seq: self.rng.random(), ipv6_cap };
+        let (send_id, first_seq) = (id.wrapping_add(1), self.rng.random());
+        let start = Start { remote, receive_id: id, send_id, first_seq, ipv6_cap, capability: self.capability() };
         let handle = self.insert(remote, id, start.send_id);
         Ok((handle, Connection::dial(now, &start, Arc::new(config.clone()))))
     }
@@ -244,8 +244,8 @@ impl Endpoint {
             ack: packet.header.seq,
         };
         let mut reply = Vec::with_capacity(64);
-        if packet.capable {
-            header.write_with_capability(&mut reply);
+        if packet.capability.is_some() {
+            header.write_with_capability(self.capability(), &mut reply);
         } else {
             header.write(&mut reply);
         }
@@ -265,7 +265,7 @@ impl Endpoint {
         self.half_open_count += 1;
         let at = (now, self.half_open_count);
         let our_seq = self.rng.random();
-        let half = HalfOpen { at, syn_seq: packet.header.seq, our_seq, capable: packet.capable };
+        let half = HalfOpen { at, syn_seq: packet.header.seq, our_seq, capability: packet.capability };
         self.half_open.insert((remote, id), half);
         self.half_open_order.insert(at, (remote, id));
         *self.half_open_of.entry(remote).or_insert(0) += 1;
@@ -278,9 +278,9 @@ impl Endpoint {
         let syn_id = receive_id.wrapping_sub(1);
         let confirmed = self.half_open.get(&(remote, syn_id)).and_then(|half| {
             // the SYN-ACK consumed no number, so the dialler confirms the one before it
-            (packet.header.ack == half.our_seq.wrapping_sub(1)).then_some((half.syn_seq, half.our_seq, half.capable))
+            (packet.header.ack == half.our_seq.wrapping_sub(1)).then_some((half.syn_seq, half.our_seq, half.capability))
         });
-        let Some((syn_seq, our_seq, capable)) = confirmed else {
+        let Some((syn_seq, our_seq, capability)) = confirmed else {
             self.write_reset(now, remote, &packet);
             return Routed::Dropped(Dropped::Unknown);
         };
@@ -289,10 +289,16 @@ impl Endpoint {
             self.write_reset(now, remote, &packet);
             return Routed::Dropped(Dropped::Full);
         }
-        let start = Start { remote, receive_id, send_id: syn_id, first_seq: our_seq, ipv6_cap };
+        let own = self.capability();
+        let start = Start { remote, receive_id, send_id: syn_id, first_seq: our_seq, ipv6_cap, capability: own };
         let handle = self.insert(remote, receive_id, syn_id);
-        let connection = Connection::accept(now, &start, syn_seq, capable, self.utp.clone());
+        let connection = Connection::accept(now, &start, syn_seq, capability, self.utp.clone());
         Routed::New(handle, Box::new(connection), packet)
+    }
+
+    /// What we say of ourselves.
+    fn capability(&self) -> Capability {
+        Capability::new(self.config.receive_burst)
     }
 
     /// RESETs carry either id of the connection, as seen from either side (UTP.md 2.2).

@@ -46,9 +46,28 @@ pub enum Sack<'a> {
 pub struct Packet<'a> {
     pub header: Header,
     pub sack: Sack<'a>,
-    /// The sender showed keynet's capability extension.
-    pub capable: bool,
+    /// What the sender said of itself in keynet's capability extension, if it has it.
+    pub capability: Option<Capability>,
     pub payload: &'a [u8],
+}
+
+/// What a keynet node says of itself in SYN and SYN-ACK.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Capability {
+    /// How much its UDP socket holds while nobody reads it, in units of [`BURST_UNIT`]; 0 = not said.
+    burst: u8,
+}
+
+impl Capability {
+    /// `burst`: bytes of payload that the socket's buffer is sure to hold.
+    pub fn new(burst: Option<usize>) -> Self {
+        Self { burst: burst.map_or(0, |bytes| u8::try_from(bytes / BURST_UNIT).unwrap_or(u8::MAX).max(1)) }
+    }
+
+    /// Bytes that the peer's socket holds; `None` = not said.
+    pub fn burst(self) -> Option<u64> {
+        (self.burst > 0).then(|| u64::from(self.burst) * BURST_UNIT as u64)
+    }
 }
 
 /// Why a datagram is not a uTP packet.
@@ -78,7 +97,7 @@ impl<'a> Packet<'a> {
             seq: u16::from_be_bytes([fixed[16], fixed[17]]),
             ack: u16::from_be_bytes([fixed[18], fixed[19]]),
         };
-        let (mut sack, mut capable) = (Sack::None, false);
+        let (mut sack, mut capability) = (Sack::None, None);
         let mut extension = fixed[1];
         while extension != 0 {
             let &[next, len, ref body @ ..] = rest else { return Err(Malformed::Extension) };
@@ -86,7 +105,9 @@ impl<'a> Packet<'a> {
             match extension {
                 EXT_SACK if !body.is_empty() => sack = Sack::Bits(body),
                 EXT_RANGES => sack = Sack::Ranges(body),
-                EXT_CAPABILITY => capable = body.starts_with(&CAPABILITY[..3]),
+                EXT_CAPABILITY if body.starts_with(&CAPABILITY) => {
+                    capability = Some(Capability { burst: body.get(CAPABILITY.len()).copied().unwrap_or(0) });
+                }
                 _ => {}
             }
             extension = next;
@@ -95,8 +116,8 @@ impl<'a> Packet<'a> {
         // libtorrent may put a payload on FIN and RESET (its close reason): tolerated and ignored
         match header.kind {
             Kind::Data if rest.is_empty() => Err(Malformed::Payload),
-            Kind::Data => Ok(Self { header, sack, capable, payload: rest }),
-            _ => Ok(Self { header, sack, capable, payload: &[] }),
+            Kind::Data => Ok(Self { header, sack, capability, payload: rest }),
+            _ => Ok(Self { header, sack, capability, payload: &[] }),
         }
     }
 
@@ -167,11 +188,11 @@ impl Header {
     }
 
     /// SYN or SYN-ACK: the capability hides behind the old extension 2, which every program skips (UTP.md 2.1).
-    pub fn write_with_capability(&self, out: &mut Vec<u8>) {
+    pub fn write_with_capability(&self, capability: Capability, out: &mut Vec<u8>) {
         out.extend_from_slice(&self.encode(EXT_BITS));
         out.extend_from_slice(&[EXT_CAPABILITY, 8, 0, 0, 0, 0, 0, 0, 0, 0]);
-        out.extend_from_slice(&[0, CAPABILITY.len() as u8]);
-        out.extend_from_slice(&CAPABILITY);
+        let [k, n, version] = CAPABILITY;
+        out.extend_from_slice(&[0, 4, k, n, version, capability.burst]);
     }
 
     /// STATE with a selective ack in bits; `bits` is padded to a multiple of 4 bytes, which some programs demand.
@@ -227,8 +248,10 @@ const EXT_BITS: u8 = 2;
 const EXT_CAPABILITY: u8 = 0x4B;
 const EXT_RANGES: u8 = 0x4C;
 const EXT_PADDING: u8 = 0x4E;
-/// Magic, version, flags. A later version must still understand version 1.
-const CAPABILITY: [u8; 4] = [b'k', b'n', 1, 0];
+/// Magic and version. A later version must still understand version 1.
+const CAPABILITY: [u8; 3] = [b'k', b'n', 1];
+/// So that one byte reaches from the smallest of socket buffers to 4 MiB, beyond which nothing is gained.
+const BURST_UNIT: usize = 16 << 10;
 /// What one extension link holds: 60 x 4 = 240 of 255 bytes.
 pub const MAX_RANGES: usize = 60;
 /// One id-2 link and one empty padding link.
@@ -261,11 +284,11 @@ mod tests {
     #[test]
     fn the_capability_follows_an_id_2_link() {
         let mut out = Vec::new();
-        header(Kind::Syn).write_with_capability(&mut out);
+        header(Kind::Syn).write_with_capability(Capability::new(Some(100_000)), &mut out);
         assert_eq!(out[1], 2, "libutp drops packets whose first extension id is 3 or more");
         assert_eq!(&out[20..22], [0x4B, 8]);
         let packet = Packet::parse(&out).unwrap();
-        assert!(packet.capable);
+        assert_eq!(packet.capability.and_then(Capability::burst), Some(6 * 16_384), "whole units, rounded down");
         assert_eq!(packet.header, header(Kind::Syn));
     }
 
@@ -308,7 +331,7 @@ mod tests {
             assert_eq!(out.len(), HEADER_LEN + padding);
             out.push(7);
             let packet = Packet::parse(&out).unwrap();
-            assert_eq!((packet.payload, packet.capable, packet.sack), (&[7u8][..], false, Sack::None));
+            assert_eq!((packet.payload, packet.capability, packet.sack), (&[7u8][..], None, Sack::None));
         }
     }
 

@@ -47,7 +47,7 @@ impl Connection {
             config.initial_window.min(config.receive_buffer),
             config.receive_buffer,
         );
-        self.capable = packet.capable;
+        self.peer = packet.capability;
         if self.syn.sent == 1 {
             self.rtt.sample(now, now.since(self.syn.started));
         }
@@ -120,7 +120,7 @@ impl Connection {
         }
         let mut losses = Losses::default();
         // keynet peers report every hole; and repeated SYN-ACKs, which look like duplicates, come before the first delivery
-        let counts = !self.capable && self.recovery.delivered() > 0;
+        let counts = self.peer.is_none() && self.recovery.delivered() > 0;
         let duplicate = counts && end == una && header.kind == Kind::State && self.tx.outstanding() > 0;
         if duplicate && matches!(packet.sack, Sack::None) {
             self.recovery.handle_duplicate_ack(&mut self.tx, &mut losses);

@@ -11,7 +11,7 @@ use std::time::Duration;
 use super::congestion::{self, Controller};
 use super::mtu::MtuSearch;
 use super::pacing::Pacer;
-use super::packet::HEADER_LEN;
+use super::packet::{Capability, HEADER_LEN};
 use super::recovery::Recovery;
 use super::recv::ReceiveQueue;
 use super::rtt::Rtt;
@@ -117,8 +117,8 @@ pub struct Connection {
     send_id: u16,
     state: State,
     syn: Syn,
-    /// Both sides showed keynet's capability.
-    capable: bool,
+    /// What the peer said of itself, once both sides have shown keynet's capability.
+    peer: Option<Capability>,
     tx: SendQueue,
     rx: ReceiveQueue,
     recovery: Recovery,
@@ -161,6 +161,7 @@ struct Syn {
     started: Time,
     sent: usize,
     next: Time,
+    capability: Capability,
 }
 
 #[derive(Debug)]
@@ -195,6 +196,7 @@ pub(super) struct Start {
     pub send_id: u16,
     pub first_seq: u16,
     pub ipv6_cap: u16,
+    pub capability: Capability,
 }
 
 impl Connection {
@@ -208,10 +210,16 @@ impl Connection {
 
     /// The side that answered SYN with a SYN-ACK (sequence number `start.first_seq`, which consumed none) and has now seen
     /// a packet that confirms it. `received` is the number of the peer's SYN.
-    pub(super) fn accept(now: Time, start: &Start, received: u16, capable: bool, config: Arc<UtpConfig>) -> Self {
+    pub(super) fn accept(
+        now: Time,
+        start: &Start,
+        received: u16,
+        peer: Option<Capability>,
+        config: Arc<UtpConfig>,
+    ) -> Self {
         let next = seq::first(start.first_seq);
         let mut connection = Self::new(now, start, next, seq::first(received) + 1, State::Established, config);
-        connection.capable = capable;
+        connection.peer = peer;
         connection.wakes.connected = true;
         connection
     }
@@ -224,8 +232,8 @@ impl Connection {
             receive_id: start.receive_id,
             send_id: start.send_id,
             state,
-            syn: Syn { seq: 0, started: now, sent: 0, next: now },
-            capable: false,
+            syn: Syn { seq: 0, started: now, sent: 0, next: now, capability: start.capability },
+            peer: None,
             tx: SendQueue::new(next, config.send_buffer.min(FIRST_SEND_BUFFER)),
             rx: ReceiveQueue::new(expected, config.initial_window.min(config.receive_buffer), config.receive_buffer),
             recovery: Recovery::new(now, next),
@@ -394,7 +402,7 @@ impl Connection {
             bytes_out: self.recovery.delivered(),
             bytes_in: self.rx.total(),
             datagram: self.mtu.current(),
-            capable: self.capable,
+            capable: self.peer.is_some(),
             memory: self.tx.memory() + self.rx.memory(),
             ..self.stats
         }
@@ -406,11 +414,22 @@ impl Connection {
 
     /// Packets that may be outstanding: others drop what is further ahead (UTP.md 2.4).
     fn max_outstanding(&self) -> usize {
-        if self.capable {
+        if self.peer.is_some() {
             MAX_OUTSTANDING
         } else {
             self.config.plain_in_flight as usize
         }
+    }
+
+    /// Bytes that may be in flight: what congestion control allows, and no more than the peer's socket holds while its program
+    /// is not on the CPU. On a short path everything in flight may wait there; on a longer one it is spread over the path.
+    fn flight_limit(&self) -> u64 {
+        let window = self.controller.window();
+        let Some(burst) = self.peer.and_then(Capability::burst) else { return window };
+        let rtt = self.rtt.min();
+        // asked for each packet: no division of 128 bits
+        let spread = rtt.as_secs() * (1_000 / AWAY_MS) + u64::from(rtt.subsec_millis()) / AWAY_MS;
+        window.min(burst.saturating_mul(spread.max(1)))
     }
 
     fn close(&mut self, end: End) {
@@ -453,6 +472,8 @@ const FIRST_SEND_BUFFER: usize = 256 << 10;
 const DEFAULT_PEER_WINDOW: u64 = 255 * 1_435;
 /// First packets that are acknowledged at once (UTP.md 4.3).
 const QUICK_ACKS: u32 = 10;
+/// How long a program that is not on the CPU may leave its socket alone, ms: half a slice of Linux' scheduler (4 ms at 250 Hz).
+const AWAY_MS: u64 = 2;
 /// Half of the 16-bit space, less one.
 const MAX_OUTSTANDING: usize = 32_767;
 /// How long a connection without an application waits for the peer's end, once ours has arrived.

@@ -44,7 +44,7 @@ impl Connection {
             ack: 0,
             ..self.header(now, Kind::Syn)
         };
-        header.write_with_capability(out);
+        header.write_with_capability(self.syn.capability, out);
         self.single(out, 1)
     }
 
@@ -62,7 +62,7 @@ impl Connection {
         let header = self.header(now, Kind::State);
         if !self.rx.has_holes() {
             header.write(out);
-        } else if self.capable {
+        } else if self.peer.is_some() {
             header.write_with_ranges(&self.rx.ranges(), out);
         } else {
             header.write_with_bits(&self.rx.bits(MAX_SACK_BYTES), out);
@@ -133,7 +133,7 @@ impl Connection {
         if let Some(seq) = self.recovery.next_lost(&self.tx) {
             let segment = *self.tx.segment(seq)?;
             let len = u64::from(segment.len);
-            let room = self.tx.in_flight() + len <= self.controller.window() || self.tx.flying() == 0 || self.probe_due;
+            let room = self.tx.in_flight() + len <= self.flight_limit() || self.tx.flying() == 0 || self.probe_due;
             return room.then_some(Next::Again(seq, segment));
         }
         if self.tx.has_unsent() {
@@ -183,7 +183,7 @@ impl Connection {
     }
 
     fn may_send(&self, len: usize) -> bool {
-        let window = self.tx.in_flight() + len as u64 <= self.controller.window() || self.tx.flying() == 0;
+        let window = self.tx.in_flight() + len as u64 <= self.flight_limit() || self.tx.flying() == 0;
         window && self.peer_has_room(len) && self.tx.outstanding() < self.max_outstanding()
     }
 

@@ -132,7 +132,7 @@ impl Connection {
 
     /// Plain peers do not answer keep-alives and send few of their own: they get more time.
     fn idle_timeout(&self) -> std::time::Duration {
-        if self.capable {
+        if self.peer.is_some() {
             self.config.idle_timeout
         } else {
             self.config.idle_timeout * 8
