@@ -35,16 +35,17 @@ const fn keynet(name: &'static str, what: &'static str, kind: Kind, tls: bool) -
 
 const CUBIC: Kind = Kind::Keynet { controller: ControllerKind::Cubic, batching: true, own_buffers: true };
 const BBR: Kind = Kind::Keynet { controller: ControllerKind::Bbr, batching: true, own_buffers: true };
-const UNBATCHED: Kind = Kind::Keynet { controller: ControllerKind::Cubic, batching: false, own_buffers: true };
-const SMALL: Kind = Kind::Keynet { controller: ControllerKind::Cubic, batching: true, own_buffers: false };
+const UNBATCHED: Kind = Kind::Keynet { controller: ControllerKind::Bbr, batching: false, own_buffers: true };
+const SMALL: Kind = Kind::Keynet { controller: ControllerKind::Bbr, batching: true, own_buffers: false };
 
-pub const SYSTEMS: [System; 11] = [
-    keynet("keynet", "keynet uTP, CUBIC", CUBIC, false),
-    keynet("keynet-bbr", "keynet uTP, BBR", BBR, false),
+pub const SYSTEMS: [System; 12] = [
+    keynet("keynet", "keynet uTP", BBR, false),
+    keynet("keynet-cubic", "keynet uTP, CUBIC", CUBIC, false),
     keynet("keynet-unbatched", "keynet uTP, no GSO", UNBATCHED, false),
     keynet("keynet-small", "keynet uTP, the kernel's default buffers", SMALL, false),
-    keynet("keynet-tls", "keynet TLS 1.3 over uTP, CUBIC", CUBIC, true),
-    keynet("keynet-tls-bbr", "keynet TLS 1.3 over uTP, BBR", BBR, true),
+    keynet("keynet-tls", "keynet TLS 1.3 over uTP", BBR, true),
+    keynet("keynet-tls-cubic", "keynet TLS 1.3 over uTP, CUBIC", CUBIC, true),
+    keynet("keynet-tls-small", "keynet TLS 1.3 over uTP, the kernel's default buffers", SMALL, true),
     keynet("keynet-tls-unbatched", "keynet TLS 1.3 over uTP, no GSO", UNBATCHED, true),
     System { name: "librqbit-utp", what: "librqbit-utp 0.7", kind: Kind::Librqbit, tls: false },
     System { name: "quinn", what: "quinn 0.11 (QUIC, TLS 1.3)", kind: Kind::Quinn, tls: true },
