@@ -5,5 +5,6 @@ mod support;
 
 mod golden;
 mod goodput;
+mod liars;
 mod random;
 mod transfers;

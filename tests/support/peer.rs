@@ -61,6 +61,22 @@ impl Scripted {
         it
     }
 
+    /// The same by a peer that shows the capability, as keynet's own do.
+    pub fn capable(utp: &UtpConfig, seq: u16) -> Self {
+        let mut it = Self::new(utp);
+        (it.id, it.seq) = (500, seq);
+        let mut syn = Vec::new();
+        it.header(Kind::Syn).write_with_capability(&mut syn);
+        it.send_raw(&syn);
+        let answer = it.expect(Kind::State);
+        assert!(answer.capable);
+        it.id = 501;
+        it.seq = seq.wrapping_add(1);
+        it.ack = answer.header.seq.wrapping_sub(1);
+        it.send(Kind::State, &[]);
+        it
+    }
+
     /// Sends SYN and reads the SYN-ACK.
     pub fn dial(&mut self, seq: u16) -> Sent {
         self.id = 500;
@@ -144,6 +160,13 @@ impl Scripted {
         let mut datagram = self.header(Kind::State).encode(1).to_vec();
         datagram.extend_from_slice(&[0, bits.len() as u8]);
         datagram.extend_from_slice(bits);
+        self.send_raw(&datagram);
+    }
+
+    /// STATE with these ranges of packets received early.
+    pub fn ranges(&mut self, ranges: &[(u16, u16)]) {
+        let mut datagram = Vec::new();
+        self.header(Kind::State).write_with_ranges(ranges, &mut datagram);
         self.send_raw(&datagram);
     }
 

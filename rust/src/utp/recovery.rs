@@ -151,6 +151,7 @@ impl Recovery {
             fin: false,
             sacked: false,
             lost: false,
+            counted: false,
             app_limited: self.app_limited_until > self.delivered,
             window_limited,
             transmissions: 0,
@@ -197,14 +198,15 @@ impl Recovery {
                 self.note_delivered(now, rtt, seq, &segment, &mut acked);
             }
         }
-        // honest ranges are disjoint: together they name no more packets than are outstanding
+        self.check_reneging(queue);
+        // honest ranges are disjoint: together they name no more packets than are outstanding, and not the one that is missing
         let mut left = queue.outstanding() as u64;
         for (first, after) in ranges {
-            let (first, after) = (first.max(queue.una()), after.min(queue.next()));
+            let (first, after) = (first.max(queue.una() + 1), after.min(queue.next()));
             let named = after.saturating_sub(first).min(left);
             left -= named;
             for seq in first..first + named {
-                if let Some(segment) = queue.mark_sacked(seq) {
+                if let Some(segment) = queue.mark_sacked(seq).filter(|segment| !segment.counted) {
                     self.note_delivered(now, rtt, seq, &segment, &mut acked);
                 }
             }
@@ -220,6 +222,16 @@ impl Recovery {
         self.sample_rate(&mut acked, rtt);
         acked.undo = self.end_or_undo_episode(queue);
         acked
+    }
+
+    /// The peer reported the oldest unconfirmed packet as received, and says now that it is missing: it has thrown away what it
+    /// had (RFC 2018 section 8). That shows here for whatever it threw away, when the ack gets there, so the reports of an
+    /// honest peer outlive a timeout. No congestion, and no bytes to count again.
+    fn check_reneging(&mut self, queue: &mut SendQueue) {
+        if queue.segment(queue.una()).is_some_and(|oldest| oldest.sacked) {
+            queue.forget_sacked();
+            self.lost = queue.segments().filter(|(_, segment)| segment.lost).map(|(seq, _)| seq).collect();
+        }
     }
 
     /// The peer repeated its ack without any selective one: the third time means a loss (RFC 5681 section 3.2).
@@ -313,10 +325,13 @@ impl Recovery {
     }
 
     fn note_delivered(&mut self, now: Time, rtt: &Rtt, seq: Seq, segment: &Segment, acked: &mut Acked) {
+        acked.packets += 1;
+        if segment.counted {
+            return;
+        }
         self.delivered += u64::from(segment.len);
         self.delivered_at = now;
         acked.bytes += u64::from(segment.len);
-        acked.packets += 1;
         acked.probe = acked.probe.max(segment.probe);
         let elapsed = now.since(segment.sent);
         let resent = segment.transmissions > 1;

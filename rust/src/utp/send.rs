@@ -24,6 +24,8 @@ pub struct Segment {
     pub fin: bool,
     pub sacked: bool,
     pub lost: bool,
+    /// It was once reported as received: its bytes were counted then.
+    pub counted: bool,
     pub app_limited: bool,
     pub window_limited: bool,
     /// How often it left; Karn's rule takes no RTT from more than one.
@@ -214,6 +216,7 @@ impl SendQueue {
             offset: segment.offset,
             len: segment.len,
             fin: segment.fin,
+            counted: segment.counted,
             transmissions: segment.transmissions.saturating_add(1),
             ..template
         };
@@ -249,6 +252,7 @@ impl SendQueue {
         let segment = self.segments.get_mut(at).filter(|segment| !segment.sacked)?;
         let before = *segment;
         segment.sacked = true;
+        segment.counted = true;
         segment.lost = false;
         if before.is_in_flight() {
             self.in_flight -= before.len as u64;
@@ -257,6 +261,14 @@ impl SendQueue {
         self.sacked_bytes += before.len as u64;
         self.sacked_count += 1;
         Some(before)
+    }
+
+    /// The peer has thrown away what it had received early: all of it has to be sent again.
+    pub fn forget_sacked(&mut self) {
+        for segment in self.segments.iter_mut().filter(|segment| segment.sacked) {
+            (segment.sacked, segment.lost) = (false, true);
+        }
+        (self.sacked_bytes, self.sacked_count) = (0, 0);
     }
 
     /// Presumes a packet lost. Returns it as it was when that is news.
@@ -315,6 +327,7 @@ mod tests {
             fin: false,
             sacked: false,
             lost: false,
+            counted: false,
             app_limited: false,
             window_limited: false,
             transmissions: 0,
@@ -324,7 +337,7 @@ mod tests {
     proptest! {
         /// In flight is always the sum over the descriptors, whatever happens in whatever order.
         #[test]
-        fn sums_agree_with_the_descriptors(steps in prop::collection::vec((0u8..7, 0u64..40), 1..200)) {
+        fn sums_agree_with_the_descriptors(steps in prop::collection::vec((0u8..8, 0u64..40), 1..200)) {
             let mut queue = SendQueue::new(1_000, 100_000);
             for (kind, number) in steps {
                 let seq = queue.una() + number;
@@ -334,6 +347,7 @@ mod tests {
                     3 => { let end = seq.min(queue.next()); while queue.pop_confirmed(end).is_some() {} }
                     4 => { queue.mark_sacked(seq); }
                     5 => { queue.mark_lost(seq); }
+                    6 => queue.forget_sacked(),
                     _ => { if queue.segment(seq).is_some_and(|s| s.lost) { queue.resend(seq, template()); } }
                 }
                 let in_flight: u64 = queue.segments().filter(|(_, s)| s.is_in_flight()).map(|(_, s)| s.len as u64).sum();
