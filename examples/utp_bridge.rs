@@ -60,6 +60,7 @@ async fn listen(utp: SocketAddr, tcp: SocketAddr, config: UtpConfig) -> Result<(
     let (net, mut incoming) = Net::bind(utp, NetConfig { utp: config, ..NetConfig::default() })?;
     println!("ready tcp={tcp} utp={}", net.local_address());
     while let Some(stream) = incoming.accept().await {
+        stream.trust();
         tokio::spawn(async move {
             match TcpStream::connect(tcp).await {
                 Ok(tcp) => bridge(tcp, stream).await,

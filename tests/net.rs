@@ -17,7 +17,9 @@ fn bind(at: &str) -> (Net, Incoming) {
 async fn pair(at: &str, utp: UtpConfig) -> (Net, Net, UtpStream, UtpStream) {
     let ((a, _), (b, mut incoming)) = (bind(at), bind(at));
     let (dialled, accepted) = tokio::join!(a.connect(b.local_address(), utp), incoming.accept());
-    (a, b, dialled.unwrap(), accepted.unwrap())
+    let accepted = accepted.unwrap();
+    accepted.trust();
+    (a, b, dialled.unwrap(), accepted)
 }
 
 fn pattern(len: usize) -> Vec<u8> {

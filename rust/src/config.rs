@@ -52,6 +52,10 @@ pub struct UtpConfig {
     /// The largest receive window; it starts at `initial_window` and grows with what the reader takes.
     pub receive_buffer: usize,
     pub initial_window: usize,
+    /// The window of a stream that a peer opened until the application says who that is: what a handshake needs, and so little
+    /// that thousands of strangers can have it. What came early may double it; so this is half of 64 KiB, less the one
+    /// datagram that is taken beyond a window.
+    pub untrusted_window: usize,
     /// Packets in flight towards peers without the capability extension: others drop what is further ahead
     /// (libtorrent at 953, libutp at 1024; UTP.md 2.4).
     pub plain_in_flight: u16,
@@ -84,6 +88,7 @@ impl Default for UtpConfig {
             send_buffer: 16 << 20,
             receive_buffer: 16 << 20,
             initial_window: 1 << 20,
+            untrusted_window: (32 << 10) - 1_500,
             plain_in_flight: 950,
             connect_timeout: Duration::from_secs(15),
             unanswered_timeout: Duration::from_secs(30),

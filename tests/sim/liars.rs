@@ -101,3 +101,43 @@ fn a_report_that_contradicts_its_own_ack_confirms_nothing() {
     }
     assert_eq!(got.len(), 3 * FULL);
 }
+
+/// All that a stranger can make a stream hold before its application says who that is, in the order that takes the most.
+#[test]
+fn a_stream_of_a_stranger_holds_64_kib_at_most() {
+    let mut it = Scripted::capable(&utp(), 10);
+    let window = utp().untrusted_window;
+    assert_eq!(it.connection().stats().memory, 0);
+    let packets = (window / 1_400) as u16;
+    for ahead in 0..200 {
+        it.data_ahead(packets + 1 + ahead, &[1; 1_400]);
+    }
+    for _ in 0..200 {
+        it.data(&[2; 1_400]);
+        let memory = it.connection().stats().memory;
+        assert!(memory <= 64 << 10, "{memory}");
+    }
+    assert!(it.connection().readable() > window, "what was early has followed");
+    assert!(it.connection().readable() < 64 << 10);
+}
+
+/// Reading does not make a stranger's window grow; trust does, with the next packet, and that needs no packet of its own.
+#[test]
+fn trust_opens_the_window_at_once() {
+    let mut it = Scripted::capable(&utp(), 10);
+    for _ in 0..100 {
+        it.data(&[1; 1_000]);
+        it.read();
+    }
+    assert_eq!(it.last().header.window as usize, utp().untrusted_window - 1_000, "as of its last ack");
+    it.connection().trust();
+    it.write(b"Accepted");
+    let data = it.expect(Kind::Data);
+    assert_eq!(data.header.window, 1 << 20);
+    assert!(it.sent.is_empty(), "{:?}", it.sent);
+    it.ack = data.header.seq;
+    it.data(&[1; 1_000]);
+    it.read();
+    it.connection().trust();
+    assert!(!it.connection().wants_transmit(), "said once, it is known");
+}

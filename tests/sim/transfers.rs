@@ -234,3 +234,19 @@ fn many_connections_share() {
         assert!(sum * 8.0 / 20e6 > 85.0, "{kind:?}: {:.1} Mbit/s", sum * 8.0 / 20e6);
     }
 }
+
+/// Nobody vouches for the dialler: its stream is slow and small, and loses nothing.
+#[test]
+fn a_stream_that_is_never_trusted_arrives() {
+    let utp = config(ControllerKind::Bbr);
+    let mut pair = Pair::symmetric(0xD00, &utp, LinkConfig::path(100, ms(20), 1.0).losing(0.01));
+    pair.trust = false;
+    pair.hosts[B].template = App { expects: 1, ..App::default() };
+    pair.connect(A, &utp, App { writes: 1, ..App::sending(2 << 20) });
+    pair.run_until(ms(60_000), |pair| {
+        let held = pair.hosts[B].connections.values().map(|connection| connection.stats().memory).max();
+        assert!(held.unwrap_or(0) <= 64 << 10);
+        pair.hosts.iter().all(|host| host.connections.is_empty())
+    });
+    assert_eq!(pair.app(B, 0).read, 2 << 20);
+}

@@ -175,6 +175,8 @@ pub struct Pair {
     pub links: [Link; 2],
     pub datagrams: u64,
     pub max_segments: usize,
+    /// Acceptors trust whoever connects, at once.
+    pub trust: bool,
     arrivals: BinaryHeap<Reverse<(Time, u64, usize)>>,
     bodies: HashMap<u64, Vec<u8>>,
     next_body: u64,
@@ -203,6 +205,7 @@ impl Pair {
             links,
             datagrams: 0,
             max_segments: 44,
+            trust: true,
             arrivals: BinaryHeap::new(),
             bodies: HashMap::new(),
             next_body: 0,
@@ -303,6 +306,7 @@ impl Pair {
 
     fn arrive(&mut self, host: usize, datagram: &[u8]) {
         let now = self.local_now(host);
+        let trust = self.trust;
         let Host { endpoint, connections, apps, handles, template, remote, .. } = &mut self.hosts[host];
         let handle = match endpoint.handle(now, *remote, datagram, u16::MAX) {
             Routed::Known(handle, packet) => {
@@ -313,6 +317,9 @@ impl Pair {
             }
             Routed::New(handle, mut connection, packet) => {
                 connection.handle_packet(now, &packet);
+                if trust {
+                    connection.trust();
+                }
                 connections.insert(handle, connection);
                 apps.insert(handle, template.clone());
                 handles.push(handle);

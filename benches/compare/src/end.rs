@@ -166,6 +166,7 @@ async fn accept(system: System, tls: &TlsContext, node: &NodeId) -> Connected {
             let (net, mut incoming) = Net::bind(local, system.kind.net_config().0).unwrap();
             announce(net.local_address(), node);
             let stream = incoming.accept().await.unwrap();
+            stream.trust();
             with_tls(system, stream, tls, None, Box::new(|| None), Box::new((net, incoming))).await
         }
         Kind::Librqbit => {

@@ -56,6 +56,15 @@ impl UtpStream {
         self.conn.lock().reason()
     }
 
+    /// Offers the peer the whole receive window: for the acceptor, once it knows who that is and will read what comes.
+    pub fn trust(&self) {
+        let mut state = self.conn.lock();
+        state.utp.trust();
+        if state.utp.wants_transmit() {
+            self.inner.doorbell.ring(&self.conn, &mut state);
+        }
+    }
+
     /// Puts another congestion controller in charge.
     pub fn set_controller(&self, kind: ControllerKind) {
         self.conn.lock().utp.set_controller(kind);

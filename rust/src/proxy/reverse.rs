@@ -85,7 +85,12 @@ async fn prepare(
     if open.priority == Priority::Background {
         link.utp().set_controller(ControllerKind::Ledbat);
     }
-    match connect(shared, &link, &open, &mut handshake).await {
+    let connected = connect(shared, &link, &open, &mut handshake).await;
+    if connected.is_ok() {
+        // `Accepted` tells the window too
+        link.utp().trust();
+    }
+    match connected {
         Ok((local, mut entry, place)) => match link.answer(&Answer::Accepted).await {
             Ok(()) => {
                 entry.open();

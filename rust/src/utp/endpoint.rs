@@ -239,7 +239,7 @@ impl Endpoint {
                 0 => 0,
                 timestamp => (now.as_micros() as u32).wrapping_sub(timestamp),
             },
-            window: u32::try_from(self.utp.initial_window).unwrap_or(u32::MAX),
+            window: u32::try_from(self.utp.untrusted_window.min(self.utp.initial_window)).unwrap_or(u32::MAX),
             seq: our_seq,
             ack: packet.header.seq,
         };

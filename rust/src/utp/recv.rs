@@ -96,6 +96,12 @@ impl ReceiveQueue {
         self.capacity
     }
 
+    /// Offers at least `capacity` from now on, and lets it grow to `max_capacity`.
+    pub fn widen(&mut self, capacity: usize, max_capacity: usize) {
+        self.capacity = self.capacity.max(capacity.min(max_capacity));
+        self.max_capacity = self.max_capacity.max(max_capacity);
+    }
+
     /// Bytes of memory held.
     pub fn memory(&self) -> usize {
         self.ring.memory() + self.early_bytes

@@ -221,6 +221,9 @@ impl Connection {
         let mut connection = Self::new(now, start, next, seq::first(received) + 1, State::Established, config);
         connection.peer = peer;
         connection.wakes.connected = true;
+        let window = connection.config.untrusted_window.min(connection.rx.capacity());
+        connection.rx = ReceiveQueue::new(connection.rx.next(), window, window);
+        connection.ack.edge = window as u64;
         connection
     }
 
@@ -377,6 +380,14 @@ impl Connection {
         if !matches!(self.state, State::Closed(_)) {
             self.close(end);
         }
+    }
+
+    /// The application knows who the peer is, and will read: from now on it is offered what every peer is. A stream that the
+    /// peer opened has a small window before ([`UtpConfig::untrusted_window`]).
+    pub fn trust(&mut self) {
+        let before = self.rx.window();
+        self.rx.widen(self.config.initial_window, self.config.receive_buffer);
+        self.ack.now |= self.rx.window() > before && self.is_connected();
     }
 
     /// Puts another controller in charge of what is sent from now on.
