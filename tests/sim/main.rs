@@ -5,5 +5,6 @@ mod support;
 
 mod golden;
 mod goodput;
+mod idle;
 mod random;
 mod transfers;
