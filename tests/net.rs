@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use keynet::config::{ControllerKind, SocketConfig, UtpConfig};
+use keynet::config::{ControllerKind, PathConfig, SocketConfig, UtpConfig};
 use keynet::error::Reason;
 use keynet::net::{Incoming, Net, NetConfig, UtpStream};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -190,6 +190,39 @@ async fn wait_until(mut condition: impl FnMut() -> bool) {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     panic!("waited 20 s in vain");
+}
+
+/// Each would send one every 50 ms on its own, and the path's pings are enough to see that the peer lives.
+#[tokio::test]
+async fn idle_connections_to_one_peer_share_their_keep_alives() {
+    const CONNECTIONS: usize = 100;
+    let often = Duration::from_millis(50);
+    let utp = UtpConfig { keep_alive: often, ..UtpConfig::default() };
+    let path = PathConfig { ping_active: often, ping_retry: often, ..PathConfig::default() };
+    let config = || NetConfig { utp: utp.clone(), path: path.clone(), ..NetConfig::default() };
+    let bind = || Net::bind("127.0.0.1:0".parse().unwrap(), config()).unwrap();
+    let ((a, _), (b, mut incoming)) = (bind(), bind());
+    let mut held = Vec::new();
+    for _ in 0..CONNECTIONS {
+        let (dialled, accepted) = tokio::join!(a.connect(b.local_address(), utp.clone()), incoming.accept());
+        held.push((dialled.unwrap(), accepted.unwrap()));
+    }
+    // each has learnt by now that it is not alone, or asks once more
+    let pings = |more: u64| {
+        let wanted = a.stats().paths.pings_out + more;
+        let a = &a;
+        async move { wait_until(|| a.stats().paths.pings_out >= wanted).await }
+    };
+    pings(4).await;
+    let before = a.stats();
+    pings(10).await;
+    let after = a.stats();
+    let pings_and_pongs = |stats: &keynet::net::NetStats| stats.paths.pings_out + stats.paths.pongs_out;
+    let sent = after.datagrams_out - before.datagrams_out;
+    let kept_alive = sent - (pings_and_pongs(&after) - pings_and_pongs(&before));
+    assert!(kept_alive < 5 * CONNECTIONS as u64, "{kept_alive} keep-alives, and {sent} datagrams in all");
+    assert_eq!((a.stats().connections, b.stats().connections), (CONNECTIONS, CONNECTIONS));
+    drop(held);
 }
 
 /// What starts in the very moment of closing ends as well: nobody waits for a driver that has gone.

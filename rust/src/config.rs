@@ -63,9 +63,11 @@ pub struct UtpConfig {
     pub connect_timeout: Duration,
     /// Data or FIN outstanding and nothing acknowledged for this long: the peer is gone.
     pub unanswered_timeout: Duration,
-    /// Nothing received at all for this long: the connection is dropped. Keep-alives prevent it while the peer lives.
+    /// Nothing received at all for this long, nor on the other connections to the same peer, nor an answer to a ping: the
+    /// connection is dropped.
     pub idle_timeout: Duration,
-    /// An idle connection repeats its ack this often, so that a connection the peer has forgotten is noticed. libutp: 29 s.
+    /// An idle connection repeats its ack this often, so that a connection the peer has forgotten is noticed. libutp: 29 s. Less
+    /// often when more than 250 lead to one peer: they share ten a second.
     pub keep_alive: Duration,
     /// RFC 6298 section 2.4 asks for 1 s; measured stacks live well with 200 ms (librqbit-utp, Linux), and a tail-loss probe comes earlier.
     pub min_rto: Duration,

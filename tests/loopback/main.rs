@@ -5,6 +5,7 @@ mod bad_requests;
 mod closing;
 mod dials;
 mod identities;
+mod idle;
 mod leaks;
 mod liars;
 mod limits;

@@ -5,6 +5,7 @@ mod support;
 
 mod golden;
 mod goodput;
+mod idle;
 mod liars;
 mod random;
 mod transfers;

@@ -177,6 +177,8 @@ pub struct Pair {
     pub max_segments: usize,
     /// Acceptors trust whoever connects, at once.
     pub trust: bool,
+    /// As many connections lead to the peer as far as the connections know, and it gives signs of life all the time.
+    pub company: Option<usize>,
     arrivals: BinaryHeap<Reverse<(Time, u64, usize)>>,
     bodies: HashMap<u64, Vec<u8>>,
     next_body: u64,
@@ -206,6 +208,7 @@ impl Pair {
             datagrams: 0,
             max_segments: 44,
             trust: true,
+            company: None,
             arrivals: BinaryHeap::new(),
             bodies: HashMap::new(),
             next_body: 0,
@@ -376,6 +379,9 @@ impl Pair {
                 .collect();
             for handle in due {
                 if let Some(connection) = self.hosts[host].connections.get_mut(&handle) {
+                    if let Some(connections) = self.company {
+                        connection.note_company(now, connections);
+                    }
                     connection.handle_timeout(now);
                 }
                 self.pump_one(host, handle, now);

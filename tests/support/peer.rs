@@ -6,7 +6,7 @@ use std::time::Duration;
 use keynet::addr::RemoteId;
 use keynet::config::{EndpointConfig, UtpConfig};
 use keynet::time::Time;
-use keynet::utp::packet::{Header, Kind, Packet};
+use keynet::utp::packet::{Capability, Header, Kind, Packet};
 use keynet::utp::{Connection, Dropped, Endpoint, Handle, ReadOutcome, Routed};
 
 /// One packet of the endpoint under test, as it left.
@@ -66,7 +66,7 @@ impl Scripted {
         let mut it = Self::new(utp);
         (it.id, it.seq) = (500, seq);
         let mut syn = Vec::new();
-        it.header(Kind::Syn).write_with_capability(&mut syn);
+        it.header(Kind::Syn).write_with_capability(Capability::new(None), &mut syn);
         it.send_raw(&syn);
         let answer = it.expect(Kind::State);
         assert!(answer.capable);

@@ -1,10 +1,13 @@
-//! One of the two processes: makes the connection, keeps it busy, and answers the parent's `mark` with its counters.
+//! One of the two processes: makes the connections, keeps them busy, and answers the parent's `mark` with its counters.
 
+use std::cell::RefCell;
+use std::future::poll_fn;
 use std::io::{BufRead, Write};
 use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, RawFd};
+use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant, SystemTime};
 
 use keynet::addr::NodeId;
@@ -14,10 +17,12 @@ use keynet::tls::{Identity, TlsContext};
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use serde_json::json;
 use socket2::{Domain, Socket, Type};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::{TcpListener, TcpSocket};
+use tokio::task::JoinSet;
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
+use crate::heap;
 use crate::shared::Shared;
 use crate::system::{Kind, System, Workload};
 
@@ -28,24 +33,29 @@ const MESSAGE: usize = 64;
 const DATAGRAM: u16 = 1472;
 const SOCKET_BUFFER: usize = 4 << 20;
 
-trait Both: AsyncRead + AsyncWrite + Send + Unpin {}
+pub trait Both: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Both for T {}
 
 /// Tells how many packets or segments were sent again so far.
 type Resent = Box<dyn Fn() -> Option<u64> + Send>;
 
-/// A connection and what keeps it alive.
+/// The connections and what keeps them alive.
 struct Connected {
-    stream: Box<dyn Both>,
+    streams: Vec<Box<dyn Both>>,
     resent: Resent,
     _keep: Box<dyn std::any::Any + Send>,
 }
 
 #[derive(Default)]
-struct Counters {
-    bytes: AtomicU64,
+pub struct Counters {
+    /// Of each connection.
+    bytes: OnceLock<Vec<AtomicU64>>,
     nanoseconds: Mutex<Vec<u64>>,
     resent: Mutex<Option<Resent>>,
+    /// Datagrams sent so far.
+    pub datagrams: Mutex<Option<Box<dyn Fn() -> u64 + Send>>>,
+    /// Bytes of heap in use when the first connection stood.
+    pub heap_of_one: AtomicU64,
 }
 
 pub fn serve(system: System, workload: Workload, threads: &str) {
@@ -53,24 +63,8 @@ pub fn serve(system: System, workload: Workload, threads: &str) {
         let counters = Counters::listen();
         let identity = Identity::generate(SystemTime::now()).unwrap();
         let tls = TlsContext::new(&identity, &TlsConfig::default()).unwrap();
-        let mut connected = accept(system, &tls, &identity.node_id()).await;
-        *counters.resent.lock().unwrap() = Some(connected.resent);
-        let mut buffer = vec![0; CHUNK];
-        loop {
-            match workload {
-                Workload::Bulk => match connected.stream.read(&mut buffer).await {
-                    Ok(count) if count > 0 => counters.bytes.fetch_add(count as u64, Ordering::Relaxed),
-                    _ => return,
-                },
-                Workload::PingPong => {
-                    if connected.stream.read_exact(&mut buffer[..MESSAGE]).await.is_err() {
-                        return;
-                    }
-                    send(system, &mut connected.stream, &buffer[..MESSAGE]).await;
-                    0
-                }
-            };
-        }
+        let connected = accept(system, &tls, &identity.node_id()).await;
+        run(system, workload, connected, &counters, true).await;
     });
 }
 
@@ -79,28 +73,78 @@ pub fn dial(system: System, workload: Workload, threads: &str, address: &str, no
         let counters = Counters::listen();
         let identity = Identity::generate(SystemTime::now()).unwrap();
         let tls = TlsContext::new(&identity, &TlsConfig::default()).unwrap();
-        let mut connected = connect(system, &tls, address.parse().unwrap(), &node.parse().unwrap()).await;
-        *counters.resent.lock().unwrap() = Some(connected.resent);
-        let mut buffer: Vec<u8> = (0..CHUNK).map(|i| (i * 31 + i / 251) as u8).collect();
-        loop {
-            match workload {
-                Workload::Bulk => {
-                    if connected.stream.write_all(&buffer).await.is_err() {
-                        return;
-                    }
-                }
-                Workload::PingPong => {
-                    let started = Instant::now();
-                    send(system, &mut connected.stream, &buffer[..MESSAGE]).await;
-                    if connected.stream.read_exact(&mut buffer[..MESSAGE]).await.is_err() {
-                        return;
-                    }
-                    let took = started.elapsed().as_nanos() as u64;
-                    counters.nanoseconds.lock().unwrap().push(took);
-                }
-            }
-        }
+        let connected = connect(system, &tls, address.parse().unwrap(), &node.parse().unwrap()).await;
+        say("ready");
+        run(system, workload, connected, &counters, false).await;
     });
+}
+
+/// Keeps every connection busy, each in a task of its own.
+async fn run(system: System, workload: Workload, connected: Connected, counters: &Arc<Counters>, server: bool) {
+    *counters.resent.lock().unwrap() = Some(connected.resent);
+    counters.bytes.get_or_init(|| connected.streams.iter().map(|_| AtomicU64::new(0)).collect());
+    let source: Arc<[u8]> = (0..CHUNK).map(|i| (i * 31 + i / 251) as u8).collect();
+    let mut tasks = JoinSet::new();
+    for (at, mut stream) in connected.streams.into_iter().enumerate() {
+        let (counters, source) = (counters.clone(), source.clone());
+        tasks.spawn(async move {
+            match (workload, server) {
+                (Workload::Bulk, true) => count(&mut stream, &counters, at).await,
+                (Workload::Bulk, false) => pour(&mut stream, &source).await,
+                (Workload::BothWays, _) => {
+                    let (mut read, mut write) = tokio::io::split(stream);
+                    tokio::join!(count(&mut read, &counters, at), pour(&mut write, &source));
+                }
+                (Workload::PingPong, true) => answer(system, &mut stream).await,
+                (Workload::PingPong, false) => ask(system, &mut stream, &source[..MESSAGE], &counters).await,
+            }
+        });
+    }
+    while tasks.join_next().await.is_some() {}
+}
+
+async fn pour(stream: &mut (impl AsyncWrite + Unpin), source: &[u8]) {
+    while stream.write_all(source).await.is_ok() {}
+}
+
+/// Reads and counts. All connections read into one buffer, as long as the bytes are not kept.
+async fn count(stream: &mut (impl AsyncRead + Unpin), counters: &Counters, at: usize) {
+    thread_local!(static BUFFER: RefCell<Vec<u8>> = RefCell::new(vec![0; CHUNK]));
+    let mine = &counters.bytes.get().unwrap()[at];
+    loop {
+        let read = poll_fn(|cx| {
+            BUFFER.with_borrow_mut(|buffer| {
+                let mut buffer = ReadBuf::new(buffer);
+                Pin::new(&mut *stream).poll_read(cx, &mut buffer).map_ok(|()| buffer.filled().len())
+            })
+        });
+        match read.await {
+            Ok(count) if count > 0 => mine.fetch_add(count as u64, Ordering::Relaxed),
+            _ => return,
+        };
+        // as anyone does who also has something to do with the bytes
+        tokio::task::consume_budget().await;
+    }
+}
+
+async fn answer(system: System, stream: &mut Box<dyn Both>) {
+    let mut buffer = [0; MESSAGE];
+    while stream.read_exact(&mut buffer).await.is_ok() {
+        send(system, stream, &buffer).await;
+    }
+}
+
+async fn ask(system: System, stream: &mut Box<dyn Both>, message: &[u8], counters: &Counters) {
+    let mut buffer = [0; MESSAGE];
+    loop {
+        let started = Instant::now();
+        send(system, stream, message).await;
+        if stream.read_exact(&mut buffer).await.is_err() {
+            return;
+        }
+        let took = started.elapsed().as_nanos() as u64;
+        counters.nanoseconds.lock().unwrap().push(took);
+    }
 }
 
 async fn send(system: System, stream: &mut Box<dyn Both>, message: &[u8]) {
@@ -112,7 +156,7 @@ async fn send(system: System, stream: &mut Box<dyn Both>, message: &[u8]) {
 
 impl Counters {
     /// Answers the parent from a thread of its own.
-    fn listen() -> Arc<Self> {
+    pub fn listen() -> Arc<Self> {
         let counters = Arc::new(Self::default());
         std::thread::spawn({
             let counters = counters.clone();
@@ -132,18 +176,24 @@ impl Counters {
         let mut times = std::mem::take(&mut *self.nanoseconds.lock().unwrap());
         times.sort_unstable();
         let quantile = |part: f64| times.get(((times.len() as f64 - 1.0) * part) as usize).copied();
+        let bytes: Vec<u64> =
+            self.bytes.get().into_iter().flatten().map(|bytes| bytes.load(Ordering::Relaxed)).collect();
         json!({
-            "bytes": self.bytes.load(Ordering::Relaxed),
+            "bytes": bytes,
             "cpu": cpu_seconds(),
             "resent": self.resent.lock().unwrap().as_ref().and_then(|resent| resent()),
             "p50": quantile(0.5),
             "p99": quantile(0.99),
+            "heap": heap::live(),
+            "heap_of_one": self.heap_of_one.load(Ordering::Relaxed),
+            "resident": heap::resident(),
+            "datagrams": self.datagrams.lock().unwrap().as_ref().map(|datagrams| datagrams()),
         })
     }
 }
 
 /// "1" is a current-thread runtime, which suits a single connection best everywhere; more is tokio's default kind.
-fn runtime(threads: &str) -> tokio::runtime::Runtime {
+pub fn runtime(threads: &str) -> tokio::runtime::Runtime {
     match threads {
         "1" => tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap(),
         _ => tokio::runtime::Builder::new_multi_thread()
@@ -154,8 +204,12 @@ fn runtime(threads: &str) -> tokio::runtime::Runtime {
     }
 }
 
-fn announce(address: SocketAddr, node: &NodeId) {
-    println!("{address} {node}");
+pub fn announce(address: SocketAddr, node: &NodeId) {
+    say(&format!("{address} {node}"));
+}
+
+pub fn say(line: &str) {
+    println!("{line}");
     std::io::stdout().flush().unwrap();
 }
 
@@ -165,9 +219,13 @@ async fn accept(system: System, tls: &TlsContext, node: &NodeId) -> Connected {
         Kind::Keynet { .. } => {
             let (net, mut incoming) = Net::bind(local, system.kind.net_config().0).unwrap();
             announce(net.local_address(), node);
-            let stream = incoming.accept().await.unwrap();
-            stream.trust();
-            with_tls(system, stream, tls, None, Box::new(|| None), Box::new((net, incoming))).await
+            let mut streams = Vec::new();
+            for _ in 0..system.connections {
+                let stream = incoming.accept().await.unwrap();
+                stream.trust();
+                streams.push(with_tls(system.tls, stream, tls, None).await);
+            }
+            Connected { streams, resent: Box::new(|| None), _keep: Box::new((net, incoming)) }
         }
         Kind::Librqbit => {
             let socket = librqbit(local).await;
@@ -175,7 +233,7 @@ async fn accept(system: System, tls: &TlsContext, node: &NodeId) -> Connected {
             let stream = socket.accept().await.unwrap();
             let (read, write) = stream.split();
             Connected {
-                stream: Box::new(tokio::io::join(read, write)),
+                streams: vec![Box::new(tokio::io::join(read, write))],
                 resent: Box::new(|| None),
                 _keep: Box::new(socket),
             }
@@ -189,8 +247,11 @@ async fn accept(system: System, tls: &TlsContext, node: &NodeId) -> Connected {
             let connection = endpoint.accept().await.unwrap().await.unwrap();
             let (write, mut read) = connection.accept_bi().await.unwrap();
             read.read_exact(&mut [0]).await.unwrap();
-            let stream = Box::new(tokio::io::join(read, write));
-            Connected { stream, resent: Box::new(|| None), _keep: Box::new((endpoint, connection)) }
+            Connected {
+                streams: vec![Box::new(tokio::io::join(read, write))],
+                resent: Box::new(|| None),
+                _keep: Box::new((endpoint, connection)),
+            }
         }
         Kind::Tcp => {
             let socket = tcp_socket();
@@ -200,7 +261,8 @@ async fn accept(system: System, tls: &TlsContext, node: &NodeId) -> Connected {
             announce(listener.local_addr().unwrap(), node);
             let (stream, _) = listener.accept().await.unwrap();
             stream.set_nodelay(true).unwrap();
-            with_tls(system, stream, tls, None, Box::new(|| None), Box::new(listener)).await
+            let streams = vec![with_tls(system.tls, stream, tls, None).await];
+            Connected { streams, resent: Box::new(|| None), _keep: Box::new(listener) }
         }
     }
 }
@@ -211,16 +273,20 @@ async fn connect(system: System, tls: &TlsContext, address: SocketAddr, node: &N
         Kind::Keynet { .. } => {
             let (config, utp) = system.kind.net_config();
             let (net, incoming) = Net::bind(local, config).unwrap();
-            let stream = Shared::new(net.connect(address, utp).await.unwrap());
-            let watched = stream.clone();
-            let resent = Box::new(move || Some(watched.resent()));
-            with_tls(system, stream, tls, Some(node), resent, Box::new((net, incoming))).await
+            let (mut streams, mut watched) = (Vec::new(), Vec::new());
+            for _ in 0..system.connections {
+                let stream = Shared::new(net.connect(address, utp.clone()).await.unwrap());
+                watched.push(stream.clone());
+                streams.push(with_tls(system.tls, stream, tls, Some(node)).await);
+            }
+            let resent = Box::new(move || Some(watched.iter().map(Shared::resent).sum()));
+            Connected { streams, resent, _keep: Box::new((net, incoming)) }
         }
         Kind::Librqbit => {
             let socket = librqbit(local).await;
             let (read, write) = socket.connect(address).await.unwrap().split();
             Connected {
-                stream: Box::new(tokio::io::join(read, write)),
+                streams: vec![Box::new(tokio::io::join(read, write))],
                 resent: Box::new(|| None),
                 _keep: Box::new(socket),
             }
@@ -238,7 +304,7 @@ async fn connect(system: System, tls: &TlsContext, address: SocketAddr, node: &N
             let watched = connection.clone();
             let resent = Box::new(move || Some(watched.stats().path.lost_packets));
             Connected {
-                stream: Box::new(tokio::io::join(read, write)),
+                streams: vec![Box::new(tokio::io::join(read, write))],
                 resent,
                 _keep: Box::new((endpoint, connection)),
             }
@@ -248,29 +314,27 @@ async fn connect(system: System, tls: &TlsContext, address: SocketAddr, node: &N
             let stream = TcpSocket::from_std_stream(socket.into()).connect(address).await.unwrap();
             stream.set_nodelay(true).unwrap();
             let fd = stream.as_raw_fd();
-            with_tls(system, stream, tls, Some(node), Box::new(move || tcp_resent(fd)), Box::new(())).await
+            let streams = vec![with_tls(system.tls, stream, tls, Some(node)).await];
+            Connected { streams, resent: Box::new(move || tcp_resent(fd)), _keep: Box::new(()) }
         }
     }
 }
 
-/// Wraps the stream where the system asks for it: as client towards `node`, else as server.
-async fn with_tls(
-    system: System,
+/// Wraps the stream in TLS, if so wished: as client towards `node`, else as server.
+pub async fn with_tls(
+    wanted: bool,
     stream: impl Both + 'static,
     tls: &TlsContext,
     node: Option<&NodeId>,
-    resent: Resent,
-    keep: Box<dyn std::any::Any + Send>,
-) -> Connected {
-    let stream: Box<dyn Both> = match (system.tls, node) {
+) -> Box<dyn Both> {
+    match (wanted, node) {
         (false, _) => Box::new(stream),
         (true, Some(node)) => {
             let connector = TlsConnector::from(tls.client_config());
             Box::new(connector.connect(TlsContext::server_name(node), stream).await.unwrap())
         }
         (true, None) => Box::new(TlsAcceptor::from(tls.server_config()).accept(stream).await.unwrap()),
-    };
-    Connected { stream, resent, _keep: keep }
+    }
 }
 
 async fn librqbit(local: SocketAddr) -> Arc<librqbit_utp::UtpSocketUdp> {

@@ -1,9 +1,11 @@
-//! keynet's transports beside others: two processes on loopback, one connection. `benches/README.md` says how to read it.
+//! keynet's transports beside others: two processes on loopback. `benches/README.md` says how to read it.
 //!
 //! `compare` alone is the parent: it starts itself as server and client of each system in turn and asks both for their
-//! counters at the start and at the end of a window. `compare serve|dial ...` are those two.
+//! counters at the start and at the end of a window. `compare serve|dial ...` are those two. `compare idle` measures what connections cost that do nothing.
 
 mod end;
+mod heap;
+mod idle;
 mod report;
 mod run;
 mod shared;
@@ -19,6 +21,8 @@ fn main() {
         ["dial", system, workload, threads, address, node] => {
             end::dial(System::named(system), Workload::named(workload), threads, address, node);
         }
+        ["idle-end", words @ ..] => idle::end(words),
+        ["idle", options @ ..] => idle::all(&idle::Options::parse(options)),
         options => run::all(&run::Options::parse(options)),
     }
 }

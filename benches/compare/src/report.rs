@@ -10,17 +10,21 @@ pub fn print(options: &Options, samples: &[Vec<Sample>]) {
     let (utp, tls) = (of("keynet"), of("keynet-tls"));
     println!(
         "| | Gbit/s | keynet uTP / it | keynet TLS / it | CPU s/GB | keynet uTP / it | keynet TLS / it | resent/GB \
-         | p50 us | p99 us |"
+         | both ways, Gbit/s | of one way | Jain | p50 us | p99 us |"
     );
-    println!("|---|---|---|---|---|---|---|---|---|---|");
+    println!("|---|---|---|---|---|---|---|---|---|---|---|---|---|");
     for (system, row) in options.systems.iter().zip(&medians) {
         let ratio = |value: fn(&Sample) -> f64, one: Option<Sample>| match one {
             Some(one) => format!("{:.2}", value(&one) / value(row)),
             None => "-".into(),
         };
         let resent = row.resent_per_gb.map_or("-".into(), |count| format!("{count:.0}"));
+        let shown = |value: f64, digits: usize| match value > 0.0 {
+            true => format!("{value:.digits$}"),
+            false => "-".into(),
+        };
         println!(
-            "| {} | {:.2} | {} | {} | {:.3} | {} | {} | {resent} | {:.1} | {:.1} |",
+            "| {} | {:.2} | {} | {} | {:.3} | {} | {} | {resent} | {} | {} | {} | {} | {} |",
             system.what,
             row.gbits,
             ratio(|sample| sample.gbits, utp),
@@ -28,8 +32,11 @@ pub fn print(options: &Options, samples: &[Vec<Sample>]) {
             row.cpu_per_gb,
             ratio(|sample| sample.cpu_per_gb, utp),
             ratio(|sample| sample.cpu_per_gb, tls),
-            row.p50_us,
-            row.p99_us,
+            shown(row.both_gbits, 2),
+            shown(row.both_gbits / row.gbits, 2),
+            if system.connections > 1 { shown(row.jain, 3) } else { "-".into() },
+            shown(row.p50_us, 1),
+            shown(row.p99_us, 1),
         );
     }
     if let Some(path) = &options.json {
@@ -60,6 +67,8 @@ fn as_json(sample: &Sample) -> serde_json::Value {
         "gbits": sample.gbits,
         "cpu_seconds_per_gb": sample.cpu_per_gb,
         "resent_per_gb": sample.resent_per_gb,
+        "both_gbits": sample.both_gbits,
+        "jain": sample.jain,
         "p50_us": sample.p50_us,
         "p99_us": sample.p99_us,
     })
@@ -76,6 +85,8 @@ fn medians(samples: &[Sample]) -> Sample {
         gbits: median(|sample| sample.gbits),
         cpu_per_gb: median(|sample| sample.cpu_per_gb),
         resent_per_gb: (!resent.is_nan()).then_some(resent),
+        both_gbits: median(|sample| sample.both_gbits),
+        jain: median(|sample| sample.jain),
         p50_us: median(|sample| sample.p50_us),
         p99_us: median(|sample| sample.p99_us),
     }

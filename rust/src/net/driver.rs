@@ -308,6 +308,9 @@ impl Driver<'_> {
         let mut state = conn.lock();
         state.queued = false;
         if state.utp.poll_timeout().is_some_and(|at| at <= now) {
+            if let Some((heard, connections)) = core.paths.company_of(conn.remote) {
+                state.utp.note_company(heard, connections);
+            }
             state.utp.handle_timeout(now);
         }
         let to = core.address_of(conn.remote);

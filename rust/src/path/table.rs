@@ -234,6 +234,12 @@ impl PathTable {
         self.remotes.get(&remote)?.path()?.rtt
     }
 
+    /// When a remote last gave a sign of life, and how many connections hold it.
+    pub fn company_of(&self, remote: RemoteId) -> Option<(Time, usize)> {
+        let remote = self.remotes.get(&remote).filter(|remote| !remote.lost)?;
+        Some((remote.heard, remote.holds as usize))
+    }
+
     /// The next ping to send.
     pub fn poll_transmit(&mut self, now: Time) -> Option<PingOut> {
         let (to, purpose) = self.transmits.pop_front()?;

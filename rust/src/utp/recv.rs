@@ -180,6 +180,11 @@ impl ReceiveQueue {
         self.shrink();
     }
 
+    /// Empty, with memory for more.
+    pub fn has_spare(&self) -> bool {
+        self.ring.is_empty() && self.early.is_empty() && self.ring.memory() + self.news.capacity() > 0
+    }
+
     /// Gives memory back on idle connections.
     pub fn shrink(&mut self) {
         self.ring.shrink();

@@ -301,6 +301,11 @@ impl SendQueue {
         self.shrink();
     }
 
+    /// Empty, with memory for more.
+    pub fn has_spare(&self) -> bool {
+        self.ring.is_empty() && self.segments.is_empty() && self.ring.memory() + self.segments.capacity() > 0
+    }
+
     /// Gives memory back on idle connections.
     pub fn shrink(&mut self) {
         self.ring.shrink();

@@ -142,6 +142,7 @@ pub struct Connection {
     window_limited: bool,
     last_received: Time,
     last_sent: Time,
+    company: Company,
     /// When the oldest unconfirmed packet last made progress.
     last_progress: Time,
     /// When the peer last told its window.
@@ -162,6 +163,15 @@ struct Syn {
     sent: usize,
     next: Time,
     capability: Capability,
+}
+
+/// What the path knows of the peer.
+#[derive(Clone, Copy, Debug)]
+struct Company {
+    /// Its last sign of life, on whichever connection.
+    heard: Time,
+    /// Connections that lead there.
+    connections: usize,
 }
 
 #[derive(Debug)]
@@ -254,6 +264,7 @@ impl Connection {
             window_limited: false,
             last_received: now,
             last_sent: now,
+            company: Company { heard: now, connections: 1 },
             last_progress: now,
             last_window: now,
             full_timeouts: 0,
@@ -388,6 +399,13 @@ impl Connection {
         let before = self.rx.window();
         self.rx.widen(self.config.initial_window, self.config.receive_buffer);
         self.ack.now |= self.rx.window() > before && self.is_connected();
+    }
+
+    /// What the path knows: when the peer last gave a sign of life, on whichever connection, and how many connections lead
+    /// there. They share the keep-alives, and none is taken for dead while the peer lives. To be told before
+    /// [`Connection::handle_timeout`]; a connection that is told nothing thinks that it is the only one.
+    pub fn note_company(&mut self, heard: Time, connections: usize) {
+        self.company = Company { heard: self.company.heard.max(heard), connections };
     }
 
     /// Puts another controller in charge of what is sent from now on.

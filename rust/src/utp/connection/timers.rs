@@ -1,5 +1,7 @@
 //! When a connection wants to be called, and what it does then.
 
+use std::time::Duration;
+
 use super::super::recovery::Alarm;
 use super::super::send::FinState;
 use super::{Connection, End, State, LINGER};
@@ -20,9 +22,8 @@ impl Connection {
         let recovery = self.recovery.deadline(&self.tx, &self.rtt).map(|(at, _)| at);
         let persist = self.persist.and_then(|persist| persist.at);
         let unanswered = self.is_waiting().then(|| self.unanswered_since() + self.config.unanswered_timeout);
-        let keep_alive = self.last_sent + self.config.keep_alive;
-        let idle = self.last_received + self.idle_timeout();
-        [recovery, persist, unanswered, self.ack.at, self.pace_at, self.abandoned_at(), Some(keep_alive), Some(idle)]
+        let quiet = Some(self.keep_alive_at().min(self.idle_at()));
+        [recovery, persist, unanswered, self.ack.at, self.pace_at, self.abandoned_at(), self.rest_at(), quiet]
             .into_iter()
             .flatten()
             .min()
@@ -48,7 +49,7 @@ impl Connection {
     }
 
     fn handle_established_timeout(&mut self, now: Time) {
-        if now >= self.last_received + self.idle_timeout() {
+        if now >= self.idle_at() {
             return self.close(End::Idle);
         }
         if self.is_waiting() && now >= self.unanswered_since() + self.config.unanswered_timeout {
@@ -66,8 +67,10 @@ impl Connection {
             persist.due = true;
             persist.tries += 1;
         }
-        if now >= self.last_sent + self.config.keep_alive {
+        if now >= self.keep_alive_at() {
             self.ack.now = true;
+        }
+        if self.rest_at().is_some_and(|at| now >= at) {
             self.give_memory_back();
         }
         match self.recovery.deadline(&self.tx, &self.rtt) {
@@ -130,8 +133,27 @@ impl Connection {
         }
     }
 
+    /// The next keep-alive. Whether the peer lives, the path finds out with pings of its own; what a keep-alive finds out is
+    /// whether it still knows this connection. Many connections take turns, spread by their ids, so that those which were
+    /// opened together do not all ask together.
+    fn keep_alive_at(&self) -> Time {
+        let share = KEEP_ALIVE_SHARE.saturating_mul(u32::try_from(self.company.connections).unwrap_or(u32::MAX));
+        let spread = share / 2 + share.saturating_mul(u32::from(self.receive_id)) / (1 << 16);
+        self.last_sent + self.config.keep_alive.max(spread)
+    }
+
+    fn idle_at(&self) -> Time {
+        self.last_received.max(self.company.heard) + self.idle_timeout()
+    }
+
+    /// When the memory of empty buffers goes back; `None` when there is none to give.
+    fn rest_at(&self) -> Option<Time> {
+        let spare = self.tx.has_spare() || self.rx.has_spare();
+        spare.then(|| self.last_sent.max(self.last_received) + REST_AFTER)
+    }
+
     /// Plain peers do not answer keep-alives and send few of their own: they get more time.
-    fn idle_timeout(&self) -> std::time::Duration {
+    fn idle_timeout(&self) -> Duration {
         if self.peer.is_some() {
             self.config.idle_timeout
         } else {
@@ -147,11 +169,20 @@ impl Connection {
     }
 
     fn give_memory_back(&mut self) {
-        self.tx.shrink();
-        self.rx.shrink();
-        self.recovery.shrink();
+        if self.tx.has_spare() {
+            self.tx.shrink();
+            self.recovery.shrink();
+        }
+        if self.rx.has_spare() {
+            self.rx.shrink();
+        }
     }
 }
 
+/// All connections to one peer together send ten keep-alives a second at most: 250 of them still have one every 25 s.
+const KEEP_ALIVE_SHARE: Duration = Duration::from_millis(100);
+/// Buffers that were empty for so long are given back: what asks again after a pause of a second can afford an allocation,
+/// and what does not shall not hold memory for thousands of connections.
+const REST_AFTER: Duration = Duration::from_secs(1);
 /// Full packets that time out this often in a row are presumed too large for the path (RFC 8899 section 4.3).
 const BLACK_HOLE_TIMEOUTS: u32 = 2;
