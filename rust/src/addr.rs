@@ -78,6 +78,39 @@ impl std::error::Error for BadNodeId {}
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RemoteId(pub u64);
 
+/// Where a datagram came from, as uTP needs it before there is a remote: bytes to tell one address from another, and nothing
+/// that can be sent to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Origin([u8; 18]);
+
+impl Origin {
+    /// The same for an IPv4 address in either form.
+    pub fn of(address: SocketAddr) -> Self {
+        let mut bytes = [0; 18];
+        let (ip, port) = bytes.split_at_mut(16);
+        ip.copy_from_slice(&match address.ip() {
+            IpAddr::V4(v4) => v4.to_ipv6_mapped().octets(),
+            IpAddr::V6(v6) => v6.octets(),
+        });
+        port.copy_from_slice(&address.port().to_be_bytes());
+        Self(bytes)
+    }
+
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+
+    /// What a datagram back may measure: IPv6 headers take 20 bytes more than IPv4's.
+    pub fn max_datagram(&self) -> u16 {
+        let ipv6 = !self.0.starts_with(&[0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff]);
+        if ipv6 {
+            1_452
+        } else {
+            u16::MAX
+        }
+    }
+}
+
 /// What two nodes share after a TLS handshake to recognise each other's pings (docs/protocol.md section 2).
 #[derive(Clone, PartialEq, Eq)]
 pub struct PingKeys {
@@ -143,6 +176,15 @@ mod tests {
         text.pop();
         text.push('v');
         assert!(text.parse::<NodeId>().is_err());
+    }
+
+    #[test]
+    fn origins_tell_addresses_apart_and_not_their_forms() {
+        let at = |text: &str| Origin::of(text.parse().unwrap());
+        assert_eq!(at("192.0.2.1:5"), at("[::ffff:192.0.2.1]:5"));
+        assert_ne!(at("192.0.2.1:5"), at("192.0.2.1:6"));
+        assert_ne!(at("192.0.2.1:5"), at("192.0.2.2:5"));
+        assert_eq!((at("192.0.2.1:5").max_datagram(), at("[2001:db8::1]:5").max_datagram()), (u16::MAX, 1_452));
     }
 
     #[test]

@@ -110,13 +110,15 @@ impl Default for UtpConfig {
 pub struct EndpointConfig {
     /// Connections at once, both directions.
     pub max_connections: usize,
-    /// SYNs answered but not yet confirmed, over all remotes; the oldest makes room.
+    /// SYNs remembered until they are confirmed, over all addresses; those beyond it are answered with cookies.
     pub max_half_open: usize,
-    /// The same for one remote.
+    /// The same for one address.
     pub max_half_open_per_remote: usize,
     /// How long an unconfirmed SYN is remembered: as long as the dialler, which is connected once it has our SYN-ACK, goes on
     /// trying to get its first packet through (`unanswered_timeout`). The table is bounded anyway.
     pub half_open_timeout: Duration,
+    /// Connections made by cookie, a second. A guess is right once in 2^14: a million forged packets a second would make 61.
+    pub cookies_per_second: u32,
     /// RESETs sent to unknown connections, a second.
     pub resets_per_second: u32,
     /// Bytes of payload that arrive safely while nobody reads the socket: peers keep no more than that in flight on short paths.
@@ -131,6 +133,7 @@ impl Default for EndpointConfig {
             max_half_open: 1_024,
             max_half_open_per_remote: 256,
             half_open_timeout: Duration::from_secs(30),
+            cookies_per_second: 200,
             resets_per_second: 100,
             receive_burst: None,
         }

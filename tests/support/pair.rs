@@ -5,7 +5,7 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap, HashMap};
 use std::time::Duration;
 
-use keynet::addr::RemoteId;
+use keynet::addr::{Origin, RemoteId};
 use keynet::config::{EndpointConfig, UtpConfig};
 use keynet::time::Time;
 use keynet::utp::{Connection, End, Endpoint, Handle, ReadOutcome, Routed, UtpStats};
@@ -311,7 +311,7 @@ impl Pair {
         let now = self.local_now(host);
         let trust = self.trust;
         let Host { endpoint, connections, apps, handles, template, remote, .. } = &mut self.hosts[host];
-        let handle = match endpoint.handle(now, *remote, datagram, u16::MAX) {
+        let handle = match endpoint.handle(now, *remote, datagram, Origin::default()) {
             Routed::Known(handle, packet) => {
                 if let Some(connection) = connections.get_mut(&handle) {
                     connection.handle_packet(now, &packet);

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use keynet::addr::RemoteId;
+use keynet::addr::{Origin, RemoteId};
 use keynet::config::{EndpointConfig, UtpConfig};
 use keynet::time::Time;
 use keynet::utp::packet::{Capability, Header, Kind, Packet};
@@ -171,7 +171,7 @@ impl Scripted {
     }
 
     pub fn send_raw(&mut self, datagram: &[u8]) {
-        match self.endpoint.handle(self.now, REMOTE, datagram, u16::MAX) {
+        match self.endpoint.handle(self.now, REMOTE, datagram, Origin::default()) {
             Routed::Known(handle, packet) => {
                 if let Some((own, connection)) = self.connection.as_mut() {
                     assert_eq!(*own, handle);

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use super::conn::Conn;
 use super::{NetConfig, NetStats};
-use crate::addr::RemoteId;
+use crate::addr::{Origin, RemoteId};
 use crate::config::UtpConfig;
 use crate::error::{Error, Reason, Result, Stage};
 use crate::path::{sendable, PathTable};
@@ -45,11 +45,12 @@ impl Core {
         let full = |what: &str| Error::new(Reason::TooManyConnections, Stage::Utp, what).with_address(address);
         let remote = self.paths.remote_for(now, address).map_err(|_| full("no room for another remote address"))?;
         let proven = self.paths.rtt_of(remote).is_some();
-        let (handle, utp) =
-            self.endpoint.connect(now, remote, utp, ipv6_cap(address)).map_err(|error| match error {
+        let (handle, utp) = self.endpoint.connect(now, remote, utp, Origin::of(address).max_datagram()).map_err(
+            |error| match error {
                 ConnectError::Full => full("max_connections are open"),
                 ConnectError::NoId => full("every connection id towards this address is taken"),
-            })?;
+            },
+        )?;
         Ok((self.insert(now, handle, utp), proven))
     }
 
@@ -115,15 +116,6 @@ impl Core {
 impl std::fmt::Debug for Core {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Core").field("stats", &self.stats()).finish_non_exhaustive()
-    }
-}
-
-/// What a datagram to this address may measure: IPv6 headers take 20 bytes more than IPv4's.
-pub fn ipv6_cap(address: SocketAddr) -> u16 {
-    if address.is_ipv6() {
-        1_452
-    } else {
-        u16::MAX
     }
 }
 

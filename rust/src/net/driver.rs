@@ -14,17 +14,17 @@ use quinn_udp::RecvMeta;
 use tokio::sync::mpsc;
 
 use super::conn::{Conn, ConnState};
-use super::core::{ipv6_cap, Core};
+use super::core::Core;
 use super::socket::Socket;
 use super::{Inner, NetEvent, PathInfo, UtpStream};
-use crate::addr::{unmapped, RemoteId};
+use crate::addr::{unmapped, Origin, RemoteId};
 use crate::classify::{classify, Kind};
 use crate::error::{Error, Reason, Stage};
-use crate::path::{PathEvent, PingIn, PongIn};
+use crate::path::{sendable, PathEvent, PingIn, PongIn};
 use crate::stun;
 use crate::time::Time;
 use crate::utp::packet::Packet;
-use crate::utp::{Dropped, Endpoint, Routed};
+use crate::utp::{Endpoint, Routed};
 
 /// Runs until [`super::Net::close`]. The socket is its own, so that it closes then, whoever still holds a handle.
 pub async fn run(inner: Arc<Inner>, socket: Socket, accepted: mpsc::Sender<UtpStream>) {
@@ -164,6 +164,9 @@ impl Driver<'_> {
                     let id = [datagram[2], datagram[3]];
                     if sender.as_ref().is_none_or(|sender| sender.id != id) {
                         sender.take().inspect(|before| before.note(now, core, from));
+                        if self.handle_stranger(now, core, from, datagram) {
+                            continue;
+                        }
                         sender = Sender::find(now, core, from, id);
                     }
                     match &mut sender {
@@ -174,6 +177,20 @@ impl Driver<'_> {
             }
         }
         sender.inspect(|sender| sender.note(now, core, from));
+    }
+
+    /// A SYN from an address that nobody is known at costs no entry of the path table. False: it was not that.
+    fn handle_stranger(&mut self, now: Time, core: &mut Core, from: SocketAddr, datagram: &[u8]) -> bool {
+        if core.paths.remote_of(from).is_some() || !sendable(from) {
+            return false;
+        }
+        match core.endpoint.handle_stranger(now, datagram, Origin::of(from)) {
+            None => return false,
+            Some(Routed::Dropped(why)) => core.stats.count(why),
+            Some(_) => {}
+        }
+        self.send_reply(core, from);
+        true
     }
 
     fn handle_stun(&mut self, now: Time, core: &mut Core, from: SocketAddr, datagram: &[u8]) {
@@ -208,7 +225,7 @@ impl Driver<'_> {
         datagram: &'a [u8],
         rest: &mut Peekable<Chunks<'a, u8>>,
     ) {
-        match core.endpoint.handle(now, sender.remote, datagram, ipv6_cap(from)) {
+        match core.endpoint.handle(now, sender.remote, datagram, Origin::of(from)) {
             Routed::Known(handle, packet) => {
                 let Some(conn) = core.find(handle).cloned() else { return };
                 let mut state = conn.lock();
@@ -236,11 +253,7 @@ impl Driver<'_> {
             }
             Routed::Answered => self.send_reply(core, from),
             Routed::Dropped(why) => {
-                match why {
-                    Dropped::Malformed => core.stats.dropped_malformed += 1,
-                    Dropped::Unknown => core.stats.dropped_stray += 1,
-                    Dropped::Full => core.stats.dropped_full += 1,
-                }
+                core.stats.count(why);
                 // a peer whose address has just changed is still unknown here: a RESET would end what is about to move
                 if core.paths.may_reset(now, sender.remote) {
                     self.send_reply(core, from);

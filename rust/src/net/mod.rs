@@ -20,6 +20,7 @@ use crate::addr::{NodeId, PingKeys, RemoteId};
 use crate::config::{EndpointConfig, PathConfig, SocketConfig, UtpConfig};
 use crate::error::{Error, Reason, Result, Stage};
 use crate::path::{PathStats, PunchId};
+use crate::utp::Dropped;
 use clock::Clock;
 use conn::Doorbell;
 use core::Core;
@@ -87,6 +88,16 @@ pub struct NetStats {
     pub connections: usize,
     pub half_open: usize,
     pub paths: PathStats,
+}
+
+impl NetStats {
+    fn count(&mut self, why: Dropped) {
+        match why {
+            Dropped::Malformed => self.dropped_malformed += 1,
+            Dropped::Unknown => self.dropped_stray += 1,
+            Dropped::Full => self.dropped_full += 1,
+        }
+    }
 }
 
 /// A node's socket. Cheap to clone; the last word is [`Net::close`].

@@ -1,7 +1,7 @@
 //! Finds the connection a datagram belongs to, answers SYNs, and turns strangers away. A stranger's SYN costs one row of a
-//! fixed table: the connection is made when a packet shows that our SYN-ACK arrived.
+//! fixed table at most: the connection is made when a packet shows that our SYN-ACK arrived.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,8 +9,9 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
 use super::connection::{Connection, Start};
-use super::packet::{Capability, Header, Kind, Packet};
-use crate::addr::RemoteId;
+use super::half_open::{Greeted, HalfOpen};
+use super::packet::{Capability, Header, Kind, Packet, HEADER_LEN, OFFER_LEN};
+use crate::addr::{Origin, RemoteId};
 use crate::config::{EndpointConfig, UtpConfig};
 use crate::time::Time;
 
@@ -68,13 +69,11 @@ pub struct Endpoint {
     routes: HashMap<(RemoteId, u16), Handle>,
     slots: Vec<Slot>,
     free: Vec<u32>,
-    half_open: HashMap<(RemoteId, u16), HalfOpen>,
-    half_open_of: HashMap<RemoteId, usize>,
-    /// By age: the oldest makes room.
-    half_open_order: BTreeMap<(Time, u64), (RemoteId, u16)>,
-    half_open_count: u64,
-    reply: Option<(RemoteId, Vec<u8>)>,
+    half_open: HalfOpen,
+    reply: Option<Vec<u8>>,
     resets: Allowance,
+    /// Connections made on a cookie's word.
+    by_cookie: Allowance,
 }
 
 #[derive(Debug, Default)]
@@ -85,16 +84,7 @@ struct Slot {
     send_id: u16,
 }
 
-/// A SYN that was answered.
-#[derive(Debug)]
-struct HalfOpen {
-    at: (Time, u64),
-    syn_seq: u16,
-    our_seq: u16,
-    capability: Option<Capability>,
-}
-
-/// How many RESETs may still leave this second.
+/// How many more of something there may be this second.
 #[derive(Debug, Default)]
 struct Allowance {
     since: Time,
@@ -104,19 +94,18 @@ struct Allowance {
 impl Endpoint {
     /// `seed` must be unpredictable: connection ids and first sequence numbers are what a blind forger has to guess.
     pub fn new(config: EndpointConfig, utp: UtpConfig, seed: [u8; 32]) -> Self {
+        let mut rng = StdRng::from_seed(seed);
         Self {
             config,
             utp: Arc::new(utp),
-            rng: StdRng::from_seed(seed),
+            half_open: HalfOpen::new(rng.random()),
+            rng,
             routes: HashMap::new(),
             slots: Vec::new(),
             free: Vec::new(),
-            half_open: HashMap::new(),
-            half_open_of: HashMap::new(),
-            half_open_order: BTreeMap::new(),
-            half_open_count: 0,
             reply: None,
             resets: Allowance::default(),
+            by_cookie: Allowance::default(),
         }
     }
 
@@ -124,7 +113,7 @@ impl Endpoint {
         self.routes.len()
     }
 
-    /// SYNs answered and not confirmed.
+    /// SYNs remembered and not confirmed.
     pub fn half_open(&self) -> usize {
         self.half_open.len()
     }
@@ -148,20 +137,34 @@ impl Endpoint {
         Ok((handle, Connection::dial(now, &start, Arc::new(config.clone()))))
     }
 
-    /// Takes one datagram that was classified as uTP.
-    pub fn handle<'a>(&mut self, now: Time, remote: RemoteId, datagram: &'a [u8], ipv6_cap: u16) -> Routed<'a> {
+    /// Takes one datagram that was classified as uTP. `remote` is reached at `origin`.
+    pub fn handle<'a>(&mut self, now: Time, remote: RemoteId, datagram: &'a [u8], origin: Origin) -> Routed<'a> {
         let Ok(packet) = Packet::parse(datagram) else { return Routed::Dropped(Dropped::Malformed) };
         let id = packet.header.connection_id;
         match packet.header.kind {
-            Kind::Syn => self.handle_syn(now, remote, &packet),
+            // a late copy of a SYN whose connection stands, or a clash: the dialler has or will get another id
+            Kind::Syn if self.knows(remote, id.wrapping_add(1)) => Routed::Dropped(Dropped::Unknown),
+            Kind::Syn => self.handle_syn(now, origin, &packet, datagram.len()),
             Kind::Reset => match self.find_for_reset(remote, id) {
                 Some(handle) => Routed::Known(handle, packet),
                 None => Routed::Dropped(Dropped::Unknown),
             },
             _ => match self.routes.get(&(remote, id)) {
                 Some(&handle) => Routed::Known(handle, packet),
-                None => self.handle_unknown(now, remote, packet, ipv6_cap),
+                None => self.handle_unknown(now, remote, packet, origin),
             },
+        }
+    }
+
+    /// Takes one datagram from an address that nobody is known to be reached at, if it is a SYN: a remote is worth making only
+    /// for whoever confirms the answer. `None`: make one, and [`Endpoint::handle`] knows more.
+    pub fn handle_stranger(&mut self, now: Time, datagram: &[u8], origin: Origin) -> Option<Routed<'static>> {
+        match Packet::parse(datagram) {
+            Ok(packet) if packet.header.kind == Kind::Syn => {
+                Some(self.handle_syn(now, origin, &packet, datagram.len()))
+            }
+            Ok(_) => None,
+            Err(_) => Some(Routed::Dropped(Dropped::Malformed)),
         }
     }
 
@@ -180,11 +183,11 @@ impl Endpoint {
         self.routes.contains_key(&(remote, receive_id))
     }
 
-    /// The datagram that answers the last one handled, if any.
-    pub fn poll_reply(&mut self, out: &mut Vec<u8>) -> Option<RemoteId> {
-        let (remote, reply) = self.reply.take()?;
+    /// The datagram that answers the last one handled, if any: its length. It is never longer than that one.
+    pub fn poll_reply(&mut self, out: &mut Vec<u8>) -> Option<usize> {
+        let reply = self.reply.take()?;
         out.extend_from_slice(&reply);
-        Some(remote)
+        Some(reply.len())
     }
 
     /// The connection is drained.
@@ -200,37 +203,26 @@ impl Endpoint {
     }
 
     pub fn poll_timeout(&self) -> Option<Time> {
-        let (&(at, _), _) = self.half_open_order.first_key_value()?;
-        Some(at + self.config.half_open_timeout)
+        Some(self.half_open.oldest()? + self.config.half_open_timeout)
     }
 
     /// Forgets SYNs that nobody confirmed.
     pub fn handle_timeout(&mut self, now: Time) {
         while self.poll_timeout().is_some_and(|at| now >= at) {
-            self.drop_oldest_half_open();
+            self.half_open.drop_oldest();
         }
     }
 
-    fn handle_syn(&mut self, now: Time, remote: RemoteId, packet: &Packet<'_>) -> Routed<'static> {
+    fn handle_syn(&mut self, now: Time, origin: Origin, packet: &Packet<'_>, size: usize) -> Routed<'static> {
         let id = packet.header.connection_id;
-        let receive_id = id.wrapping_add(1);
-        if self.routes.contains_key(&(remote, receive_id)) {
-            // late copy of a SYN whose connection stands, or a clash; either way the dialler has or will get another
-            return Routed::Dropped(Dropped::Unknown);
-        }
         if self.routes.len() >= self.config.max_connections {
-            self.write_reset(now, remote, packet);
+            self.write_reset(now, packet);
             return Routed::Dropped(Dropped::Full);
         }
-        let known = self.half_open.get(&(remote, id)).filter(|half| half.syn_seq == packet.header.seq);
-        let our_seq = match known {
-            // a repeated SYN-ACK must repeat its number, or data is lost (UTP.md 2.3)
-            Some(half) => half.our_seq,
-            None => match self.remember_syn(now, remote, packet) {
-                Some(our_seq) => our_seq,
-                None => return Routed::Dropped(Dropped::Full),
-            },
-        };
+        // an answer longer than the question would make others pay for a forged address
+        let capability = packet.capability.filter(|_| size >= HEADER_LEN + OFFER_LEN);
+        let fresh = self.rng.random();
+        let greeted = self.half_open.greet(now, &self.config, (origin, id), packet.header.seq, capability, fresh);
         let header = Header {
             kind: Kind::State,
             connection_id: id,
@@ -240,60 +232,53 @@ impl Endpoint {
                 timestamp => (now.as_micros() as u32).wrapping_sub(timestamp),
             },
             window: u32::try_from(self.utp.untrusted_window.min(self.utp.initial_window)).unwrap_or(u32::MAX),
-            seq: our_seq,
+            seq: greeted.our_seq,
             ack: packet.header.seq,
         };
         let mut reply = Vec::with_capacity(64);
-        if packet.capability.is_some() {
+        if greeted.capability.is_some() {
             header.write_with_capability(self.capability(), &mut reply);
         } else {
             header.write(&mut reply);
         }
-        self.reply = Some((remote, reply));
+        self.reply = Some(reply);
         Routed::Answered
     }
 
-    fn remember_syn(&mut self, now: Time, remote: RemoteId, packet: &Packet<'_>) -> Option<u16> {
-        let id = packet.header.connection_id;
-        self.drop_half_open((remote, id));
-        if self.half_open_of.get(&remote).is_some_and(|count| *count >= self.config.max_half_open_per_remote) {
-            return None;
-        }
-        if self.half_open.len() >= self.config.max_half_open {
-            self.drop_oldest_half_open();
-        }
-        self.half_open_count += 1;
-        let at = (now, self.half_open_count);
-        let our_seq = self.rng.random();
-        let half = HalfOpen { at, syn_seq: packet.header.seq, our_seq, capability: packet.capability };
-        self.half_open.insert((remote, id), half);
-        self.half_open_order.insert(at, (remote, id));
-        *self.half_open_of.entry(remote).or_insert(0) += 1;
-        Some(our_seq)
-    }
-
     /// No connection has this id: it confirms a SYN-ACK of ours, or it is astray.
-    fn handle_unknown<'a>(&mut self, now: Time, remote: RemoteId, packet: Packet<'a>, ipv6_cap: u16) -> Routed<'a> {
+    fn handle_unknown<'a>(&mut self, now: Time, remote: RemoteId, packet: Packet<'a>, origin: Origin) -> Routed<'a> {
         let receive_id = packet.header.connection_id;
         let syn_id = receive_id.wrapping_sub(1);
-        let confirmed = self.half_open.get(&(remote, syn_id)).and_then(|half| {
-            // the SYN-ACK consumed no number, so the dialler confirms the one before it
-            (packet.header.ack == half.our_seq.wrapping_sub(1)).then_some((half.syn_seq, half.our_seq, half.capability))
-        });
-        let Some((syn_seq, our_seq, capability)) = confirmed else {
-            self.write_reset(now, remote, &packet);
+        let key = (origin, syn_id);
+        let known = self.half_open.take(&key, &packet);
+        let Some(greeted) = known.or_else(|| self.recognise(now, &key, &packet)) else {
+            // no RESET for a dialler whose cookie is in a packet that was lost or comes later
+            if !self.half_open.has_given_cookies(now) {
+                self.write_reset(now, &packet);
+            }
             return Routed::Dropped(Dropped::Unknown);
         };
-        self.drop_half_open((remote, syn_id));
         if self.routes.len() >= self.config.max_connections {
-            self.write_reset(now, remote, &packet);
+            self.write_reset(now, &packet);
             return Routed::Dropped(Dropped::Full);
         }
-        let own = self.capability();
-        let start = Start { remote, receive_id, send_id: syn_id, first_seq: our_seq, ipv6_cap, capability: own };
+        let start = Start {
+            remote,
+            receive_id,
+            send_id: syn_id,
+            first_seq: greeted.our_seq,
+            ipv6_cap: origin.max_datagram(),
+            capability: self.capability(),
+        };
         let handle = self.insert(remote, receive_id, syn_id);
-        let connection = Connection::accept(now, &start, syn_seq, capability, self.utp.clone());
+        let connection = Connection::accept(now, &start, greeted.syn_seq, greeted.capability, self.utp.clone());
         Routed::New(handle, Box::new(connection), packet)
+    }
+
+    /// Somebody who sends forged packets without end guesses a cookie now and then: so many a second, and not more.
+    fn recognise(&mut self, now: Time, key: &(Origin, u16), packet: &Packet<'_>) -> Option<Greeted> {
+        let greeted = self.half_open.recognise(now, key, packet)?;
+        self.by_cookie.take(now, self.config.cookies_per_second).then_some(greeted)
     }
 
     /// What we say of ourselves.
@@ -311,7 +296,7 @@ impl Endpoint {
     }
 
     /// Says that there is no such connection, at most so often; never in answer to RESET.
-    fn write_reset(&mut self, now: Time, remote: RemoteId, packet: &Packet<'_>) {
+    fn write_reset(&mut self, now: Time, packet: &Packet<'_>) {
         if packet.header.kind == Kind::Reset || !self.resets.take(now, self.config.resets_per_second) {
             return;
         }
@@ -327,7 +312,7 @@ impl Endpoint {
         };
         let mut reply = Vec::with_capacity(20);
         header.write(&mut reply);
-        self.reply = Some((remote, reply));
+        self.reply = Some(reply);
     }
 
     fn free_id(&mut self, remote: RemoteId) -> Option<u16> {
@@ -349,23 +334,6 @@ impl Endpoint {
         let handle = Handle { slot, generation: entry.generation };
         self.routes.insert((remote, receive_id), handle);
         handle
-    }
-
-    fn drop_oldest_half_open(&mut self) {
-        if let Some((_, key)) = self.half_open_order.pop_first() {
-            self.drop_half_open(key);
-        }
-    }
-
-    fn drop_half_open(&mut self, key: (RemoteId, u16)) {
-        let Some(half) = self.half_open.remove(&key) else { return };
-        self.half_open_order.remove(&half.at);
-        if let Some(count) = self.half_open_of.get_mut(&key.0) {
-            *count -= 1;
-            if *count == 0 {
-                self.half_open_of.remove(&key.0);
-            }
-        }
     }
 }
 

@@ -7,6 +7,7 @@
 pub mod congestion;
 mod connection;
 mod endpoint;
+mod half_open;
 pub mod mtu;
 pub mod pacing;
 pub mod packet;

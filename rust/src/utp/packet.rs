@@ -252,6 +252,8 @@ const EXT_PADDING: u8 = 0x4E;
 const CAPABILITY: [u8; 3] = [b'k', b'n', 1];
 /// So that one byte reaches from the smallest of socket buffers to 4 MiB, beyond which nothing is gained.
 const BURST_UNIT: usize = 16 << 10;
+/// Bytes that the capability adds to SYN and SYN-ACK: an id-2 link and its own of 4 bytes.
+pub const OFFER_LEN: usize = 2 + 8 + 2 + 4;
 /// What one extension link holds: 60 x 4 = 240 of 255 bytes.
 pub const MAX_RANGES: usize = 60;
 /// One id-2 link and one empty padding link.
@@ -285,6 +287,7 @@ mod tests {
     fn the_capability_follows_an_id_2_link() {
         let mut out = Vec::new();
         header(Kind::Syn).write_with_capability(Capability::new(Some(100_000)), &mut out);
+        assert_eq!(out.len(), HEADER_LEN + OFFER_LEN);
         assert_eq!(out[1], 2, "libutp drops packets whose first extension id is 3 or more");
         assert_eq!(&out[20..22], [0x4B, 8]);
         let packet = Packet::parse(&out).unwrap();

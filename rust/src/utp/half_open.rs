@@ -1,0 +1,247 @@
+//! SYNs that were answered and not yet confirmed: a fixed table, and SYN cookies (RFC 4987 section 3.6) for those that find it
+//! full. A cookie is the SYN-ACK's own sequence number, so whoever repeats it receives what is sent to its address; nothing is
+//! remembered meanwhile.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fmt;
+use std::time::Duration;
+
+use aws_lc_rs::hmac;
+
+use super::packet::{Capability, Packet};
+use crate::addr::Origin;
+use crate::config::EndpointConfig;
+use crate::time::Time;
+
+/// What a confirmed SYN said, and how it was answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Greeted {
+    pub syn_seq: u16,
+    pub our_seq: u16,
+    /// What the dialler said of itself.
+    pub capability: Option<Capability>,
+}
+
+/// Who sent a SYN, and its connection id.
+type Key = (Origin, u16);
+
+/// The table and the cookies.
+#[derive(Debug)]
+pub struct HalfOpen {
+    rows: HashMap<Key, Row>,
+    of: HashMap<Origin, usize>,
+    /// By age: the oldest times out first.
+    order: BTreeMap<(Time, u64), Key>,
+    made: u64,
+    secret: Secret,
+    /// When the last cookie was given out.
+    cookie_at: Option<Time>,
+}
+
+#[derive(Debug)]
+struct Row {
+    at: (Time, u64),
+    greeted: Greeted,
+}
+
+struct Secret(hmac::Key);
+
+impl HalfOpen {
+    /// `secret` must be unpredictable: cookies are made with it.
+    pub fn new(secret: [u8; 32]) -> Self {
+        Self {
+            rows: HashMap::new(),
+            of: HashMap::new(),
+            order: BTreeMap::new(),
+            made: 0,
+            secret: Secret(hmac::Key::new(hmac::HMAC_SHA256, &secret)),
+            cookie_at: None,
+        }
+    }
+
+    pub fn len(&self) -> usize {
+        self.rows.len()
+    }
+
+    /// Answers a SYN: with the number it was answered with before (or data is lost: UTP.md 2.3), with `fresh` if there is room
+    /// in the table, with a cookie otherwise.
+    pub fn greet(
+        &mut self,
+        now: Time,
+        config: &EndpointConfig,
+        key: Key,
+        syn_seq: u16,
+        capability: Option<Capability>,
+        fresh: u16,
+    ) -> Greeted {
+        if let Some(row) = self.rows.get(&key).filter(|row| row.greeted.syn_seq == syn_seq) {
+            return row.greeted;
+        }
+        self.remove(&key);
+        let held = self.of.get(&key.0).copied().unwrap_or(0);
+        if self.rows.len() >= config.max_half_open || held >= config.max_half_open_per_remote {
+            self.cookie_at = Some(now);
+            let our_seq = self.cookie(slot(now), &key, syn_seq, capability.is_some());
+            return Greeted { syn_seq, our_seq, capability };
+        }
+        self.made += 1;
+        let at = (now, self.made);
+        let greeted = Greeted { syn_seq, our_seq: fresh, capability };
+        self.rows.insert(key, Row { at, greeted });
+        self.order.insert(at, key);
+        *self.of.entry(key.0).or_insert(0) += 1;
+        greeted
+    }
+
+    /// The SYN that this packet confirms, from the table: the SYN-ACK consumed no number, so it acknowledges the one before.
+    pub fn take(&mut self, key: &Key, packet: &Packet<'_>) -> Option<Greeted> {
+        let greeted = self.rows.get(key)?.greeted;
+        (packet.header.ack == greeted.our_seq.wrapping_sub(1)).then(|| self.remove(key))?;
+        Some(greeted)
+    }
+
+    /// The same by cookie. Only the first packet after the SYN has the SYN's number in it; those behind it are sent again.
+    pub fn recognise(&self, now: Time, key: &Key, packet: &Packet<'_>) -> Option<Greeted> {
+        if !self.has_given_cookies(now) {
+            return None;
+        }
+        let syn_seq = packet.header.seq.wrapping_sub(1);
+        let our_seq = packet.header.ack.wrapping_add(1);
+        let slots = [Some(slot(now)), slot(now).checked_sub(1)];
+        let mut candidates = slots.into_iter().flatten().flat_map(|slot| [(slot, true), (slot, false)]);
+        let (_, capable) = candidates.find(|(slot, capable)| self.cookie(*slot, key, syn_seq, *capable) == our_seq)?;
+        // what else the capability said did not fit
+        Some(Greeted { syn_seq, our_seq, capability: capable.then(|| Capability::new(None)) })
+    }
+
+    /// A packet that nobody knows may belong to a dialler that was given a cookie.
+    pub fn has_given_cookies(&self, now: Time) -> bool {
+        self.cookie_at.is_some_and(|at| slot(now) - slot(at).min(slot(now)) <= 1)
+    }
+
+    /// When the oldest row was made.
+    pub fn oldest(&self) -> Option<Time> {
+        self.order.first_key_value().map(|(&(at, _), _)| at)
+    }
+
+    pub fn drop_oldest(&mut self) {
+        if let Some((_, key)) = self.order.first_key_value().map(|(at, key)| (*at, *key)) {
+            self.remove(&key);
+        }
+    }
+
+    fn remove(&mut self, key: &Key) {
+        let Some(row) = self.rows.remove(key) else { return };
+        self.order.remove(&row.at);
+        if let Some(count) = self.of.get_mut(&key.0) {
+            *count -= 1;
+            if *count == 0 {
+                self.of.remove(&key.0);
+            }
+        }
+    }
+
+    fn cookie(&self, slot: u64, (origin, id): &Key, syn_seq: u16, capable: bool) -> u16 {
+        let mut context = hmac::Context::with_key(&self.secret.0);
+        context.update(&slot.to_be_bytes());
+        context.update(origin.as_bytes());
+        context.update(&id.to_be_bytes());
+        context.update(&syn_seq.to_be_bytes());
+        context.update(&[capable.into()]);
+        match context.sign().as_ref() {
+            [high, low, ..] => u16::from_be_bytes([*high, *low]),
+            _ => 0,
+        }
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secret")
+    }
+}
+
+fn slot(now: Time) -> u64 {
+    now.since(Time::ZERO).as_secs() / SLOT.as_secs()
+}
+
+/// A cookie is good in the slot it was made in and in the next one: for 32 to 64 s. A dialler goes on for `unanswered_timeout` =
+/// 30 s with what it was told.
+const SLOT: Duration = Duration::from_secs(32);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::utp::packet::{Header, Kind, Sack};
+
+    fn config() -> EndpointConfig {
+        EndpointConfig { max_half_open: 0, ..EndpointConfig::default() }
+    }
+
+    fn origin(text: &str) -> Origin {
+        Origin::of(text.parse().unwrap())
+    }
+
+    fn first(greeted: &Greeted) -> Packet<'static> {
+        let header = Header {
+            kind: Kind::Data,
+            connection_id: 8,
+            timestamp: 1,
+            timestamp_difference: 0,
+            window: 0,
+            seq: greeted.syn_seq.wrapping_add(1),
+            ack: greeted.our_seq.wrapping_sub(1),
+        };
+        Packet { header, sack: Sack::None, capability: None, payload: b"x" }
+    }
+
+    #[test]
+    fn a_cookie_is_good_for_one_slot_and_the_next() {
+        for (given, good, bad) in [(0, 63, 64), (31, 63, 64), (32, 95, 96), (1_000_000, 1_000_031, 1_000_100)] {
+            let at = |seconds: u64| Time::from_millis(seconds * 1_000);
+            let mut table = HalfOpen::new([1; 32]);
+            let key = (origin("192.0.2.1:7"), 7);
+            for capability in [None, Some(Capability::new(None))] {
+                let greeted = table.greet(at(given), &config(), key, 65_535, capability, 5);
+                assert_eq!(table.recognise(at(given), &key, &first(&greeted)), Some(greeted));
+                assert_eq!(table.recognise(at(good), &key, &first(&greeted)), Some(greeted), "{given} {good}");
+                assert_eq!(table.recognise(at(bad), &key, &first(&greeted)), None, "{given} {bad}");
+            }
+            assert_eq!(table.len(), 0);
+        }
+    }
+
+    /// One packet in 2^14 is a lucky guess: 16 bits, two slots, with and without the capability.
+    #[test]
+    fn a_cookie_is_bound_to_everything_that_the_syn_said() {
+        let mut table = HalfOpen::new([1; 32]);
+        let now = Time::from_millis(100_000);
+        let (mut guessed, mut guesses) = (0, 0);
+        for n in 0..4_000u16 {
+            let key = (origin("192.0.2.1:7"), n);
+            let greeted = table.greet(now, &config(), key, n, None, 0);
+            let mut others =
+                vec![(origin("192.0.2.1:8"), n), (origin("192.0.2.2:7"), n), (origin("[2001:db8::1]:7"), n)];
+            others.push((key.0, n.wrapping_add(1)));
+            guessed += others.iter().filter(|key| table.recognise(now, key, &first(&greeted)).is_some()).count();
+            let mut packet = first(&greeted);
+            packet.header.seq = packet.header.seq.wrapping_add(1);
+            guessed += usize::from(table.recognise(now, &key, &packet).is_some());
+            guessed += usize::from(HalfOpen::new([2; 32]).recognise(now, &key, &first(&greeted)).is_some());
+            guesses += 6;
+        }
+        assert!(guessed < 10, "{guessed} of {guesses}, not one in 16,384");
+    }
+
+    #[test]
+    fn no_cookie_is_good_when_none_was_given() {
+        let mut table = HalfOpen::new([1; 32]);
+        let now = Time::from_millis(100_000);
+        let key = (origin("192.0.2.1:7"), 7);
+        let our_seq = table.cookie(slot(now), &key, 3, false);
+        let forged = Greeted { syn_seq: 3, our_seq, capability: None };
+        assert_eq!(table.recognise(now, &key, &first(&forged)), None);
+        table.greet(now, &config(), (origin("192.0.2.9:9"), 9), 1, None, 0);
+        assert_eq!(table.recognise(now, &key, &first(&forged)), Some(forged));
+    }
+}
