@@ -131,26 +131,25 @@ impl App {
 #[derive(Clone, Copy, Debug)]
 pub struct Clock {
     pub offset: Duration,
-    /// Parts per million that it runs fast.
-    pub fast: u64,
+    /// Parts per million that it runs fast, or slow.
+    pub fast: i64,
 }
 
 impl Clock {
+    /// Nanoseconds of its own for 1,000,000 of true ones.
+    fn pace(&self) -> u128 {
+        u128::from(1_000_000u64.saturating_add_signed(self.fast))
+    }
+
     fn local(&self, now: Time) -> Time {
-        now + self.offset
-            + Duration::from_nanos((u128::from(now.as_nanos()) * u128::from(self.fast) / 1_000_000) as u64)
+        let nanos = u128::from(now.as_nanos()) * self.pace() / 1_000_000;
+        Time::ZERO + self.offset + Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))
     }
 
     /// The first true moment at which this clock shows `local`.
     fn global(&self, local: Time) -> Time {
         let since = local.since(Time::ZERO + self.offset).as_nanos();
-        let nanos = (since * 1_000_000).div_ceil(1_000_000 + u128::from(self.fast));
-        let guess = Time::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX));
-        if self.local(guess) < local {
-            guess + Duration::from_nanos(1)
-        } else {
-            guess
-        }
+        Time::from_nanos(u64::try_from((since * 1_000_000).div_ceil(self.pace())).unwrap_or(u64::MAX))
     }
 }
 

@@ -1,4 +1,5 @@
-//! The one place that reads the monotonic clock.
+//! The one place that reads the monotonic clock: it never goes back, whoever sets the time of day, and stands still while the
+//! machine sleeps.
 
 use std::time::{Duration, Instant};
 
