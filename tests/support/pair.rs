@@ -178,8 +178,9 @@ pub struct Pair {
     pub trust: bool,
     /// As many connections lead to the peer as far as the connections know, and it gives signs of life all the time.
     pub company: Option<usize>,
-    arrivals: BinaryHeap<Reverse<(Time, u64, usize)>>,
-    bodies: HashMap<u64, Vec<u8>>,
+    arrivals: BinaryHeap<Reverse<(Time, u64)>>,
+    /// Where they go, by the order of sending.
+    bodies: BTreeMap<u64, (usize, Vec<u8>)>,
     next_body: u64,
     buffer: Vec<u8>,
     steps_at_once: u32,
@@ -209,7 +210,7 @@ impl Pair {
             trust: true,
             company: None,
             arrivals: BinaryHeap::new(),
-            bodies: HashMap::new(),
+            bodies: BTreeMap::new(),
             next_body: 0,
             buffer: vec![0; 256 << 10],
             steps_at_once: 0,
@@ -300,13 +301,25 @@ impl Pair {
         self.datagrams += 1;
         let Self { links, arrivals, bodies, next_body, now, .. } = self;
         links[from].send(*now, datagram, may_fragment, |at, body| {
-            bodies.insert(*next_body, body);
-            arrivals.push(Reverse((at, *next_body, to)));
+            bodies.insert(*next_body, (to, body));
+            arrivals.push(Reverse((at, *next_body)));
             *next_body += 1;
         });
     }
 
-    fn arrive(&mut self, host: usize, datagram: &[u8]) {
+    /// How many datagrams are under way.
+    pub fn under_way(&self) -> usize {
+        self.bodies.len()
+    }
+
+    /// Takes the `n`-th datagram under way off the path, by the order of sending: which host it is for, and its bytes.
+    pub fn intercept(&mut self, n: usize) -> Option<(usize, Vec<u8>)> {
+        let body = *self.bodies.keys().nth(n)?;
+        self.bodies.remove(&body)
+    }
+
+    /// A datagram arrives now, wherever it comes from.
+    pub fn arrive(&mut self, host: usize, datagram: &[u8]) {
         let now = self.local_now(host);
         let trust = self.trust;
         let Host { endpoint, connections, apps, handles, template, remote, .. } = &mut self.hosts[host];
@@ -341,7 +354,7 @@ impl Pair {
 
     /// When something happens next.
     pub fn next(&self) -> Option<Time> {
-        let arrival = self.arrivals.peek().map(|Reverse((at, _, _))| *at);
+        let arrival = self.arrivals.peek().map(|Reverse((at, _))| *at);
         let timers = self.hosts.iter().flat_map(|host| {
             let connections = host.connections.values().filter_map(|connection| connection.poll_timeout());
             connections.chain(host.endpoint.poll_timeout()).map(|at| host.clock.global(at))
@@ -359,13 +372,15 @@ impl Pair {
             self.hosts[0].connections
         );
         self.now = at;
-        while let Some(Reverse((due, body, host))) = self.arrivals.peek().copied() {
+        while let Some(Reverse((due, body))) = self.arrivals.peek().copied() {
             if due > at {
                 break;
             }
             self.arrivals.pop();
-            let datagram = self.bodies.remove(&body).expect("bodies of arrivals are kept");
-            self.arrive(host, &datagram);
+            // unless it was delivered out of turn
+            if let Some((host, datagram)) = self.bodies.remove(&body) {
+                self.arrive(host, &datagram);
+            }
         }
         for host in [A, B] {
             let now = self.local_now(host);
