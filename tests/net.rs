@@ -256,3 +256,33 @@ async fn dials_and_punches_that_race_with_close_all_end() {
         }
     }
 }
+
+/// librqbit's flush waits until everything is confirmed: a round trip and a delayed ack for each message.
+#[tokio::test]
+async fn a_flush_does_not_wait_for_acks() {
+    for at in LOOPBACKS {
+        let (a, _incoming) = bind(at);
+        let peer = std::net::UdpSocket::bind(at).unwrap();
+        let address = peer.local_addr().unwrap();
+        // takes the connection, and confirms nothing after that
+        let answer = std::thread::spawn(move || {
+            let mut datagram = [0; 2_000];
+            peer.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+            loop {
+                let (_, from) = peer.recv_from(&mut datagram).unwrap();
+                if datagram[0] == 0x41 {
+                    let mut state = datagram[..20].to_vec();
+                    (state[0], state[1]) = (0x21, 0);
+                    state.copy_within(16..18, 18);
+                    peer.send_to(&state, from).unwrap();
+                    return peer;
+                }
+            }
+        });
+        let mut stream = a.connect(address, UtpConfig::default()).await.unwrap();
+        let _silent = answer.join().unwrap();
+        stream.write_all(b"one message").await.unwrap();
+        stream.flush().await.unwrap();
+        assert_eq!((stream.stats().bytes_out, stream.failure()), (0, None), "nothing was confirmed");
+    }
+}

@@ -91,6 +91,12 @@ impl Scripted {
         answer
     }
 
+    /// A late copy of the SYN.
+    pub fn dial_again(&mut self, seq: u16) {
+        let syn = Header { connection_id: 500, seq, ack: 0, ..self.header(Kind::Syn) };
+        self.send_header(&syn, &[]);
+    }
+
     /// The endpoint dials, the peer answers with a SYN-ACK of this number.
     pub fn dialled(utp: &UtpConfig, seq: u16) -> Self {
         let mut it = Self::new(utp);

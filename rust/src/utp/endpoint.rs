@@ -317,10 +317,10 @@ impl Endpoint {
 
     fn free_id(&mut self, remote: RemoteId) -> Option<u16> {
         let first: u16 = self.rng.random();
-        // both ids of the pair must be free on our side: the peer's connections to us use them too
-        (0..=u16::MAX).map(|step| first.wrapping_add(step.wrapping_mul(2))).take(32_768).find(|id| {
-            !self.routes.contains_key(&(remote, *id)) && !self.routes.contains_key(&(remote, id.wrapping_add(1)))
-        })
+        // neither id of the pair is one of another connection's, in either direction: a RESET may carry any of them
+        let is_free = |id| self.find_for_reset(remote, id).is_none();
+        let mut all = (0..32_768).map(|step: u16| first.wrapping_add(step.wrapping_mul(2)));
+        all.find(|id| is_free(*id) && is_free(id.wrapping_add(1)))
     }
 
     fn insert(&mut self, remote: RemoteId, receive_id: u16, send_id: u16) -> Handle {
