@@ -115,8 +115,7 @@ impl Connection {
         let acked = self.recovery.handle_ack(now, &mut self.tx, &self.rtt, end, ranges);
         let advanced = self.tx.una() > una;
         if end >= una {
-            self.last_window = now;
-            self.note_window(u64::from(header.window));
+            self.note_window(now, u64::from(header.window));
         }
         let mut losses = Losses::default();
         // keynet peers report every hole; and repeated SYN-ACKs, which look like duplicates, come before the first delivery
@@ -189,7 +188,10 @@ impl Connection {
         });
     }
 
-    fn note_window(&mut self, window: u64) {
+    fn note_window(&mut self, now: Time, window: u64) {
+        if window == 0 {
+            self.last_full = now;
+        }
         self.peer_window = window;
         if window >= u64::from(self.max_payload()) {
             self.persist = None;

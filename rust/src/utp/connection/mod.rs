@@ -145,8 +145,8 @@ pub struct Connection {
     company: Company,
     /// When the oldest unconfirmed packet last made progress.
     last_progress: Time,
-    /// When the peer last told its window.
-    last_window: Time,
+    /// When the peer last said that it has no room at all.
+    last_full: Time,
     /// Timeouts in a row of full packets only, for black-hole detection.
     full_timeouts: u32,
     /// The application has let go of it: how long to wait for the peer's end, once ours has arrived.
@@ -266,7 +266,7 @@ impl Connection {
             last_sent: now,
             company: Company { heard: now, connections: 1 },
             last_progress: now,
-            last_window: now,
+            last_full: now,
             full_timeouts: 0,
             detached: None,
             wakes: Wakes::default(),

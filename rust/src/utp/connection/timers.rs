@@ -124,13 +124,9 @@ impl Connection {
     }
 
     /// A peer that says it has no room is answering, as long as it says so and acknowledges what it did before: one whose
-    /// acks have gone back (it forgot, or it lies) is not.
+    /// acks have gone back (it forgot, or it lies) is not. When it has room again, what it had none for takes its time.
     fn unanswered_since(&self) -> Time {
-        if self.peer_window == 0 {
-            self.last_progress.max(self.last_window)
-        } else {
-            self.last_progress
-        }
+        self.last_progress.max(self.last_full)
     }
 
     /// The next keep-alive. Whether the peer lives, the path finds out with pings of its own; what a keep-alive finds out is
