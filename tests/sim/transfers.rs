@@ -250,3 +250,22 @@ fn a_stream_that_is_never_trusted_arrives() {
     });
     assert_eq!(pair.app(B, 0).read, 2 << 20);
 }
+
+/// 64 MiB where one packet in twenty is lost, and where one in a hundred is and others overtake each other: all of it arrives, in the
+/// time that the controller takes, and hardly anything is sent again but what was lost.
+#[test]
+fn large_transfers_under_heavy_loss() {
+    for (n, kind) in (0..).zip(KINDS) {
+        let path = LinkConfig::path(100, ms(20), 2.0);
+        let reordered = LinkConfig { reorder: 0.05, reorder_by: ms(4), ..path.clone().losing(0.01) };
+        for (seed, link) in [(0xF00 + n, path.losing(0.05)), (0xF10 + n, reordered)] {
+            let pair = transfer(seed, &config(kind), link, 64 << 20, 0, ms(3_600_000));
+            let stats = pair.stats(A, 0);
+            let needless = stats.resent.saturating_sub(pair.links[A].dropped);
+            assert!(
+                needless < stats.packets_out / 100,
+                "{kind:?} sent {needless} packets again for nothing: {stats:?}"
+            );
+        }
+    }
+}
