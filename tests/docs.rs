@@ -39,6 +39,27 @@ fn every_exit_code_is_in_operations_md() {
 }
 
 #[test]
+fn every_bug_of_others_has_its_tests() {
+    let document = fs::read_to_string(checkout().join("CONTRIBUTING.md")).unwrap();
+    let section = document.split_once("## Bugs of other").unwrap().1.split_once("\n## ").unwrap().0;
+    let tests = section.lines().filter_map(|line| line.strip_prefix("| ")?.strip_suffix(" |")?.rsplit_once(" | "));
+    let names: Vec<&str> = tests.flat_map(|(_, tests)| tests.split('`').skip(1).step_by(2)).collect();
+    let (mut sources, mut folders) = (String::new(), vec![checkout().join("tests"), checkout().join("rust/src")]);
+    while let Some(folder) = folders.pop() {
+        for path in fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()) {
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                sources += &fs::read_to_string(path).unwrap();
+            }
+        }
+    }
+    let missing: Vec<_> = names.iter().filter(|name| !sources.contains(&format!("fn {name}()"))).collect();
+    assert!(missing.is_empty(), "CONTRIBUTING.md names tests that are not there: {missing:?}");
+    assert!(names.len() > 30, "found only {} names: is the reader of the table broken?", names.len());
+}
+
+#[test]
 fn every_relative_link_leads_somewhere() {
     let mut links = 0;
     let mut dead = Vec::new();
