@@ -2,8 +2,8 @@
 also with TLS.
 
 Commands are 9 bytes, a letter and a big-endian count: D sends so many bytes, U takes them and answers with
-one, B does both at once, E takes them and sends them back. `load_server.py PEM`: key and certificate, trusted for clients too.
-Prints its ports as JSON; ends with its standard input.
+one, B does both at once, E takes them and sends them back. `load_server.py PEM`: key and certificate, trusted
+for clients too. Prints its ports as JSON; ends with its standard input.
 """
 
 from __future__ import annotations
