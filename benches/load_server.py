@@ -2,8 +2,8 @@
 also with TLS.
 
 Commands are 9 bytes, a letter and a big-endian count: D sends so many bytes, U takes them and answers with
-one, E takes them and sends them back. `load_server.py PEM`: key and certificate, trusted for clients too.
-Prints its ports as JSON; ends with its standard input.
+one, B does both at once, E takes them and sends them back. `load_server.py PEM`: key and certificate, trusted
+for clients too. Prints its ports as JSON; ends with its standard input.
 """
 
 from __future__ import annotations
@@ -82,6 +82,12 @@ def serve(connection: socket.socket, tls: ssl.SSLContext | None) -> None:
                 send(connection, size, source)
             elif command[:1] == b"U":
                 receive(connection, size, buffer)
+                connection.sendall(b"!")
+            elif command[:1] == b"B":
+                sending = threading.Thread(target=send, args=(connection, size, source))
+                sending.start()
+                receive(connection, size, buffer)
+                sending.join()
                 connection.sendall(b"!")
             else:
                 connection.sendall(exactly(connection, size))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
 import time
 
 import pytest
@@ -44,6 +46,36 @@ def test_throughput(measurements, replayed, direction: str):
     workload = f"throughput {direction}"
     measurements.take(workload, "Gbit/s", gigabits, sample)
     replayed(workload)
+
+
+def test_both_ways(measurements, replayed):
+    """Both directions at full load, from the first byte to the last: their sum.
+
+    Python's TLS is not to be read and written by two threads at once, so that row has a connection for each direction.
+    """
+
+    def sample(row: Row) -> float:
+        size = BULK[row.name] // (32 if measurements.quick else 1) // 2
+        with contextlib.ExitStack() as stack:
+            down = stack.enter_context(row.connect())
+            up = stack.enter_context(row.connect()) if row.pem else down
+            for connection in (down, up):
+                connection.sendall(b"E" + (1).to_bytes(8, "big") + b"w")
+                exactly(connection, 1)
+            count = size.to_bytes(8, "big")
+            start = time.perf_counter()
+            if row.pem:
+                down.sendall(b"D" + count)
+            up.sendall((b"U" if row.pem else b"B") + count)
+            sending = threading.Thread(target=send, args=(up, size, SOURCE))
+            sending.start()
+            receive(down, size, BUFFER)
+            sending.join()
+            exactly(up, 1)
+            return (time.perf_counter() - start) * GIB / (2 * size)
+
+    measurements.take("throughput both ways", "Gbit/s", gigabits, sample)
+    replayed("throughput both ways")
 
 
 def test_connect(measurements, replayed):

@@ -7,6 +7,7 @@ use keynet::config::{ControllerKind, PathConfig, SocketConfig, UtpConfig};
 use keynet::error::Reason;
 use keynet::net::{Incoming, Net, NetConfig, UtpStream};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::task::JoinSet;
 
 const LOOPBACKS: [&str; 2] = ["127.0.0.1:0", "[::1]:0"];
 
@@ -190,6 +191,45 @@ async fn wait_until(mut condition: impl FnMut() -> bool) {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     panic!("waited 20 s in vain");
+}
+
+/// More than may send in bulk at a time, and before them as many whose readers do not read: those hold nobody up.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_in_bulk_all_finish_though_others_stand_still() {
+    const MANY: usize = 40;
+    let ((a, _), (b, mut incoming)) = (bind("127.0.0.1:0"), bind("127.0.0.1:0"));
+    let (mut still, mut writers, mut readers) = (Vec::new(), JoinSet::new(), JoinSet::new());
+    for n in 0..2 * MANY {
+        let (dialled, accepted) = tokio::join!(a.connect(b.local_address(), UtpConfig::default()), incoming.accept());
+        let (mut dialled, mut accepted) = (dialled.unwrap(), accepted.unwrap());
+        accepted.trust();
+        let data = pattern(3 << 20);
+        if n < MANY {
+            still.push(accepted);
+            writers.spawn(async move { dialled.write_all(&data).await.map(|()| dialled).ok() });
+            continue;
+        }
+        writers.spawn(async move {
+            dialled.write_all(&data).await.unwrap();
+            dialled.shutdown().await.unwrap();
+            Some(dialled)
+        });
+        readers.spawn(async move {
+            let mut got = Vec::new();
+            accepted.read_to_end(&mut got).await.unwrap();
+            assert!(got == pattern(3 << 20));
+        });
+        if n == MANY {
+            // their windows are full: a mebibyte each
+            wait_until(|| b.stats().bytes_in >= (MANY as u64) << 20).await;
+        }
+    }
+    while let Some(read) = readers.join_next().await {
+        read.unwrap();
+    }
+    drop(still);
+    a.close().await;
+    while writers.join_next().await.is_some() {}
 }
 
 /// Each would send one every 50 ms on its own, and the path's pings are enough to see that the peer lives.

@@ -8,7 +8,7 @@ use tokio::sync::Notify;
 use crate::addr::RemoteId;
 use crate::error::Reason;
 use crate::time::Time;
-use crate::utp::{Connection, End, Handle, Wakes};
+use crate::utp::{Connection, End, Handle, Turn, Wakes};
 
 /// One connection; the driver and its [`super::UtpStream`] hold it.
 #[derive(Debug)]
@@ -25,6 +25,7 @@ pub struct ConnState {
     pub writer: Option<Waker>,
     /// In the driver's list of connections to look at.
     pub queued: bool,
+    pub turn: Turn,
     /// The earliest entry of this connection in the driver's timers.
     pub timer: Option<Time>,
     /// Why it broke, when the reason is not the state machine's.
@@ -34,7 +35,15 @@ pub struct ConnState {
 impl Conn {
     pub fn new(handle: Handle, utp: Connection) -> Self {
         let remote = utp.remote();
-        let state = ConnState { utp, reader: None, writer: None, queued: false, timer: None, failure: None };
+        let state = ConnState {
+            utp,
+            reader: None,
+            writer: None,
+            queued: false,
+            turn: Turn::RESTED,
+            timer: None,
+            failure: None,
+        };
         Self { handle, remote, state: Mutex::new(state) }
     }
 

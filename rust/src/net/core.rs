@@ -2,23 +2,26 @@
 //! one batch at a time; `Net` holds it to start things.
 
 use std::cmp::Reverse;
-use std::collections::BinaryHeap;
+use std::collections::hash_map::Entry;
+use std::collections::{BinaryHeap, HashMap};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
-use super::conn::Conn;
+use super::conn::{Conn, ConnState};
 use super::{NetConfig, NetStats};
 use crate::addr::{Origin, RemoteId};
 use crate::config::UtpConfig;
 use crate::error::{Error, Reason, Result, Stage};
 use crate::path::{sendable, PathTable};
 use crate::time::Time;
-use crate::utp::{ConnectError, Connection, Endpoint, Handle};
+use crate::utp::{ConnectError, Connection, Endpoint, Handle, Turn, Turns};
 
 pub struct Core {
     pub endpoint: Endpoint,
     pub paths: PathTable,
     conns: Vec<Option<Arc<Conn>>>,
+    /// Of remotes to which somebody sends in bulk.
+    turns: HashMap<RemoteId, Turns>,
     /// One live entry for each connection at most; stale ones are skipped.
     pub timers: BinaryHeap<Reverse<(Time, Handle)>>,
     pub stats: NetStats,
@@ -30,6 +33,7 @@ impl Core {
             endpoint: Endpoint::new(config.endpoint, config.utp, seed()?),
             paths: PathTable::new(config.path, seed()?),
             conns: Vec::new(),
+            turns: HashMap::new(),
             timers: BinaryHeap::new(),
             stats: NetStats::default(),
         })
@@ -73,8 +77,44 @@ impl Core {
             if let Some(conn) = slot.take_if(|conn| conn.handle == handle) {
                 self.endpoint.forget(handle);
                 self.paths.release(now, conn.remote);
+                if let Entry::Occupied(mut turns) = self.turns.entry(conn.remote) {
+                    turns.get_mut().forget(handle, conn.lock().turn);
+                    if turns.get().is_empty() {
+                        turns.remove();
+                    }
+                }
             }
         }
+    }
+
+    /// Says how much `conn` may send now, where others send to the same remote as well.
+    pub fn take_turn(&mut self, conn: &Conn, state: &mut ConnState) {
+        let load = state.utp.load();
+        let small = matches!(state.turn, Turn::Free { left } if left > 0);
+        let sharing = if small && !self.turns.contains_key(&conn.remote) {
+            state.turn = if load.unsent || load.in_flight > 0 { state.turn } else { Turn::RESTED };
+            1
+        } else {
+            let turns = self.turns.entry(conn.remote).or_default();
+            state.turn = turns.step(conn.handle, state.turn, &load);
+            turns.sharing()
+        };
+        state.utp.set_share(state.turn.allowance(&load), sharing);
+    }
+
+    /// The next connection to `remote` whose turn has come.
+    pub fn next_turn(&mut self, remote: RemoteId) -> Option<Arc<Conn>> {
+        let turns = self.turns.get_mut(&remote)?;
+        while let Some((handle, turn)) = turns.poll_next() {
+            match self.conns.get(handle.slot()).and_then(Option::as_ref).filter(|conn| conn.handle == handle) {
+                Some(conn) => {
+                    conn.lock().turn = turn;
+                    return Some(conn.clone());
+                }
+                None => turns.forget(handle, turn),
+            }
+        }
+        None
     }
 
     pub fn all(&self) -> impl Iterator<Item = &Arc<Conn>> {

@@ -331,7 +331,11 @@ impl Driver<'_> {
         let mut sent = false;
         for round in 0.. {
             self.out.clear();
+            core.take_turn(conn, &mut state);
+            let allowed = state.utp.allowance();
             let Some(transmit) = state.utp.poll_transmit(now, max_segments, &mut self.out) else { break };
+            let spent = allowed - state.utp.allowance();
+            state.turn.spend(spent);
             sent = true;
             self.send(core, to, transmit.segment_size);
             if self.blocked.is_some() || round == SEND_ROUNDS {
@@ -349,13 +353,18 @@ impl Driver<'_> {
         if state.utp.is_drained() {
             drop(state);
             core.forget(now, conn.handle);
-            return;
-        }
-        if let Some(at) = state.utp.poll_timeout() {
-            if state.timer.is_none_or(|registered| at < registered) {
-                state.timer = Some(at);
-                core.timers.push(Reverse((at, conn.handle)));
+        } else {
+            if let Some(at) = state.utp.poll_timeout() {
+                if state.timer.is_none_or(|registered| at < registered) {
+                    state.timer = Some(at);
+                    core.timers.push(Reverse((at, conn.handle)));
+                }
             }
+            drop(state);
+        }
+        while let Some(next) = core.next_turn(conn.remote) {
+            self.touch(&next, &mut next.lock());
+            self.inner.doorbell.ring_plain();
         }
     }
 

@@ -63,7 +63,10 @@ async fn connect_tcp(address: &str, info: ConnectionInfo, registry: &Registry) -
 async fn connect_one(server: SocketAddr, info: &ConnectionInfo, registry: &Registry) -> Result<(LocalStream, Entry)> {
     let socket = if server.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() };
     let socket = socket.map_err(|error| busy(&error))?;
-    // Without SO_REUSEADDR: nobody else may have this address while it stands for a node.
+    // Without SO_REUSEADDR: nobody else may have this address while it stands for a node. A port chosen by connect() would
+    // end the limit of some 470 new tunnels a second to one TCP service (28,000 ports, each a minute in TIME_WAIT), but the
+    // system gives such a port to connections to other services at the same time, also to those of other programs: what was
+    // asked about one would be answered about another. UNIX sockets have no such limit.
     let source = source_towards(server).map_err(|error| refused(&error))?;
     socket.bind(source).map_err(|error| busy(&error))?;
     let local = socket.local_addr().map_err(|error| busy(&error))?;

@@ -17,6 +17,8 @@ mod ring;
 pub mod rtt;
 mod send;
 mod seq;
+mod turns;
 
 pub use connection::{Connection, End, ReadOutcome, State, Transmit, UtpStats, Wakes};
 pub use endpoint::{ConnectError, Dropped, Endpoint, Handle, Routed};
+pub use turns::{Load, Turn, Turns};

@@ -200,10 +200,10 @@ impl Connection {
 
     /// The writer's share of memory follows the window: enough to keep it full for two round trips.
     fn note_room(&mut self) {
-        let wanted = usize::try_from(self.controller.window().saturating_mul(3)).unwrap_or(usize::MAX);
+        let wanted = usize::try_from(self.flight_limit().saturating_mul(3)).unwrap_or(usize::MAX);
         let limit = wanted.clamp(self.tx.limit(), self.config.send_buffer);
         self.tx.set_limit(limit);
-        if self.tx.free() >= limit / 4 {
+        if self.share.allowance > 0 && self.tx.free() >= limit / 4 {
             self.wakes.writable = true;
         }
     }

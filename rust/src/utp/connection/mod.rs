@@ -17,6 +17,7 @@ use super::recv::ReceiveQueue;
 use super::rtt::Rtt;
 use super::send::{FinState, SendQueue};
 use super::seq::{self, Seq};
+use super::turns::Load;
 use crate::addr::RemoteId;
 use crate::config::{ControllerKind, UtpConfig};
 use crate::time::Time;
@@ -140,6 +141,7 @@ pub struct Connection {
     reset_due: Option<Reset>,
     /// The window held new data back when last asked.
     window_limited: bool,
+    share: Share,
     last_received: Time,
     last_sent: Time,
     company: Company,
@@ -163,6 +165,15 @@ struct Syn {
     sent: usize,
     next: Time,
     capability: Capability,
+}
+
+/// What is left to this connection of a path that others use as well.
+#[derive(Clone, Copy, Debug)]
+struct Share {
+    /// New bytes that may leave.
+    allowance: u64,
+    /// Connections that send in bulk now, this one included.
+    sharing: u64,
 }
 
 /// What the path knows of the peer.
@@ -262,6 +273,7 @@ impl Connection {
             probe_due: false,
             reset_due: None,
             window_limited: false,
+            share: Share { allowance: u64::MAX, sharing: 1 },
             last_received: now,
             last_sent: now,
             company: Company { heard: now, connections: 1 },
@@ -321,7 +333,7 @@ impl Connection {
         if self.tx.fin() != FinState::Open {
             return Err(End::Finished);
         }
-        Ok(self.tx.write(data))
+        Ok(self.tx.write(&data[..data.len().min(self.writable())]))
     }
 
     /// Fills `out` with received bytes. What arrived before a connection broke is delivered before the error.
@@ -347,10 +359,13 @@ impl Connection {
 
     /// Bytes that can be written now.
     pub fn writable(&self) -> usize {
-        if self.tx.fin() == FinState::Open {
-            self.tx.free()
-        } else {
-            0
+        if self.tx.fin() != FinState::Open {
+            return 0;
+        }
+        match self.share.allowance {
+            // until its turn comes a batch is enough; the rest is then still in the cache of whoever writes it
+            0 => self.tx.free().min(WAITING_BUFFER.saturating_sub(self.tx.unsent())),
+            _ => self.tx.free(),
         }
     }
 
@@ -408,6 +423,30 @@ impl Connection {
         self.company = Company { heard: self.company.heard.max(heard), connections };
     }
 
+    /// What there is to send, for [`super::Turns`].
+    pub fn load(&self) -> Load {
+        let unsent = self.state == State::Established && self.tx.has_unsent();
+        let full = self.tx.unsent().min(usize::from(self.max_payload()));
+        Load {
+            unsent,
+            in_flight: self.tx.in_flight(),
+            window: self.flight_limit(),
+            stuck: unsent && (!self.peer_has_room(full) || self.recovery.backoff > 0),
+        }
+    }
+
+    /// New bytes that may leave until the next call, and how many connections share the path now. Without a call: any number,
+    /// and nobody else.
+    pub fn set_share(&mut self, allowance: u64, sharing: usize) {
+        self.wakes.writable |= self.share.allowance == 0 && allowance > 0;
+        self.share = Share { allowance, sharing: (sharing as u64).max(1) };
+    }
+
+    /// What is left of the allowance.
+    pub fn allowance(&self) -> u64 {
+        self.share.allowance
+    }
+
     /// Puts another controller in charge of what is sent from now on.
     pub fn set_controller(&mut self, kind: ControllerKind) {
         if self.controller.kind() != kind {
@@ -458,7 +497,7 @@ impl Connection {
         let rtt = self.rtt.min();
         // asked for each packet: no division of 128 bits
         let spread = rtt.as_secs() * (1_000 / AWAY_MS) + u64::from(rtt.subsec_millis()) / AWAY_MS;
-        window.min(burst.saturating_mul(spread.max(1)))
+        window.min(burst.saturating_mul(spread.max(1)) / self.share.sharing)
     }
 
     fn close(&mut self, end: End) {
@@ -497,6 +536,8 @@ impl Connection {
 
 /// What the application may write ahead before the window has grown: one GSO batch several times over.
 const FIRST_SEND_BUFFER: usize = 256 << 10;
+/// What it may write ahead while others send.
+const WAITING_BUFFER: usize = 64 << 10;
 /// Until the peer has said how much it takes: libutp assumes 255 x 1435 too; some SYN-ACKs say 0 (UTP.md 2.3).
 const DEFAULT_PEER_WINDOW: u64 = 255 * 1_435;
 /// First packets that are acknowledged at once (UTP.md 4.3).

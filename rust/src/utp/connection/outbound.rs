@@ -76,7 +76,12 @@ impl Connection {
     fn write_probe(&mut self, now: Time, out: &mut Vec<u8>) -> Option<Transmit> {
         let payload = usize::from(self.max_payload());
         let bulk = self.tx.unsent() >= 4 * payload && self.recovery.delivered() >= 8 * payload as u64;
-        if !bulk || self.recovery.in_episode() || !self.may_send(payload) || self.pacer_budget(now) == 0 {
+        if !bulk
+            || self.share.allowance == 0
+            || self.recovery.in_episode()
+            || !self.may_send(payload)
+            || self.pacer_budget(now) == 0
+        {
             return None;
         }
         let size = usize::from(self.mtu.poll_probe(now)?);
@@ -86,6 +91,7 @@ impl Connection {
             self.mtu.handle_probe_unsent();
             return None;
         };
+        self.share.allowance = self.share.allowance.saturating_sub(len as u64);
         let header = Header { seq: seq::wire(seq), ..self.header(now, Kind::Data) };
         header.write_padded(size - HEADER_LEN - len, out);
         self.tx.copy_payload(&segment, out);
@@ -136,7 +142,7 @@ impl Connection {
             let room = self.tx.in_flight() + len <= self.flight_limit() || self.tx.flying() == 0 || self.probe_due;
             return room.then_some(Next::Again(seq, segment));
         }
-        if self.tx.has_unsent() {
+        if self.tx.has_unsent() && self.share.allowance > 0 {
             let full = self.tx.unsent().min(usize::from(self.max_payload()));
             if self.may_send(full)
                 || (self.probe_due && self.peer_has_room(full) && self.tx.outstanding() < self.max_outstanding())
@@ -147,7 +153,10 @@ impl Connection {
                 return Some(Next::New { len });
             }
             self.window_limited |= self.tx.in_flight() + full as u64 > self.controller.window();
-        } else if self.state == State::Established && self.tx.in_flight() < self.controller.window() {
+        } else if !self.tx.has_unsent()
+            && self.state == State::Established
+            && self.tx.in_flight() < self.controller.window()
+        {
             self.window_limited = false;
             self.recovery.note_app_limited(&self.tx);
         }
@@ -178,7 +187,7 @@ impl Connection {
         None
     }
 
-    fn peer_has_room(&self, len: usize) -> bool {
+    pub(super) fn peer_has_room(&self, len: usize) -> bool {
         self.tx.unreceived() + len as u64 <= self.peer_window
     }
 
@@ -197,7 +206,10 @@ impl Connection {
                 self.recovery.note_resent(now, seq);
                 (seq, segment)
             }
-            Next::New { len } => self.tx.push(len, template)?,
+            Next::New { len } => {
+                self.share.allowance = self.share.allowance.saturating_sub(len as u64);
+                self.tx.push(len, template)?
+            }
         };
         if self.tx.outstanding() == 1 && segment.transmissions == 1 {
             // the clock of "nothing confirmed" starts with the first packet that waits for it
