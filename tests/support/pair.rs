@@ -175,8 +175,9 @@ pub struct Pair {
     pub links: [Link; 2],
     pub datagrams: u64,
     pub max_segments: usize,
-    arrivals: BinaryHeap<Reverse<(Time, u64, usize)>>,
-    bodies: HashMap<u64, Vec<u8>>,
+    arrivals: BinaryHeap<Reverse<(Time, u64)>>,
+    /// Where they go, by the order of sending.
+    bodies: BTreeMap<u64, (usize, Vec<u8>)>,
     next_body: u64,
     buffer: Vec<u8>,
     steps_at_once: u32,
@@ -204,7 +205,7 @@ impl Pair {
             datagrams: 0,
             max_segments: 44,
             arrivals: BinaryHeap::new(),
-            bodies: HashMap::new(),
+            bodies: BTreeMap::new(),
             next_body: 0,
             buffer: vec![0; 256 << 10],
             steps_at_once: 0,
@@ -295,13 +296,25 @@ impl Pair {
         self.datagrams += 1;
         let Self { links, arrivals, bodies, next_body, now, .. } = self;
         links[from].send(*now, datagram, may_fragment, |at, body| {
-            bodies.insert(*next_body, body);
-            arrivals.push(Reverse((at, *next_body, to)));
+            bodies.insert(*next_body, (to, body));
+            arrivals.push(Reverse((at, *next_body)));
             *next_body += 1;
         });
     }
 
-    fn arrive(&mut self, host: usize, datagram: &[u8]) {
+    /// How many datagrams are under way.
+    pub fn under_way(&self) -> usize {
+        self.bodies.len()
+    }
+
+    /// Takes the `n`-th datagram under way off the path, by the order of sending: which host it is for, and its bytes.
+    pub fn intercept(&mut self, n: usize) -> Option<(usize, Vec<u8>)> {
+        let body = *self.bodies.keys().nth(n)?;
+        self.bodies.remove(&body)
+    }
+
+    /// A datagram arrives now, wherever it comes from.
+    pub fn arrive(&mut self, host: usize, datagram: &[u8]) {
         let now = self.local_now(host);
         let Host { endpoint, connections, apps, handles, template, remote, .. } = &mut self.hosts[host];
         let handle = match endpoint.handle(now, *remote, datagram, u16::MAX) {
@@ -332,7 +345,7 @@ impl Pair {
 
     /// When something happens next.
     pub fn next(&self) -> Option<Time> {
-        let arrival = self.arrivals.peek().map(|Reverse((at, _, _))| *at);
+        let arrival = self.arrivals.peek().map(|Reverse((at, _))| *at);
         let timers = self.hosts.iter().flat_map(|host| {
             let connections = host.connections.values().filter_map(|connection| connection.poll_timeout());
             connections.chain(host.endpoint.poll_timeout()).map(|at| host.clock.global(at))
@@ -350,13 +363,15 @@ impl Pair {
             self.hosts[0].connections
         );
         self.now = at;
-        while let Some(Reverse((due, body, host))) = self.arrivals.peek().copied() {
+        while let Some(Reverse((due, body))) = self.arrivals.peek().copied() {
             if due > at {
                 break;
             }
             self.arrivals.pop();
-            let datagram = self.bodies.remove(&body).expect("bodies of arrivals are kept");
-            self.arrive(host, &datagram);
+            // unless it was delivered out of turn
+            if let Some((host, datagram)) = self.bodies.remove(&body) {
+                self.arrive(host, &datagram);
+            }
         }
         for host in [A, B] {
             let now = self.local_now(host);
