@@ -17,13 +17,13 @@ unexport CONDA_PREFIX PYTHONHOME PIP_USER PIP_TARGET PIP_PREFIX
 CORE := Cargo.toml Cargo.lock $(shell find rust -name '*.rs')
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-rust test-python test-long lint lint-rust lint-core lint-python sizes bench bench-compare fmt venv clean
-.PHONY: rust-tools
+.PHONY: help demo test test-rust test-python test-long lint lint-rust lint-core lint-python sizes bench bench-compare
+.PHONY: bench-instructions fuzz fmt venv clean rust-tools
 # cargo uses every core by itself; two of them would wait for each other
 .NOTPARALLEL:
 
 help: ## this list
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 27
 	@echo "Each of them sets up what it needs by itself; PYTHON=python3.12 chooses another Python."
 
 demo: $(VENV)/core-release ## see gRPC calls go through two nodes
@@ -74,6 +74,12 @@ bench: $(VENV)/core-release ## measure; prints tables of ratios
 bench-compare: | rust-tools ## measure the transports beside librqbit-utp, quinn and TCP
 	cargo build --quiet --release --locked --manifest-path benches/compare/Cargo.toml --target-dir target
 	target/release/compare --json=.benchmarks/compare.json
+
+bench-instructions: | rust-tools ## count what the core costs in instructions (needs valgrind)
+	@$(PYTHON) scripts/instructions.py
+
+fuzz: | rust-tools ## search for inputs that break the core: make fuzz [TARGET=codec] [FUZZ_SECONDS=60]
+	@sh scripts/fuzz.sh run $(TARGET)
 
 fmt: $(VENV)/ready | rust-tools ## format everything
 	cargo fmt

@@ -5,14 +5,17 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use aws_lc_rs::signature::Ed25519KeyPair;
+use rustls::client::danger::ServerCertVerifier;
 use rustls::client::ResolvesClientCert;
+use rustls::server::danger::ClientCertVerifier;
 use rustls::sign::CertifiedKey;
 use rustls::SignatureScheme;
-use rustls_pki_types::CertificateDer;
+use rustls_pki_types::{CertificateDer, UnixTime};
 
 use super::certificate::{node_of, unix_seconds, Draft};
-use super::chain::Chain;
+use super::chain::{judge, Chain, PeerIdentity};
 use super::identity::{new_key, LIFETIME};
+use super::verifier::{map_tls_error, server_name, Verifier};
 use super::{Identity, TlsContext};
 use crate::addr::NodeId;
 use crate::config::TlsConfig;
@@ -82,6 +85,24 @@ pub fn stolen_chain(victim: &Identity, now: SystemTime) -> Result<Identity> {
 /// Shows these bytes as its certificates.
 pub fn with_certificates(certificates: Vec<Vec<u8>>, now: SystemTime) -> Result<Identity> {
     forged(new_key()?, certificates.into_iter().map(CertificateDer::from).collect(), now, now + LIFETIME)
+}
+
+/// What the chain proves, as [`super::finish`] asks.
+pub fn judged(chain: &[Vec<u8>], wanted: Option<&NodeId>, config: &TlsConfig, now: SystemTime) -> Result<PeerIdentity> {
+    judge(chain, wanted, config, now)
+}
+
+/// The same as rustls asks it, by the dialler who wants a node or by the acceptor. No chain is no call.
+pub fn verified(chain: &[Vec<u8>], wanted: Option<&NodeId>, config: &TlsConfig, now: SystemTime) -> Result<()> {
+    let ders: Vec<CertificateDer<'_>> = chain.iter().map(|der| CertificateDer::from(der.as_slice())).collect();
+    let Some((leaf, others)) = ders.split_first() else { return judge(chain, wanted, config, now).map(drop) };
+    let verifier = Verifier(config.clone());
+    let now = UnixTime::since_unix_epoch(Duration::from_secs(unix_seconds(now).unsigned_abs()));
+    let verdict = match wanted {
+        Some(wanted) => verifier.verify_server_cert(leaf, others, &server_name(wanted), &[], now).map(drop),
+        None => verifier.verify_client_cert(leaf, others, now).map(drop),
+    };
+    verdict.map_err(|error| map_tls_error(&error))
 }
 
 /// The same context, except that as a dialler it shows no certificate.

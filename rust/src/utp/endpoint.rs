@@ -223,6 +223,10 @@ impl Endpoint {
         let capability = packet.capability.filter(|_| size >= HEADER_LEN + OFFER_LEN);
         let fresh = self.rng.random();
         let greeted = self.half_open.greet(now, &self.config, (origin, id), packet.header.seq, capability, fresh);
+        if greeted.capability.is_some() && capability.is_none() {
+            // not a copy of the SYN that was answered, and too short for its answer
+            return Routed::Dropped(Dropped::Unknown);
+        }
         let header = Header {
             kind: Kind::State,
             connection_id: id,

@@ -1,0 +1,28 @@
+//! What is fuzzed: each target turns any bytes into a test of one part of the core and panics when a property does not hold. The
+//! same bodies serve the coverage-guided fuzzer (`fuzz/`, `make fuzz`) and the replay of its corpus (`tests/fuzz/main.rs`).
+
+mod chain;
+mod codec;
+mod endpoint;
+mod head;
+mod input;
+mod open;
+mod pair;
+mod path;
+mod stun;
+
+/// The body of a target: any input is legal.
+pub type Target = fn(&[u8]);
+
+/// Named as the folders of `fuzz/corpus`.
+pub const TARGETS: &[(&str, Target)] = &[
+    ("classify", codec::classified),
+    ("codec", codec::packets),
+    ("endpoint", endpoint::one_against_all),
+    ("pair", pair::adversarial_path),
+    ("stun", stun::messages),
+    ("path", path::operations),
+    ("head", head::requests),
+    ("open", open::messages),
+    ("chain", chain::certificates),
+];

@@ -1,0 +1,236 @@
+//! The path table behind the STUN codec, as the runtime puts them together: pings leave as datagrams, datagrams come back from
+//! anywhere, genuine or not, in any order, while time passes. The table is so small that everything collides.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use keynet::addr::{unmapped, NodeId, PingKeys, RemoteId};
+use keynet::config::PathConfig;
+use keynet::path::{PathEvent, PathTable, PingIn, PingOut, PongIn, PunchId};
+use keynet::stun::{self, Message};
+use keynet::time::Time;
+
+use super::input::Input;
+
+/// No panic, no timer that spins, the caps hold, `Up` and `Lost` are said once, and traffic of a node with keys moves only to
+/// where a keyed pong came from; when everybody lets go, nothing is left.
+pub fn operations(data: &[u8]) {
+    let mut input = Input::new(data);
+    let config = PathConfig { max_strangers: 3, max_remotes: 6, ..PathConfig::default() };
+    let mut outside = Outside {
+        now: Time::from_millis(1_000),
+        table: PathTable::new(config, [5; 32]),
+        remotes: Vec::new(),
+        held: Vec::new(),
+        punches: Vec::new(),
+        pings: Vec::new(),
+        proven: Vec::new(),
+        up: Vec::new(),
+        lost: Vec::new(),
+    };
+    for _ in 0..MAX_OPERATIONS {
+        if input.is_empty() {
+            break;
+        }
+        outside.operate(&mut input);
+        outside.drain();
+    }
+    outside.let_go();
+}
+
+/// What the outside knows: the handles it was given, and the pings it has seen.
+struct Outside {
+    now: Time,
+    table: PathTable,
+    remotes: Vec<RemoteId>,
+    held: Vec<RemoteId>,
+    punches: Vec<PunchId>,
+    pings: Vec<PingOut>,
+    /// Where a keyed pong came from that the table took, and where handshakes took place.
+    proven: Vec<SocketAddr>,
+    up: Vec<RemoteId>,
+    lost: Vec<RemoteId>,
+}
+
+impl Outside {
+    fn operate(&mut self, input: &mut Input<'_>) {
+        let now = self.now;
+        match input.u8() % 16 {
+            0 => self.remotes.extend(self.table.remote_for(now, address(input))),
+            1 => {
+                let remote = self.remote(input);
+                self.held.push(remote);
+                self.table.hold(now, remote);
+            }
+            2 => self.table.release(now, self.remote(input)),
+            3 => {
+                let (remote, session) = (self.remote(input), input.u8() % 20);
+                // the handshake itself came over this one
+                self.proven.extend(self.table.address_of(remote));
+                self.table.bind_node(now, remote, NodeId::from_public_key([session % 4; 32]), keys(session));
+            }
+            4 => self.table.handle_utp(now, self.remote(input), input.u8() & 1 == 1),
+            5 => {
+                let (from, remote) = (address(input), self.remote(input));
+                self.table.handle_utp_from(now, from, remote, input.u8() & 1 == 1);
+            }
+            6 => self.table.handle_sent(now, self.remote(input)),
+            7 => self.arrive(address(input), input.short()),
+            8 => self.ping(input),
+            9..=11 => self.pong(input),
+            12 => {
+                let to: Vec<_> = (0..input.u8() % 5).map(|_| address(input)).collect();
+                let timeout = Duration::from_millis(u64::from(input.u16() % 5_000));
+                self.punches.push(self.table.start_punch(now, &to, timeout));
+            }
+            13 => {
+                let n = usize::from(input.u8()) % self.punches.len().max(1);
+                if let Some(&punch) = self.punches.get(n) {
+                    self.table.stop_punch(punch);
+                }
+            }
+            14 => self.pass(Duration::from_millis(u64::from(input.u8()))),
+            _ => self.pass(Duration::from_millis(u64::from(input.u16() % 20_000))),
+        }
+    }
+
+    fn remote(&self, input: &mut Input<'_>) -> RemoteId {
+        let n = usize::from(input.u8()) % self.remotes.len().max(1);
+        self.remotes.get(n).copied().unwrap_or(RemoteId(99))
+    }
+
+    /// A peer's or a forger's ping.
+    fn ping(&mut self, input: &mut Input<'_>) {
+        let (from, transaction, session) = (address(input), [input.u8(); 12], input.u8());
+        let keys = keys(session % 20);
+        let mut datagram = Vec::new();
+        stun::encode_ping(&mut datagram, transaction, (session < 200).then_some((&keys.local_name, &keys.key)));
+        damage(&mut datagram, input);
+        self.arrive(from, &datagram);
+    }
+
+    /// An answer to a ping that was sent: from there or from elsewhere, in order or damaged, keyed or not.
+    fn pong(&mut self, input: &mut Input<'_>) {
+        let back = usize::from(input.u8() % 32);
+        let Some(ping) = self.pings.iter().rev().nth(back).cloned() else { return };
+        let how = input.u8();
+        let from = if how & 0x07 == 7 { address(input) } else { ping.to };
+        let observed = if how & 0x38 == 0x38 { address(input) } else { SocketAddr::from(([192, 0, 2, 200], 7)) };
+        let key = match how >> 6 {
+            3 => Some([0xbb; 32]),
+            2 if how & 0x20 > 0 => None,
+            _ => ping.keys.map(|(_, key)| key),
+        };
+        let mut datagram = Vec::new();
+        stun::encode_pong(&mut datagram, ping.transaction, observed, key.as_ref(), usize::MAX);
+        damage(&mut datagram, input);
+        self.arrive(from, &datagram);
+    }
+
+    /// A datagram that was classified as STUN, as the runtime takes it.
+    fn arrive(&mut self, from: SocketAddr, datagram: &[u8]) {
+        match stun::decode(datagram) {
+            Ok(Message::Ping(ping)) => {
+                let ping = PingIn { transaction: ping.transaction, session: ping.session, size: datagram.len() };
+                let verified = |key: &[u8; 32]| stun::verify(datagram, key);
+                let Some(pong) = self.table.handle_ping(self.now, from, &ping, verified) else { return };
+                assert_eq!((pong.transaction, pong.key.is_some()), (ping.transaction, ping.session.is_some()));
+                let mut out = Vec::new();
+                stun::encode_pong(&mut out, pong.transaction, pong.observed, pong.key.as_ref(), pong.room);
+                assert!(out.len() <= datagram.len(), "a pong larger than its ping");
+            }
+            Ok(Message::Pong(pong)) => {
+                let mut genuine = false;
+                let pong = PongIn { transaction: pong.transaction, observed: pong.observed, keyed: pong.keyed };
+                self.table.handle_pong(self.now, from, &pong, |key| {
+                    genuine = stun::verify(datagram, key);
+                    genuine
+                });
+                if genuine {
+                    self.proven.push(unmapped(from));
+                }
+            }
+            Ok(Message::Other) | Err(_) => {}
+        }
+    }
+
+    fn drain(&mut self) {
+        for n in 0.. {
+            assert!(n < 1_000, "pings without end");
+            let Some(ping) = self.table.poll_transmit(self.now) else { break };
+            assert!(keynet::path::sendable(ping.to), "{ping:?}");
+            self.pings.push(ping);
+        }
+        while let Some(event) = self.table.poll_event() {
+            match event {
+                PathEvent::Up { remote, .. } => {
+                    assert!(!self.up.contains(&remote), "up twice");
+                    self.up.push(remote);
+                }
+                PathEvent::Lost { remote, .. } => {
+                    assert!(!self.lost.contains(&remote), "lost twice");
+                    self.lost.push(remote);
+                }
+                PathEvent::Punched { remote, .. } => self.remotes.push(remote),
+                PathEvent::Moved { remote, node, from, to } => {
+                    assert!(from != to && !self.lost.contains(&remote));
+                    assert!(node.is_none() || self.proven.contains(&to), "moved to {to} without proof");
+                }
+                _ => {}
+            }
+        }
+        let stats = self.table.stats();
+        assert!(stats.remotes <= 6 && stats.strangers <= 3, "{stats:?}");
+    }
+
+    fn pass(&mut self, time: Duration) {
+        let end = self.now + time;
+        let mut at_once = 0;
+        while let Some(at) = self.table.poll_timeout().filter(|at| *at <= end) {
+            at_once = if at > self.now { 0 } else { at_once + 1 };
+            assert!(at_once < 100, "a timer that is due again at once");
+            self.now = at.max(self.now);
+            self.table.handle_timeout(self.now);
+            self.drain();
+        }
+        self.now = end;
+    }
+
+    fn let_go(&mut self) {
+        for remote in std::mem::take(&mut self.held) {
+            self.table.release(self.now, remote);
+        }
+        self.pass(Duration::from_secs(300));
+        let stats = self.table.stats();
+        // pings that nobody answered are cleared away by the next one
+        assert_eq!((stats.remotes, stats.strangers, stats.punches), (0, 0, 0), "{stats:?}");
+    }
+}
+
+/// A byte changes, sometimes.
+fn damage(datagram: &mut [u8], input: &mut Input<'_>) {
+    if let 0xe0.. = input.u8() {
+        let at = usize::from(input.u8()) % datagram.len();
+        datagram[at] ^= input.u8();
+    }
+}
+
+/// Few addresses, some of which nothing can be sent to, two of which are one.
+fn address(input: &mut Input<'_>) -> SocketAddr {
+    match input.u8() % 16 {
+        n @ 0..=9 => SocketAddr::from(([192, 0, 2, n + 1], 1)),
+        10 => SocketAddr::from(([0, 0, 0, 0, 0, 0xffff, 0xc000, 0x0201], 1)),
+        11 => SocketAddr::from(([0xfe80, 0, 0, 0, 0, 0, 0, 1], 5)),
+        12 => SocketAddr::from(([0, 0, 0, 0], 1)),
+        13 => SocketAddr::from(([192, 0, 2, 1], 0)),
+        14 => SocketAddr::from(([224, 0, 0, 1], 1)),
+        _ => SocketAddr::from((input.array::<4>(), input.u16())),
+    }
+}
+
+fn keys(session: u8) -> PingKeys {
+    PingKeys { key: [session; 32], local_name: [session; 16], remote_name: [session ^ 0x80; 16] }
+}
+
+/// More would only make an input slow.
+const MAX_OPERATIONS: usize = 300;
