@@ -8,4 +8,5 @@ mod goodput;
 mod idle;
 mod liars;
 mod random;
+mod sharing;
 mod transfers;
