@@ -17,7 +17,7 @@ unexport CONDA_PREFIX PYTHONHOME PIP_USER PIP_TARGET PIP_PREFIX
 CORE := Cargo.toml Cargo.lock $(shell find rust -name '*.rs')
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-rust test-python test-long lint lint-rust lint-core lint-python sizes bench bench-compare fmt venv clean
+.PHONY: help demo test test-rust test-python test-long lint lint-rust lint-core lint-python sizes bench bench-compare bench-wan fmt venv clean
 .PHONY: rust-tools
 # cargo uses every core by itself; two of them would wait for each other
 .NOTPARALLEL:
@@ -74,6 +74,10 @@ bench: $(VENV)/core-release ## measure; prints tables of ratios
 bench-compare: | rust-tools ## measure the transports beside librqbit-utp, quinn and TCP
 	cargo build --quiet --release --locked --manifest-path benches/compare/Cargo.toml --target-dir target
 	target/release/compare --json=.benchmarks/compare.json
+
+bench-wan: | rust-tools ## measure over an emulated WAN, beside the kernel's TCP (Linux, root; 25 minutes)
+	cargo build --quiet --release --locked --example utp_bridge
+	$(PYTHON) benches/wan $(WAN)
 
 fmt: $(VENV)/ready | rust-tools ## format everything
 	cargo fmt
