@@ -94,3 +94,43 @@ fn heavy_loss_does_not_end_the_search() {
     let rate = pair.app(B, 0).read as f64 * 8e-6 / 10.0;
     assert!(rate > 40.0, "{rate:.1} Mbit/s");
 }
+
+/// A connection whose controller is changed goes on where it was: nothing is lost by the change, hardly any rate after it.
+#[test]
+fn a_change_of_controller_keeps_the_rate() {
+    for (mbit, rtt) in [(100, 50), (50, 100)] {
+        for kinds in [[Cubic, Bbr], [Bbr, Cubic], [Bbr, Ledbat], [Cubic, Ledbat], [Ledbat, Bbr], [Ledbat, Cubic]] {
+            let mut pair = pair_on(LinkConfig::path(mbit, ms(rtt), 1.0));
+            start(&mut pair, kinds[0]);
+            pair.run_for(ms(10_000));
+            let handle = pair.hosts[A].handles[0];
+            let window = pair.stats(A, 0).window;
+            pair.hosts[A].connections.get_mut(&handle).unwrap().set_controller(kinds[1]);
+            let after = pair.stats(A, 0);
+            assert!(after.window >= window / 3 && after.pacing_rate.is_some(), "{kinds:?}: {window} -> {after:?}");
+            let read = pair.app(B, 0).read;
+            pair.run_for(ms(2_000));
+            let rate = (pair.app(B, 0).read - read) as f64 * 8e-6 / 2.0;
+            // LEDBAT yields from a full queue and stops for a look at the base delay
+            let least = if kinds[1] == Ledbat { 0.4 } else { 0.75 };
+            assert!(rate > least * mbit as f64, "{kinds:?} on {mbit} Mbit/s, {rtt} ms: {rate:.1} Mbit/s");
+        }
+    }
+}
+
+/// A transfer in the foreground that is sent to the background yields, and takes its share again when it comes back.
+#[test]
+fn a_live_connection_moves_to_the_background_and_back() {
+    let mut pair = pair_on(LinkConfig::path(50, ms(40), 1.0));
+    start(&mut pair, Cubic);
+    pair.run_for(ms(2_000));
+    start(&mut pair, Bbr);
+    pair.run_for(ms(10_000));
+    let handle = pair.hosts[A].handles[1];
+    for (kind, share) in [(Ledbat, 0.0..0.1), (Bbr, 0.2..0.9), (Ledbat, 0.0..0.1)] {
+        pair.hosts[A].connections.get_mut(&handle).unwrap().set_controller(kind);
+        pair.run_for(ms(10_000));
+        let rates = rates(&mut pair, ms(20_000));
+        assert!(share.contains(&(rates[1] / 50.0)), "{kind:?}: {rates:?}");
+    }
+}

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use super::bbr_model::{Model, RoundEnd};
-use super::{clamp_window, initial_window, AckSample, Controller, LossSample, MAX_RATE};
+use super::{clamp_window, initial_window, AckSample, Controller, Handover, LossSample, MAX_RATE};
 use crate::config::ControllerKind;
 use crate::time::Time;
 
@@ -400,6 +400,26 @@ impl Controller for Bbr {
     fn on_mtu(&mut self, max_payload: u16) {
         self.mss = f64::from(max_payload.max(1));
         self.cwnd = clamp_window(self.cwnd, self.mss);
+    }
+
+    fn hand_over(&self) -> (u64, bool) {
+        let bytes = self.model.bdp(self.bw()).unwrap_or(self.cwnd);
+        (bytes as u64, self.startup.filled)
+    }
+
+    /// A full path is probed soon, because the bandwidth is the other's guess; any other is searched from there.
+    fn take_over(&mut self, path: &Handover) {
+        let bw = path.bytes as f64 / path.srtt.as_secs_f64().max(1e-6);
+        self.model.take_over(path, bw);
+        self.delivered = path.delivered;
+        self.cwnd = clamp_window((path.bytes as f64).max(initial_window(self.mss)), self.mss);
+        self.startup.full_bw = bw;
+        if path.full {
+            self.startup.filled = true;
+            self.guessed = true;
+            self.enter_cruise(path.now);
+        }
+        self.set_rate(path.srtt);
     }
 
     fn window(&self) -> u64 {

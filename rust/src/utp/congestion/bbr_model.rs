@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{AckSample, LossSample};
+use super::{AckSample, Handover, LossSample};
 use crate::time::Time;
 
 /// The path model. Rates in bytes per second, amounts in bytes.
@@ -47,6 +47,14 @@ impl Model {
             loss: LossMeter::default(),
             aggregation: Aggregation::default(),
         }
+    }
+
+    pub(super) fn take_over(&mut self, path: &Handover, bw: f64) {
+        self.max_bw = [0.0, bw];
+        self.min_rtt = Some(path.min_rtt.max(Duration::from_micros(1)));
+        self.min_rtt_at = path.now;
+        self.round_end = path.delivered;
+        self.round_began_delivered = path.delivered;
     }
 
     /// Takes an ack in. `probing`: more than the bandwidth is being sent on purpose. Gives the judgement of the round that ended.
