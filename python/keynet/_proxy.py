@@ -158,7 +158,7 @@ class BaseProxy:
         return [_connection(raw) for raw in self._running.connections(None if node_id is None else NodeId(node_id))]
 
     def set_priority(self, connection_id: int, priority: Priority | str) -> bool:
-        """Moves a live connection (by `ConnectionInfo.id`) to the background, or back. False: it has ended, or never was.
+        """Moves a live connection (by `ConnectionInfo.id`) to the background, or back. False: it has ended.
 
         It counts for what this node sends, from now on and without a pause; the peer's node decides for what it sends.
         """
