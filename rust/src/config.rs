@@ -78,7 +78,7 @@ pub struct UtpConfig {
     pub max_rto: Duration,
     /// The longest that an ack waits for data to ride on.
     pub max_ack_delay: Duration,
-    /// LEDBAT's target queueing delay: RFC 6817 allows at most 100 ms; LEDBAT++ uses 60 ms, and so took 18 % of a link of 20 Mbit/s
+    /// LEDBAT's target queueing delay: RFC 6817 allows at most 100 ms; LEDBAT++ uses 60 ms, and so took up to 18 % of a link of 20 Mbit/s
     /// and 80 ms beside the kernel's CUBIC, whose queue there is shorter than that after each loss. With 25 ms it is 2 %.
     pub ledbat_target: Duration,
 }
