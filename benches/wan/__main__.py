@@ -10,6 +10,7 @@ import argparse
 import json
 import platform
 import re
+import signal
 import statistics
 import subprocess
 import sys
@@ -176,6 +177,12 @@ def figures(row: dict[str, Any], what: str) -> list[str]:
     return shown
 
 
+def terminated(*_: object) -> None:
+    """The namespaces are still taken down, and a second signal does not stop that."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    sys.exit("terminated")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="a minute, to see that it runs; its figures mean nothing")
@@ -185,6 +192,7 @@ def main() -> None:
     )
     parser.add_argument("--json", type=Path, default=ROOT / ".benchmarks" / "wan.json")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, terminated)
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=ROOT, check=False
     )
