@@ -326,3 +326,23 @@ async fn a_flush_does_not_wait_for_acks() {
         assert_eq!((stream.stats().bytes_out, stream.failure()), (0, None), "nothing was confirmed");
     }
 }
+
+/// A stream is steered while it is in other hands, between bytes; and a helm keeps no stream.
+#[tokio::test]
+async fn a_stream_changes_its_controller_while_it_is_used() {
+    let (a, b, mut dialled, mut accepted) = pair(LOOPBACKS[0], UtpConfig::default()).await;
+    let helm = dialled.helm();
+    for kind in [ControllerKind::Ledbat, ControllerKind::Cubic, ControllerKind::Bbr] {
+        assert!(helm.set_controller(kind));
+        assert_eq!((dialled.controller(), accepted.controller()), (kind, ControllerKind::default()));
+        let data = pattern(1 << 20);
+        let mut got = vec![0; data.len()];
+        let (wrote, read) = tokio::join!(dialled.write_all(&data), accepted.read_exact(&mut got));
+        wrote.unwrap();
+        read.unwrap();
+        assert!(got == data, "{kind:?}");
+    }
+    drop((dialled, accepted));
+    tokio::join!(a.close(), b.close());
+    assert!(!helm.set_controller(ControllerKind::Ledbat));
+}

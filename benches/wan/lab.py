@@ -24,7 +24,7 @@ class Impossible(Exception):
 
 
 @dataclass(frozen=True)
-class Path_:
+class Wan:
     """What lies between the two namespaces."""
 
     mbit: float
@@ -60,7 +60,7 @@ def prepare() -> None:
 class Lab:
     """The link, while the `with` lasts. Everything that was started inside ends with it."""
 
-    def __init__(self, path: Path_, seed: int = 1) -> None:
+    def __init__(self, path: Wan, seed: int = 1) -> None:
         self.path = path
         self._names = [f"keynet-wan-{os.getpid()}-{side}" for side in "ab"]
         self._seed = seed
@@ -99,9 +99,8 @@ class Lab:
         if self._link.stdout.readline() != "ready\n":
             raise Impossible("the emulator did not start")
         for name, address in zip(self._names, (A, B), strict=True):
-            for words in (["addr", "add", f"{address}/30", "dev", "wan"], ["link", "set", "wan", "txqlen", "10000", "up"],
-                          ["link", "set", "lo", "up"]):  # fmt: skip
-                subprocess.run(["ip", "-n", name, *words], check=True)
+            for words in (f"addr add {address}/30 dev wan", "link set wan txqlen 10000 up", "link set lo up"):
+                subprocess.run(["ip", "-n", name, *words.split()], check=True)
             # buffers that do not limit the kernel's TCP, and nothing remembered of earlier connections
             for key, value in {
                 "tcp_rmem": "4096 131072 67108864",
@@ -136,7 +135,10 @@ class Lab:
         # what the kernel dropped because the emulator was late: nothing of that may happen
         for side, way in enumerate(("forth", "back")):
             shown = subprocess.run(
-                ["ip", "-n", self._names[side], "-j", "-s", "link", "show", "wan"], capture_output=True, text=True, check=True
+                ["ip", "-n", self._names[side], "-j", "-s", "link", "show", "wan"],
+                capture_output=True,
+                text=True,
+                check=True,
             )
             counters[way]["device_drops"] = json.loads(shown.stdout)[0]["stats64"]["tx"]["dropped"]
         return counters

@@ -1,7 +1,7 @@
 """One end of a transfer, as a process of its own inside a namespace.
 
-`receive PORT`: takes one connection and counts; at SIGTERM prints one line of JSON, `[[seconds, bytes so far], ...]` ten times a second.
-`send HOST PORT [CONGESTION]`: connects, prints the moment (CLOCK_MONOTONIC) at which it began to, and sends until it is ended.
+`receive PORT`: takes one connection and counts; at SIGTERM prints `[[seconds, bytes so far], ...]` as JSON.
+`send HOST PORT [CONGESTION]`: connects, prints the moment (CLOCK_MONOTONIC) at which it began to; sends until killed.
 `echo PORT` and `probe HOST PORT SECONDS`: round trips of small UDP packets, in milliseconds.
 """
 
@@ -70,7 +70,8 @@ def probe(host: str, port: int, seconds: float) -> None:
     while (began := time.monotonic()) < end:
         client.send(repr(began).encode())
         try:
-            times.append((time.monotonic() - float(client.recv(64))) * 1000)
+            sent = float(client.recv(64))
+            times.append((time.monotonic() - sent) * 1000)
         except TimeoutError:
             continue
         time.sleep(0.02)

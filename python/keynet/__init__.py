@@ -22,7 +22,7 @@ from ._events import (
     PeerLost,
 )
 from ._identity import Identity
-from ._info import ConnectionInfo, Limits, PathInfo, PingReport, ProxyStats, Role
+from ._info import ConnectionInfo, Limits, PathInfo, PingReport, Priority, ProxyStats, Role
 from ._keynet import __version__
 from ._node import NodeId
 from ._proxy import BaseProxy, EventStream, Forward, Proxy
@@ -84,6 +84,7 @@ __all__ = [
     "PingReport",
     "ProxyStats",
     "Reason",
+    "Priority",
     "Role",
     "Stage",
     # events

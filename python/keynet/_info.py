@@ -9,7 +9,7 @@ from typing import Any, TypedDict
 from ._node import NodeId
 from ._reasons import Reason, _Name
 
-__all__ = ["ConnectionInfo", "Limits", "PathInfo", "PingReport", "ProxyStats", "Role"]
+__all__ = ["ConnectionInfo", "Limits", "PathInfo", "PingReport", "Priority", "ProxyStats", "Role"]
 
 
 class Role(_Name):
@@ -19,6 +19,15 @@ class Role(_Name):
     """A local client asked for it."""
     REVERSE = "reverse"
     """A peer asked for it; it ends at a local service."""
+
+
+class Priority(_Name):
+    """How what a connection sends shares the path with everything else."""
+
+    INTERACTIVE = "interactive"
+    """Takes its share, as TCP does."""
+    BACKGROUND = "background"
+    """Yields to everything else."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +45,8 @@ class ConnectionInfo:
     node_ids: tuple[NodeId, ...]
     """Every name the peer answers to, newest first."""
     service_port: int
+    priority: Priority
+    """Of what this node sends."""
     client_address: str | None
     """forward: the local client as the forward proxy sees it."""
     reverse_address: str | None
@@ -142,6 +153,7 @@ def _connection(raw: dict[str, Any]) -> ConnectionInfo:
     """From the dict that the core gives."""
     raw = dict(raw)
     raw["role"] = Role(raw["role"])
+    raw["priority"] = Priority(raw["priority"])
     raw["node_id"] = NodeId(raw["node_id"])
     raw["node_ids"] = tuple(NodeId(text) for text in raw["node_ids"])
     raw["opened"] = _moment(raw["opened"])

@@ -16,7 +16,7 @@ from . import _keynet
 from ._access import AccessCallable, Allow, _Gatekeeper, _split
 from ._events import Event, _event
 from ._identity import Identity
-from ._info import ConnectionInfo, Limits, PathInfo, PingReport, ProxyStats, _connection, _ping_report
+from ._info import ConnectionInfo, Limits, PathInfo, PingReport, Priority, ProxyStats, _connection, _ping_report
 from ._node import NodeId
 from ._runtime import call
 from .errors import ForkedError, InvalidArgument, KeynetError, ProxyClosedError
@@ -156,6 +156,13 @@ class BaseProxy:
     def connections(self, node_id: str | None = None) -> list[ConnectionInfo]:
         """The open connections, or those of one node (also by its older names)."""
         return [_connection(raw) for raw in self._running.connections(None if node_id is None else NodeId(node_id))]
+
+    def set_priority(self, connection_id: int, priority: Priority | str) -> bool:
+        """Moves a live connection (by `ConnectionInfo.id`) to the background, or back. False: it has ended.
+
+        It counts for what this node sends, from now on and without a pause; the peer's node decides for what it sends.
+        """
+        return self._running.set_priority(connection_id, str(priority))
 
     def connection_by_client(self, address: str) -> ConnectionInfo | None:
         """The connection of a local client, by its "ip:port" as the forward proxy sees it."""

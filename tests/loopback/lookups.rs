@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use keynet::proxy::{Event, Role};
+use keynet::proxy::{Event, Priority, Proxy, Role};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::support::*;
@@ -82,5 +82,33 @@ fn events_tell_a_connections_life() {
             assert_eq!((closed.bytes_in, closed.bytes_out), (5, 5));
             assert!(closed.closed.unwrap() >= closed.opened && closed.rtt.is_some());
         }
+    });
+}
+
+/// The priority of a CONNECT counts at both ends; a change of a live connection at the end that asks for it.
+#[test]
+fn the_priority_of_a_live_connection_changes() {
+    both(|family| async move {
+        let service = echo(family).await;
+        let (near, far) = pair(family, service.address).await;
+        let mut client = tunnel(&near, &far).await;
+        let priorities = || [&near, &far].map(|node| node.connections().first().map(|info| info.priority));
+        let (interactive, background) = (Some(Priority::Interactive), Some(Priority::Background));
+        assert_eq!(priorities(), [interactive, interactive]);
+        let id = |proxy: &Proxy| proxy.connections().first().unwrap().id;
+        for (wanted, seen) in [(Priority::Background, background), (Priority::Interactive, interactive)] {
+            assert!(far.set_priority(id(&far), wanted));
+            assert_eq!(priorities(), [interactive, seen]);
+            assert!(near.set_priority(id(&near), Priority::Background));
+            client.write_all(b"still").await.unwrap();
+            let mut echoed = [0; 5];
+            client.read_exact(&mut echoed).await.unwrap();
+            assert_eq!(&echoed, b"still");
+            assert!(near.set_priority(id(&near), Priority::Interactive));
+        }
+        let last = id(&near);
+        drop(client);
+        until("it has ended", || near.connections().is_empty()).await;
+        assert!(!near.set_priority(last, Priority::Background), "nothing is left to steer");
     });
 }

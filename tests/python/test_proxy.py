@@ -179,6 +179,14 @@ def test_a_connection_from_end_to_end(alice: keynet.Identity, bob: keynet.Identi
             assert b.connection_by_reverse(theirs.reverse_address).id == theirs.id
             assert b.connection_by_reverse("127.0.0.1:1") is None
             assert mine.is_open
+            assert (mine.priority, theirs.priority) == (keynet.Priority.INTERACTIVE, keynet.Priority.INTERACTIVE)
+            assert a.set_priority(mine.id, "background")
+            (mine,), (theirs,) = a.connections(), b.connections()
+            assert (mine.priority, theirs.priority) == (keynet.Priority.BACKGROUND, keynet.Priority.INTERACTIVE)
+            assert a.set_priority(mine.id, keynet.Priority.INTERACTIVE)
+            assert not a.set_priority(mine.id + 1, "background")
+            with pytest.raises(keynet.InvalidArgument, match="priority"):
+                a.set_priority(mine.id, "urgent")
             client.shutdown(socket.SHUT_WR)
             assert client.recv(1) == b""
         kinds = {}

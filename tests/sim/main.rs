@@ -9,4 +9,5 @@ mod goodput;
 mod idle;
 mod liars;
 mod random;
+mod sharing;
 mod transfers;

@@ -26,7 +26,7 @@ use conn::Doorbell;
 use core::Core;
 use socket::Socket;
 
-pub use stream::UtpStream;
+pub use stream::{Helm, UtpStream};
 
 /// Knobs of everything below.
 #[derive(Clone, Debug, Default)]

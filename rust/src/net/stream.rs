@@ -3,7 +3,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::task::{ready, Context, Poll};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -70,6 +70,16 @@ impl UtpStream {
         self.conn.lock().utp.set_controller(kind);
     }
 
+    /// Who is in charge of what is sent.
+    pub fn controller(&self) -> ControllerKind {
+        self.conn.lock().utp.controller()
+    }
+
+    /// For who wants to change that while the stream is in other hands.
+    pub fn helm(&self) -> Helm {
+        Helm(Arc::downgrade(&self.conn))
+    }
+
     /// Waits until the SYN-ACK is here.
     pub(super) fn poll_connected(&self, cx: &mut Context<'_>) -> Poll<Result<(), Reason>> {
         let mut state = self.conn.lock();
@@ -104,6 +114,19 @@ impl UtpStream {
             _ => io::ErrorKind::ConnectionReset,
         };
         io::Error::new(kind, Error::new(reason, Stage::Stream, ""))
+    }
+}
+
+/// Steers a stream without keeping it.
+#[derive(Clone, Debug, Default)]
+pub struct Helm(Weak<Conn>);
+
+impl Helm {
+    /// As [`UtpStream::set_controller`]. False: the stream is gone.
+    pub fn set_controller(&self, kind: ControllerKind) -> bool {
+        let Some(conn) = self.0.upgrade() else { return false };
+        conn.lock().utp.set_controller(kind);
+        true
     }
 }
 

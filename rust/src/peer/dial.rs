@@ -18,6 +18,7 @@ use super::{today, Peers};
 use crate::addr::{unmapped, NodeId};
 use crate::error::{Error, Reason, Result, Stage};
 use crate::net::UtpStream;
+use crate::open::Priority;
 use crate::tls::{finish, ping_keys, PeerIdentity, TlsContext, PING_KEYS_LABEL};
 
 /// Whom to dial, and until when.
@@ -27,7 +28,7 @@ pub struct Dial {
     /// An address that the request itself named, beside those that are known.
     pub address: Option<String>,
     /// Yield to everything else (LEDBAT).
-    pub background: bool,
+    pub priority: Priority,
     pub deadline: Instant,
 }
 
@@ -70,7 +71,7 @@ impl Peers {
 
     /// Connects, looks, and ends the link in order. Errors: as [`Self::dial`]; also what the peer thinks of our identity.
     pub async fn ping(self: &Arc<Self>, node: NodeId, timeout: Duration) -> Result<PingReport> {
-        let dial = Dial { node, address: None, background: false, deadline: Instant::now() + timeout };
+        let dial = Dial { node, address: None, priority: Priority::Interactive, deadline: Instant::now() + timeout };
         let mut link = self.race(&dial).await?;
         let report = report(&link);
         // The peer judges our certificate after we think that the handshake is over: wait for its own end, or its alert.
@@ -136,7 +137,7 @@ impl Peers {
     async fn attempt(&self, dial: &Dial, address: SocketAddr, in_tls: &AtomicBool) -> Result<Link> {
         let context = self.current().tls;
         let start = Instant::now();
-        let stream = self.net.connect(address, self.utp_config(dial.background)).await?;
+        let stream = self.net.connect(address, self.utp_config(dial.priority)).await?;
         let connected = Instant::now();
         in_tls.store(true, Ordering::Relaxed);
         let deadline = dial.deadline.min(connected + self.tls.handshake_timeout);

@@ -22,6 +22,7 @@ use crate::addr::NodeId;
 use crate::config::{ControllerKind, ProxyLimits, TlsConfig, UtpConfig};
 use crate::error::{Error, Result};
 use crate::net::{Net, PathInfo};
+use crate::open::Priority;
 use crate::tls::{Identity, TlsContext};
 use contact::Contact;
 use table::Table;
@@ -126,9 +127,16 @@ impl Peers {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn utp_config(&self, background: bool) -> UtpConfig {
-        let controller = if background { ControllerKind::Ledbat } else { self.utp.controller };
-        UtpConfig { controller, ..self.utp.clone() }
+    /// Who decides how fast a stream of this priority sends.
+    pub fn controller(&self, priority: Priority) -> ControllerKind {
+        match priority {
+            Priority::Interactive => self.utp.controller,
+            Priority::Background => ControllerKind::Ledbat,
+        }
+    }
+
+    fn utp_config(&self, priority: Priority) -> UtpConfig {
+        UtpConfig { controller: self.controller(priority), ..self.utp.clone() }
     }
 }
 

@@ -120,11 +120,14 @@ async fn prepare(
 ) -> Result<(Link, Entry)> {
     let work = async {
         let wanted = match serves {
-            Serves::Static { node, service_port } => Wanted { node, service_port, address: None, background: false },
+            Serves::Static { node, service_port } => {
+                Wanted { node, service_port, address: None, priority: Priority::Interactive }
+            }
             Serves::Connect => {
                 let request = read_request(shared, client, early).await?;
                 let Request { target, background } = request;
-                Wanted { node: target.node, service_port: target.service_port, address: target.address, background }
+                let priority = if background { Priority::Background } else { Priority::Interactive };
+                Wanted { node: target.node, service_port: target.service_port, address: target.address, priority }
             }
         };
         *service_port = Some(wanted.service_port);
@@ -171,7 +174,7 @@ pub(super) struct Wanted {
     pub node: NodeId,
     pub service_port: u16,
     pub address: Option<String>,
-    pub background: bool,
+    pub priority: Priority,
 }
 
 /// Dials the node and opens the service; enters the connection, and remembers for the node how it went.
@@ -182,17 +185,18 @@ pub(super) async fn connect(shared: &Arc<Shared>, wanted: &Wanted, from: Option<
     let link = result?;
     let entry = shared.registry.enter(ConnectionInfo {
         client_address: from.map(|from| from.to_string()),
+        priority: wanted.priority,
         ..ConnectionInfo::of(Role::Forward, &link, wanted.service_port, shared.peers.net.local_address())
     });
+    entry.connection.steered_by(link.utp().helm());
     Ok((link, entry))
 }
 
 async fn dial_and_open(shared: &Arc<Shared>, wanted: &Wanted) -> Result<Link> {
-    let Wanted { node, service_port, ref address, background } = *wanted;
+    let Wanted { node, service_port, ref address, priority } = *wanted;
     let deadline = Instant::now() + shared.limits.dial_timeout;
-    let mut link = shared.peers.dial(&Dial { node, address: address.clone(), background, deadline }).await?;
+    let mut link = shared.peers.dial(&Dial { node, address: address.clone(), priority, deadline }).await?;
     shared.met(&link);
-    let priority = if background { Priority::Background } else { Priority::Interactive };
     link.open(&Open { service_port, node: Some(node), priority }, deadline).await?;
     Ok(link)
 }

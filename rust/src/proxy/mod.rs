@@ -31,6 +31,7 @@ use std::time::Duration;
 use data_encoding::BASE32_NOPAD;
 use tokio::sync::{broadcast, watch, Semaphore};
 
+pub use crate::open::Priority;
 pub use crate::peer::PingReport;
 pub use events::{Event, Events};
 pub use local::LocalListener;
@@ -201,7 +202,7 @@ impl Proxy {
     /// A stream to a service of another node. Errors: as a CONNECT.
     pub async fn connect(&self, node: NodeId, service_port: u16) -> Result<Tunnel> {
         let shared = self.shared();
-        let wanted = Wanted { node, service_port, address: None, background: false };
+        let wanted = Wanted { node, service_port, address: None, priority: Priority::Interactive };
         let (link, mut entry) = self.unless_closed(forward::connect(shared, &wanted, None)).await?;
         entry.open();
         Ok(Tunnel::new(link, entry, shared.limits.linger))
@@ -259,6 +260,13 @@ impl Proxy {
         let mut all = self.connections();
         all.retain(|info| info.nodes.contains(node));
         all
+    }
+
+    /// Changes the priority of a live connection, for what this node sends; what the peer sends is the peer's to say. False:
+    /// no connection has this id (any more).
+    pub fn set_priority(&self, id: u64, priority: Priority) -> bool {
+        let shared = self.shared();
+        shared.registry.set_priority(id, priority, shared.peers.controller(priority))
     }
 
     /// Forward side: the connection of the local client at `address`, its `ip:port` as the forward proxy saw it.

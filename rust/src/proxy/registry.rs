@@ -14,7 +14,10 @@ use tokio::sync::watch;
 use super::events::{Event, Publisher};
 use super::splice::Counters;
 use crate::addr::{unmapped, NodeId};
+use crate::config::ControllerKind;
 use crate::error::Reason;
+use crate::net::Helm;
+use crate::open::Priority;
 use crate::peer::Link;
 
 /// Which end of a tunnel this proxy is.
@@ -37,6 +40,8 @@ pub struct ConnectionInfo {
     /// Every name that the other node has proven, newest first.
     pub nodes: Vec<NodeId>,
     pub service_port: u16,
+    /// How what this node sends shares the path.
+    pub priority: Priority,
     /// Forward: the local client, as the forward proxy sees it; none behind a UNIX socket.
     pub client_address: Option<String>,
     /// Reverse: what the service sees as its peer, `ip:port` or `unix-abstract:...`.
@@ -68,6 +73,7 @@ impl ConnectionInfo {
             node: link.peer.leaf,
             nodes: link.peer.all.clone(),
             service_port,
+            priority: Priority::Interactive,
             client_address: None,
             reverse_address: None,
             server_address: None,
@@ -89,6 +95,9 @@ pub(super) struct Connection {
     fixed: ConnectionInfo,
     pub counters: Counters,
     rtt_nanos: AtomicU64,
+    priority: Mutex<Priority>,
+    /// Not of a tombstone: it would keep the memory of the stream.
+    helm: Mutex<Option<Helm>>,
     end: Mutex<Option<(SystemTime, Instant, Reason)>>,
 }
 
@@ -96,6 +105,11 @@ impl Connection {
     pub fn set_rtt(&self, rtt: Duration) {
         let nanos = u64::try_from(rtt.as_nanos()).unwrap_or(u64::MAX);
         self.rtt_nanos.store(nanos, Ordering::Relaxed);
+    }
+
+    /// Whose priority [`Registry::set_priority`] changes.
+    pub fn steered_by(&self, helm: Helm) {
+        *lock(&self.helm) = Some(helm);
     }
 
     pub fn info(&self) -> ConnectionInfo {
@@ -107,6 +121,7 @@ impl Connection {
             bytes_in: self.counters.into.load(Ordering::Relaxed),
             bytes_out: self.counters.out.load(Ordering::Relaxed),
             rtt: (rtt > 0).then(|| Duration::from_nanos(rtt)),
+            priority: *lock(&self.priority),
             ..self.fixed.clone()
         }
     }
@@ -161,9 +176,11 @@ impl Registry {
         inner.last_id += 1;
         info.id = inner.last_id;
         let connection = Arc::new(Connection {
+            priority: Mutex::new(info.priority),
             fixed: info,
             counters: Counters::default(),
             rtt_nanos: AtomicU64::new(0),
+            helm: Mutex::new(None),
             end: Mutex::new(None),
         });
         inner.live.insert(connection.fixed.id, connection.clone());
@@ -194,6 +211,16 @@ impl Registry {
         let mut all: Vec<_> = connections.iter().map(|connection| connection.info()).collect();
         all.sort_unstable_by_key(|info| info.id);
         all
+    }
+
+    /// Changes how fast a live connection sends. False: there is none of this id.
+    pub fn set_priority(&self, id: u64, priority: Priority, controller: ControllerKind) -> bool {
+        let Some(connection) = lock(&self.inner).live.get(&id).cloned() else { return false };
+        let steered = lock(&connection.helm).as_ref().is_some_and(|helm| helm.set_controller(controller));
+        if steered {
+            *lock(&connection.priority) = priority;
+        }
+        steered
     }
 
     pub fn live_count(&self) -> usize {
@@ -254,6 +281,7 @@ impl Registry {
             return;
         }
         self.live.send_replace(inner.live.len());
+        *lock(&connection.helm) = None;
         *lock(&connection.end) = Some((SystemTime::now(), Instant::now(), reason));
         let info = connection.info();
         inner.totals.bytes_in += info.bytes_in;
@@ -377,6 +405,7 @@ mod tests {
             node,
             nodes: vec![node],
             service_port: 1,
+            priority: Priority::Interactive,
             client_address: client.map(str::to_owned),
             reverse_address: reverse.map(str::to_owned),
             server_address: None,

@@ -15,10 +15,9 @@ use super::registry::{ConnectionInfo, Entry, Place, Role};
 use super::settings::{AccessRequest, Allow, Backend};
 use super::tunnel::carry;
 use super::Shared;
-use crate::config::ControllerKind;
 use crate::error::{Error, Reason, Result, Stage};
 use crate::net::{Incoming, UtpStream};
-use crate::open::{Answer, Open, Priority};
+use crate::open::{Answer, Open};
 use crate::peer::{Admission, Link};
 
 /// Takes what peers open until the socket closes.
@@ -82,9 +81,7 @@ async fn prepare(
     };
     let mut handshake = Some(handshake);
     shared.met(&link);
-    if open.priority == Priority::Background {
-        link.utp().set_controller(ControllerKind::Ledbat);
-    }
+    link.utp().set_controller(shared.peers.controller(open.priority));
     let connected = connect(shared, &link, &open, &mut handshake).await;
     if connected.is_ok() {
         // `Accepted` tells the window too
@@ -143,8 +140,10 @@ async fn connect(
         .reserve(oldest, limits.max_streams, limits.max_streams_per_node)
         .map_err(|text| Error::new(Reason::PeerBusy, Stage::Open, text))?;
     let info = ConnectionInfo::of(Role::Reverse, link, service_port, shared.peers.net.local_address());
+    let info = ConnectionInfo { priority: open.priority, ..info };
     let own = shared.peers.identity().node_id();
     let (local, entry) = backend::connect(backend, info, &shared.registry, &own, limits.service_timeout).await?;
+    entry.connection.steered_by(link.utp().helm());
     Ok((local, entry, place))
 }
 

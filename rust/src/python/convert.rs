@@ -10,7 +10,7 @@ use crate::addr::NodeId;
 use crate::error::{Error, Reason, Result, Stage};
 use crate::net::{NetStats, PathInfo};
 use crate::path::PathStats;
-use crate::proxy::{ConnectionInfo, PingReport, ProxyStats, Role};
+use crate::proxy::{ConnectionInfo, PingReport, Priority, ProxyStats, Role};
 
 /// The error for an argument that makes no sense.
 pub(super) fn invalid(detail: impl Into<String>) -> Error {
@@ -61,6 +61,7 @@ impl<'py> IntoPyObject<'py> for Connection {
         dict.set_item("node_id", info.node.to_string())?;
         dict.set_item("node_ids", info.nodes.iter().map(ToString::to_string).collect::<Vec<_>>())?;
         dict.set_item("service_port", info.service_port)?;
+        dict.set_item("priority", priority_name(info.priority))?;
         dict.set_item("client_address", info.client_address)?;
         dict.set_item("reverse_address", info.reverse_address)?;
         dict.set_item("server_address", info.server_address)?;
@@ -74,6 +75,20 @@ impl<'py> IntoPyObject<'py> for Connection {
         dict.set_item("rtt", info.rtt.map(|rtt| rtt.as_secs_f64()))?;
         Ok(dict)
     }
+}
+
+const PRIORITIES: [(Priority, &str); 2] =
+    [(Priority::Interactive, "interactive"), (Priority::Background, "background")];
+
+fn priority_name(priority: Priority) -> &'static str {
+    PRIORITIES.into_iter().find(|(known, _)| *known == priority).map_or("", |(_, name)| name)
+}
+
+pub(super) fn priority(name: &str) -> Result<Priority> {
+    let found = PRIORITIES.into_iter().find(|(_, known)| *known == name);
+    let (priority, _) =
+        found.ok_or_else(|| invalid(format!("priority: {name:?} is none of interactive, background")))?;
+    Ok(priority)
 }
 
 pub(super) struct Path(pub(super) PathInfo);

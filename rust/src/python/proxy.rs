@@ -142,6 +142,10 @@ impl Proxy {
         Ok(found.into_iter().map(Connection).collect())
     }
 
+    fn set_priority(&self, py: Python<'_>, id: u64, priority: &str) -> PyResult<bool> {
+        Ok(self.core(py)?.set_priority(id, convert::priority(priority).or_raise(py)?))
+    }
+
     fn connection_by_client(&self, py: Python<'_>, address: &str) -> PyResult<Option<Connection>> {
         Ok(self.core(py)?.connection_by_client(address).map(Connection))
     }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{AckSample, LossSample};
+use super::{AckSample, Handover, LossSample};
 use crate::time::Time;
 
 /// The path model. Rates in bytes per second, amounts in bytes.
@@ -21,7 +21,8 @@ pub(super) struct Model {
     pub(super) min_rtt: Option<Duration>,
     min_rtt_at: Time,
     /// The smallest RTT since [`Model::watch_rtt`].
-    watched_rtt: Option<Duration>,
+    pub(super) watched_rtt: Option<Duration>,
+    latest_rtt: Duration,
     /// The next sample replaces the minimum: it had expired when the connection fell idle.
     renew_rtt: bool,
     loss: LossMeter,
@@ -41,10 +42,19 @@ impl Model {
             min_rtt: None,
             min_rtt_at: Time::ZERO,
             watched_rtt: None,
+            latest_rtt: Duration::ZERO,
             renew_rtt: false,
             loss: LossMeter::default(),
             aggregation: Aggregation::default(),
         }
+    }
+
+    pub(super) fn take_over(&mut self, path: &Handover, bw: f64) {
+        self.max_bw = [0.0, bw];
+        self.min_rtt = Some(path.min_rtt.max(Duration::from_micros(1)));
+        self.min_rtt_at = path.now;
+        self.round_end = path.delivered;
+        self.round_began_delivered = path.delivered;
     }
 
     /// Takes an ack in. `probing`: more than the bandwidth is being sent on purpose. Gives the judgement of the round that ended.
@@ -83,6 +93,7 @@ impl Model {
     }
 
     fn on_rtt(&mut self, now: Time, rtt: Duration) {
+        self.latest_rtt = rtt;
         self.watched_rtt = Some(self.watched_rtt.map_or(rtt, |old| old.min(rtt)));
         match self.min_rtt {
             Some(min) if rtt >= min && !self.renew_rtt => {
@@ -126,6 +137,11 @@ impl Model {
 
     pub(super) fn rtt_expired(&self, now: Time) -> bool {
         self.min_rtt.is_some() && now.since(self.min_rtt_at) > MIN_RTT_AGE
+    }
+
+    /// The newest RTT is an eighth above the minimum.
+    pub(super) fn sees_queue(&self) -> bool {
+        self.min_rtt.is_some_and(|min| self.latest_rtt > min + min / 8 + JITTER)
     }
 
     /// The queue is being drained to see the minimum again.
@@ -196,7 +212,7 @@ impl LossMeter {
     fn has_queue(&self, min_rtt: Option<Duration>) -> bool {
         let Some(min) = min_rtt else { return false };
         let Some(mean) = self.rtt_sum.checked_div(self.rtt_count) else { return false };
-        mean > min + min / 16 + Duration::from_micros(500)
+        mean > min + min / 16 + JITTER
     }
 
     /// `in_flight`: bytes in flight before the losses; the share is taken of the round or of the flight, whichever is more.
@@ -255,6 +271,9 @@ impl Aggregation {
 /// this much in flight they wait for each other: 17 Gbit/s on loopback, and 41 with it (benches/README.md). It is a queue of
 /// 31 KB at 1 Gbit/s.
 const HOST_DELAY: Duration = Duration::from_micros(250);
+
+/// What timers and batches of acks add to an RTT without any queue.
+const JITTER: Duration = Duration::from_micros(500);
 
 /// draft-cardwell BBR v1: 10 s.
 const MIN_RTT_AGE: Duration = Duration::from_secs(10);

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::hystart::{Growth, HyStart};
-use super::{clamp_window, initial_window, pace, AckSample, Controller, LossSample};
+use super::{clamp_window, initial_window, pace, AckSample, Controller, Handover, LossSample};
 use crate::config::ControllerKind;
 use crate::time::Time;
 
@@ -205,6 +205,20 @@ impl Controller for Cubic {
     fn on_mtu(&mut self, max_payload: u16) {
         self.mss = f64::from(max_payload.max(1));
         self.cwnd = clamp_window(self.cwnd, self.mss);
+    }
+
+    fn hand_over(&self) -> (u64, bool) {
+        (self.cwnd as u64, !self.in_slow_start())
+    }
+
+    fn take_over(&mut self, path: &Handover) {
+        self.cwnd = clamp_window((path.bytes as f64).max(initial_window(self.mss)), self.mss);
+        if path.full {
+            self.ssthresh = self.cwnd;
+        }
+        self.srtt = Some(path.srtt);
+        self.delivered = path.delivered;
+        self.hystart.restart(path.delivered);
     }
 
     fn window(&self) -> u64 {

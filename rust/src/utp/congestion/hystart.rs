@@ -10,8 +10,11 @@ pub(super) struct HyStart {
     /// The round ends when a packet is confirmed that was sent at or after this many delivered bytes.
     round_end: u64,
     round_min: Option<Duration>,
+    /// The last samples. RFC 9406 compares the minimum of the whole round; when packets are paced over it, its first ones have no
+    /// queue yet, and a queue would show a round later, when the window has doubled once more.
+    recent: [Option<Duration>; N_RTT_SAMPLE],
     last_round_min: Option<Duration>,
-    samples: u32,
+    samples: usize,
     acked: u64,
     phase: Phase,
 }
@@ -22,6 +25,8 @@ enum Phase {
     /// Conservative slow start: a pause of growth that tells a queue from jitter.
     Conservative {
         baseline: Duration,
+        /// At this RTT it is none.
+        certain: Duration,
         rounds: u32,
     },
 }
@@ -39,7 +44,15 @@ pub(super) enum Growth {
 
 impl HyStart {
     pub(super) fn new() -> Self {
-        Self { round_end: 0, round_min: None, last_round_min: None, samples: 0, acked: 0, phase: Phase::SlowStart }
+        Self {
+            round_end: 0,
+            round_min: None,
+            recent: [None; N_RTT_SAMPLE],
+            last_round_min: None,
+            samples: 0,
+            acked: 0,
+            phase: Phase::SlowStart,
+        }
     }
 
     /// Begins again: after a timeout, or after the connection was idle.
@@ -53,11 +66,14 @@ impl HyStart {
         }
         self.acked = self.acked.saturating_add(ack.acked);
         if let Some(rtt) = ack.rtt {
+            if let Some(slot) = self.recent.get_mut(self.samples % N_RTT_SAMPLE) {
+                *slot = Some(rtt);
+            }
             self.samples += 1;
             self.round_min = Some(self.round_min.map_or(rtt, |old| old.min(rtt)));
         }
-        if self.enough_samples(mss) {
-            self.judge();
+        if self.enough_samples(mss) && self.judge() {
+            return Growth::Leave;
         }
         match self.phase {
             Phase::SlowStart => Growth::Full,
@@ -69,6 +85,7 @@ impl HyStart {
     fn end_round(&mut self, delivered: u64) -> bool {
         self.round_end = delivered;
         self.last_round_min = self.round_min.take().or(self.last_round_min);
+        self.recent = [None; N_RTT_SAMPLE];
         self.samples = 0;
         self.acked = 0;
         let Phase::Conservative { rounds, .. } = &mut self.phase else { return false };
@@ -76,20 +93,23 @@ impl HyStart {
         *rounds >= CSS_ROUNDS
     }
 
-    fn judge(&mut self) {
-        let Some(round_min) = self.round_min else { return };
+    /// True when there is no doubt left.
+    fn judge(&mut self) -> bool {
+        let Some(now) = self.recent.iter().flatten().min().copied() else { return false };
         match self.phase {
             Phase::SlowStart => {
-                let Some(last) = self.last_round_min else { return };
+                let Some(last) = self.last_round_min else { return false };
                 let threshold = (last / 8).clamp(MIN_RTT_THRESH, MAX_RTT_THRESH);
-                if round_min >= last + threshold {
-                    self.phase = Phase::Conservative { baseline: round_min, rounds: 0 };
+                if now >= last + threshold {
+                    self.phase = Phase::Conservative { baseline: now, certain: now + threshold, rounds: 0 };
                 }
             }
             // The RTT went down again: it was jitter.
-            Phase::Conservative { baseline, .. } if round_min < baseline => self.phase = Phase::SlowStart,
-            Phase::Conservative { .. } => {}
+            Phase::Conservative { baseline, .. } if now < baseline => self.phase = Phase::SlowStart,
+            // A queue that goes on growing is no jitter. Five rounds by a quarter each would treble the window.
+            Phase::Conservative { certain, .. } => return now >= certain,
         }
+        false
     }
 
     /// RFC 9406 wants 8 samples a round, assuming an ack for every second packet. Our peers acknowledge up to 32 packets at
@@ -101,5 +121,5 @@ impl HyStart {
 
 const MIN_RTT_THRESH: Duration = Duration::from_millis(4);
 const MAX_RTT_THRESH: Duration = Duration::from_millis(16);
-const N_RTT_SAMPLE: u32 = 8;
+const N_RTT_SAMPLE: usize = 8;
 const CSS_ROUNDS: u32 = 5;

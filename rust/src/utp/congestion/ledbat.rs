@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use super::{clamp_window, pace, AckSample, Controller, LossSample};
+use super::{clamp_window, pace, AckSample, Controller, Handover, LossSample};
 use crate::config::ControllerKind;
 use crate::time::Time;
 
@@ -216,6 +216,22 @@ impl Controller for Ledbat {
     fn on_mtu(&mut self, max_payload: u16) {
         self.mss = f64::from(max_payload.max(1));
         self.cwnd = clamp_window(self.cwnd, self.mss);
+    }
+
+    /// What it leaves to others is not known, so the path is never full.
+    fn hand_over(&self) -> (u64, bool) {
+        let before_slowdown = matches!(self.phase, Phase::Slowdown { .. } | Phase::Climb { .. });
+        let bytes = if before_slowdown && self.ssthresh.is_finite() { self.ssthresh.max(self.cwnd) } else { self.cwnd };
+        (bytes as u64, false)
+    }
+
+    /// Yields from there: what is above the target goes within a few round trips, and the slowdown that follows shows the base delay.
+    fn take_over(&mut self, path: &Handover) {
+        self.cwnd = clamp_window(path.bytes as f64, self.mss);
+        self.ssthresh = self.cwnd;
+        self.srtt = Some(path.srtt);
+        self.phase = Phase::Avoidance;
+        self.next_slowdown = Some(path.now + path.srtt * 2);
     }
 
     fn window(&self) -> u64 {

@@ -66,6 +66,19 @@ pub struct LossSample {
     pub delivered: u64,
 }
 
+/// What a controller that steps down knows of the path, for the one that follows.
+#[derive(Clone, Copy, Debug)]
+pub struct Handover {
+    pub now: Time,
+    /// Bytes in flight that use the path as far as it was used.
+    pub bytes: u64,
+    /// That is what the path holds. Otherwise it was still being looked for, or left to others.
+    pub full: bool,
+    pub srtt: Duration,
+    pub min_rtt: Duration,
+    pub delivered: u64,
+}
+
 /// A congestion controller.
 pub trait Controller: Send + std::fmt::Debug {
     fn kind(&self) -> ControllerKind;
@@ -89,6 +102,12 @@ pub trait Controller: Send + std::fmt::Debug {
 
     /// The payload of a full packet changed (path MTU search).
     fn on_mtu(&mut self, max_payload: u16);
+
+    /// [`Handover::bytes`] and [`Handover::full`].
+    fn hand_over(&self) -> (u64, bool);
+
+    /// Goes on where another controller of the same connection stopped; called once, before anything else.
+    fn take_over(&mut self, path: &Handover);
 
     /// Bytes that may be in flight.
     fn window(&self) -> u64;

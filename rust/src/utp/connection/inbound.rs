@@ -166,7 +166,8 @@ impl Connection {
             app_limited: acked.app_limited,
             delivered: self.recovery.delivered(),
             prior_delivered: acked.prior_delivered,
-            window_limited: acked.window_limited,
+            // what waits now grows the window too: no packet of the first flight knew yet that it would be the limit
+            window_limited: acked.window_limited || self.window_limited,
         });
     }
 

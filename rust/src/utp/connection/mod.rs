@@ -8,7 +8,7 @@ mod timers;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::congestion::{self, Controller};
+use super::congestion::{self, Controller, Handover};
 use super::mtu::MtuSearch;
 use super::pacing::Pacer;
 use super::packet::{Capability, HEADER_LEN};
@@ -447,11 +447,29 @@ impl Connection {
         self.share.allowance
     }
 
-    /// Puts another controller in charge of what is sent from now on.
+    /// Puts another controller in charge of what is sent from now on; it starts from what the one before knew of the path.
     pub fn set_controller(&mut self, kind: ControllerKind) {
-        if self.controller.kind() != kind {
-            self.controller = congestion::new(kind, &self.config, self.max_payload());
+        if self.controller.kind() == kind {
+            return;
         }
+        let mut next = congestion::new(kind, &self.config, self.max_payload());
+        if self.rtt.has_sample() {
+            let (bytes, full) = self.controller.hand_over();
+            next.take_over(&Handover {
+                now: self.last_sent.max(self.last_received),
+                bytes,
+                full,
+                srtt: self.rtt.srtt(),
+                min_rtt: self.rtt.min(),
+                delivered: self.recovery.delivered(),
+            });
+        }
+        self.controller = next;
+    }
+
+    /// Who is in charge of what is sent.
+    pub fn controller(&self) -> ControllerKind {
+        self.controller.kind()
     }
 
     /// What became possible since the last call.
