@@ -4,8 +4,10 @@
 //! utp_bridge connect --tcp 127.0.0.1:0 --utp HOST:PORT   each TCP connection becomes a uTP connection to HOST:PORT
 //! utp_bridge listen --utp 127.0.0.1:0 --tcp HOST:PORT    each uTP connection becomes a TCP connection to HOST:PORT
 //! ```
-//! Prints `ready tcp=ADDRESS utp=ADDRESS` and runs until it is killed. `--controller bbr|cubic|ledbat` chooses one.
+//! Prints `ready tcp=ADDRESS utp=ADDRESS` and runs until it is killed. `--controller bbr|cubic|ledbat` chooses one. When a uTP
+//! connection has ended it prints `ended in order`, or `ended` and why.
 
+use std::io::Write;
 use std::net::SocketAddr;
 
 use keynet::config::{ControllerKind, UtpConfig};
@@ -75,6 +77,17 @@ async fn bridge(mut tcp: TcpStream, mut utp: UtpStream) {
     let _ = tcp.set_nodelay(true);
     if let Err(error) = tokio::io::copy_bidirectional_with_sizes(&mut tcp, &mut utp, 256 << 10, 256 << 10).await {
         eprintln!("{error}");
+        utp.reset();
     }
     eprintln!("{:?}", utp.stats());
+    utp.ended().await;
+    match utp.failure() {
+        None => say("ended in order"),
+        Some(reason) => say(&format!("ended {reason}")),
+    }
+}
+
+/// Whoever started this may have stopped listening.
+fn say(line: &str) {
+    let _ = writeln!(std::io::stdout(), "{line}");
 }

@@ -568,3 +568,48 @@ fn an_end_with_an_ack_from_nowhere_is_refused() {
         assert!(it.is_at_eof());
     }
 }
+
+/// libtorrent and the libutp of transmission 3 answer a repeated SYN with a second connection under the same id, and only
+/// that one hears us: on a path of more than 33 ms the first SYN-ACK belongs to nobody by the time our data comes.
+#[test]
+fn of_two_syn_acks_the_newer_one_counts() {
+    let mut it = Scripted::new(&utp());
+    it.start(&utp());
+    it.wait(ms(40));
+    let syn = it.expect(Kind::Syn);
+    it.answer(&syn, 7_000);
+    it.write(b"data");
+    it.expect(Kind::Data);
+    it.wait(ms(33));
+    it.answer(&syn, 30_000);
+    it.wait(ms(1_100));
+    let again = it.expect(Kind::Data);
+    assert_eq!((again.header.ack, &again.payload[..]), (29_999, &b"data"[..]));
+    it.ack = again.header.seq;
+    it.data(b"first");
+    assert_eq!(it.read(), b"first");
+    assert_eq!(it.connection().stats().in_flight, 0);
+}
+
+/// An acceptor that speaks first has not begun anew because its ack overtakes its data, and a SYN-ACK that comes late is old.
+#[test]
+fn neither_overtaken_data_nor_an_old_syn_ack_begin_anew() {
+    let mut it = Scripted::new(&utp());
+    it.start(&utp());
+    it.wait(ms(40));
+    let syn = it.expect(Kind::Syn);
+    let old =
+        Header { connection_id: syn.header.connection_id, seq: 50_000, ack: syn.header.seq, ..it.header(Kind::State) };
+    it.wait(ms(1));
+    it.answer(&syn, 7_000);
+    it.seq = 7_003;
+    it.send(Kind::State, &[]);
+    it.send_header(&old, &[]);
+    it.seq = 7_000;
+    it.data(b"speaks first");
+    assert_eq!(it.read(), b"speaks first");
+    it.answer(&syn, 30_000);
+    it.seq = 7_001;
+    it.data(b", and goes on");
+    assert_eq!(it.read(), b", and goes on");
+}

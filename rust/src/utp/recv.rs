@@ -82,6 +82,11 @@ impl ReceiveQueue {
         self.fin.is_some_and(|fin| self.next > fin)
     }
 
+    /// Nothing has come yet, not even out of order.
+    pub fn is_untouched(&self) -> bool {
+        self.total == 0 && self.early.is_empty() && self.fin.is_none()
+    }
+
     pub fn has_holes(&self) -> bool {
         !self.early.is_empty()
     }

@@ -1,7 +1,7 @@
-"""One BitTorrent conversation (BEP 3) over any stream: enough to carry data both ways with libtorrent.
+"""One BitTorrent conversation (BEP 3) over any stream: enough to carry data both ways with another program.
 
-Both sides hold one half of the pieces of a file and want the other half. Works on a (reader, writer) pair of
-asyncio, and on a pure_python Stream given twice.
+The peer holds the first pieces of a file and we the rest; each wants what the other has. Works on a (reader, writer)
+pair of asyncio, and on a pure_python Stream given twice.
 """
 
 from __future__ import annotations
@@ -28,12 +28,16 @@ class Writer(Protocol):
     async def drain(self) -> None: ...
 
 
-def content(pieces: int) -> bytes:
-    """The file that both sides know: the same for the same number of pieces."""
-    return random.Random(pieces).randbytes(pieces * PIECE)
+def content(size: int) -> bytes:
+    """The file that both sides know: the same for the same size."""
+    return random.Random(size).randbytes(size)
 
 
-def metainfo(data: bytes) -> tuple[bytes, bytes]:
+def pieces(size: int) -> int:
+    return -(-size // PIECE)
+
+
+def metainfo(data: bytes, announce: str = "") -> tuple[bytes, bytes]:
     """A version 1 torrent of a file called `blob`, and its info hash."""
     hashes = b"".join(hashlib.sha1(data[at : at + PIECE]).digest() for at in range(0, len(data), PIECE))
     info = b"d6:lengthi%de4:name4:blob12:piece lengthi%de6:pieces%d:%be" % (
@@ -42,25 +46,27 @@ def metainfo(data: bytes) -> tuple[bytes, bytes]:
         len(hashes),
         hashes,
     )
-    return b"d4:info%be" % info, hashlib.sha1(info).digest()
+    tracker = b"8:announce%d:%b" % (len(announce), announce.encode()) if announce else b""
+    return b"d%b4:info%be" % (tracker, info), hashlib.sha1(info).digest()
 
 
 class Conversation:
-    """Holds the second half of the pieces; `run` returns the first half as it came from the peer."""
+    """The peer holds the first `theirs` pieces; `run` returns them as they came from it."""
 
-    def __init__(self, reader: Reader, writer: Writer, data: bytes) -> None:
+    def __init__(self, reader: Reader, writer: Writer, data: bytes, theirs: int) -> None:
         self._reader, self._writer, self._data = reader, writer, data
         self._buffer = bytearray()
-        self._pieces = len(data) // PIECE
-        self._half = self._pieces // 2
-        self._wanted = [(p, b) for p in range(self._half) for b in range(0, PIECE, BLOCK)]
-        self._got = bytearray(self._half * PIECE)
-        self._missing = len(self._wanted)
+        self._pieces, self._theirs = pieces(len(data)), theirs
+        ours_from = min(theirs * PIECE, len(data))
+        self.expected = data[:ours_from]
+        self._missing = set(range(0, ours_from, BLOCK))
+        self._wanted = sorted(self._missing)
+        self._got = bytearray(ours_from)
         self._answers: asyncio.Queue[bytes] = asyncio.Queue()
-        self.served = 0
+        self._unserved = set(range(ours_from, len(data), BLOCK))
 
     async def run(self, dialler: bool) -> bytes:
-        """Exchanges both halves: ends when all is here and all of the other half was sent."""
+        """Ends when all that the peer had is here and all the rest was sent."""
         handshake = b"\x13BitTorrent protocol" + bytes(8) + metainfo(self._data)[1] + PEER_ID
         if dialler:
             self._writer.write(handshake)
@@ -69,7 +75,7 @@ class Conversation:
         assert theirs[28:48] == handshake[28:48], "another torrent"
         if not dialler:
             self._writer.write(handshake)
-        bits = "".join("1" if p >= self._half else "0" for p in range(self._pieces)).ljust(
+        bits = "".join("1" if p >= self._theirs else "0" for p in range(self._pieces)).ljust(
             -(-self._pieces // 8) * 8, "0"
         )
         self._send(BITFIELD, int(bits, 2).to_bytes(len(bits) // 8, "big"))
@@ -77,7 +83,7 @@ class Conversation:
         self._send(UNCHOKE)
         answering = asyncio.ensure_future(self._answer())
         try:
-            while self._missing or self.served < (self._pieces - self._half) * PIECE:
+            while self._missing or self._unserved:
                 size = int.from_bytes(await self._exactly(4), "big")
                 if size:
                     self._handle(await self._exactly(size))
@@ -88,24 +94,28 @@ class Conversation:
 
     def _handle(self, message: bytes) -> None:
         kind, body = message[0], message[1:]
-        if kind == UNCHOKE:
+        if kind == CHOKE:  # throws our requests away
+            self._wanted = sorted(self._missing)
+        elif kind == UNCHOKE:
             for _ in range(PIPELINE):
                 self._ask()
         elif kind == REQUEST:
             piece, begin, size = struct.unpack(">III", body)
-            assert piece >= self._half, "asked for a piece that we said we do not have"
+            assert piece >= self._theirs, "asked for a piece that we said we do not have"
             self._answers.put_nowait(body[:8] + self._data[piece * PIECE + begin :][:size])
-            self.served += size
+            self._unserved -= set(range(piece * PIECE + begin, piece * PIECE + begin + size, BLOCK))
         elif kind == PIECE_DATA:
             piece, begin = struct.unpack_from(">II", body)
-            self._got[piece * PIECE + begin : piece * PIECE + begin + BLOCK] = body[8:]
-            self._missing -= 1
+            at = piece * PIECE + begin
+            self._got[at : at + len(body) - 8] = body[8:]
+            self._missing.discard(at)
             self._ask()
 
     def _ask(self) -> None:
         if self._wanted:
-            piece, begin = self._wanted.pop(0)
-            self._send(REQUEST, struct.pack(">III", piece, begin, BLOCK))
+            piece, begin = divmod(self._wanted.pop(0), PIECE)
+            size = min(BLOCK, len(self._got) - piece * PIECE - begin)
+            self._send(REQUEST, struct.pack(">III", piece, begin, size))
 
     async def _answer(self) -> None:
         while True:

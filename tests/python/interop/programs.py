@@ -12,6 +12,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[3]
 BUILT = [ROOT / "target" / profile / "examples/utp_bridge" for profile in ("debug", "release")]
 BRIDGE = Path(os.environ.get("KEYNET_UTP_BRIDGE") or max(BUILT, key=lambda p: p.stat().st_mtime if p.exists() else 0))
+# a guard against hangs, not a measure: a peer whose timeout is a second may wait for several of them in a row
+HANG = 90
 needs_bridge = pytest.mark.skipif(not BRIDGE.exists(), reason="cargo build --example utp_bridge")
 
 
@@ -32,15 +34,31 @@ async def program(*command: str):
             await process.wait()
 
 
+class Bridge:
+    """A running bridge: its ports, and how its connections end."""
+
+    def __init__(self, process: asyncio.subprocess.Process, facts: dict[str, str]) -> None:
+        self._process = process
+        self.tcp, self.utp = (int(facts[name].rpartition(":")[2]) for name in ("tcp", "utp"))
+
+    def __iter__(self):
+        return iter((self.tcp, self.utp))
+
+    async def ended(self) -> str:
+        """How the next connection ended: "in order", or the reason."""
+        line = (await asyncio.wait_for(self._process.stdout.readline(), HANG)).decode()
+        assert line.startswith("ended "), line
+        return line.removeprefix("ended ").strip()
+
+
 @contextlib.asynccontextmanager
 async def bridge(*arguments: str):
-    """The core's uTP behind a TCP port: yields (tcp port, utp port)."""
+    """The core's uTP behind a TCP port."""
     async with program(str(BRIDGE), *arguments) as process:
         try:
             ready = (await asyncio.wait_for(process.stdout.readline(), 10)).decode().split()
             assert ready[0] == "ready"
-            facts = dict(word.split("=", 1) for word in ready[1:])
-            yield tuple(int(facts[name].rpartition(":")[2]) for name in ("tcp", "utp"))
+            yield Bridge(process, dict(word.split("=", 1) for word in ready[1:]))
         finally:
             if process.returncode is None:
                 process.terminate()

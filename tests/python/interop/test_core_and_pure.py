@@ -92,20 +92,22 @@ async def test_streams_over_a_bad_network(connected, capable: bool, conditions: 
 
 @needs_bridge
 @BOTH_ROLES
-async def test_sequence_numbers_wrap(connected, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("host", LOOPBACK)
+async def test_sequence_numbers_wrap(connected, host: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(stream.random, "randrange", lambda *_: 0xFFF0)
-    endpoint = Endpoint(("127.0.0.1", 0))
-    async with connected("127.0.0.1", endpoint) as (core, pure):
+    endpoint = Endpoint((host, 0))
+    async with connected(host, endpoint) as (core, pure):
         await exchange(core, pure, (500_000, 500_000))
     endpoint.close()
 
 
 @needs_bridge
 @BOTH_ROLES
+@pytest.mark.parametrize("host", LOOPBACK)
 @pytest.mark.parametrize("first", ["core", "pure"])
-async def test_half_close(connected, first: str):
-    endpoint = Endpoint(("127.0.0.1", 0))
-    async with connected("127.0.0.1", endpoint) as ends:
+async def test_half_close(connected, host: str, first: str):
+    endpoint = Endpoint((host, 0))
+    async with connected(host, endpoint) as ends:
         one, other = ends if first == "core" else ends[::-1]
         one.write(b"question")
         one.write_eof()
@@ -119,10 +121,11 @@ async def test_half_close(connected, first: str):
 
 @needs_bridge
 @BOTH_ROLES
+@pytest.mark.parametrize("host", LOOPBACK)
 @pytest.mark.parametrize("breaker", ["core", "pure"])
-async def test_a_reset(connected, breaker: str):
-    endpoint = Endpoint(("127.0.0.1", 0))
-    async with connected("127.0.0.1", endpoint) as (core, pure):
+async def test_a_reset(connected, host: str, breaker: str):
+    endpoint = Endpoint((host, 0))
+    async with connected(host, endpoint) as (core, pure):
         core.write(b"x")
         assert await asyncio.wait_for(pure.read(), 5) == b"x"
         pure.write(b"y")
@@ -225,10 +228,11 @@ async def test_tunnels(dialler: str, host: str, tmp_path: Path):
 
 
 @EITHER_DIALS
-async def test_rotated_nodes(dialler: str, tmp_path: Path):
+@pytest.mark.parametrize("host", LOOPBACK)
+async def test_rotated_nodes(dialler: str, host: str, tmp_path: Path):
     async with (
         service(echo) as address,
-        two_nodes(dialler, "127.0.0.1", tmp_path, address, 2) as (a, _, names),
+        two_nodes(dialler, host, tmp_path, address, 2) as (a, _, names),
     ):
         assert len(names) == 3
         for name in names:
@@ -236,35 +240,38 @@ async def test_rotated_nodes(dialler: str, tmp_path: Path):
 
 
 @EITHER_DIALS
-async def test_refusals_keep_their_reason(dialler: str, tmp_path: Path):
+@pytest.mark.parametrize("host", LOOPBACK)
+async def test_refusals_keep_their_reason(dialler: str, host: str, tmp_path: Path):
     async with (
         service(echo) as address,
-        two_nodes(dialler, "127.0.0.1", tmp_path, address) as (a, b, (name,)),
+        two_nodes(dialler, host, tmp_path, address) as (a, b, (name,)),
     ):
         assert await status_of(a, f"{name}.keynet:8") == (404, "service_not_found")
         stranger = identity.node_text(bytes(32))
         where = b.proxy_address if isinstance(b, Node) else b.proxy_address.rpartition(":")[::2]
         if isinstance(a, Node):
-            a.add_peer(stranger, ("127.0.0.1", int(where[1])))
+            a.add_peer(stranger, (host, int(where[1])))
             b.set_allow([stranger])
         else:
-            a.add_peer(stranger, [at("127.0.0.1", int(where[1]))])
+            a.add_peer(stranger, [at(host, int(where[1]))])
             b.allow = set()
         assert await status_of(a, f"{stranger}.keynet:7") == (502, "identity_mismatch")
         assert await status_of(a, f"{name}.keynet:7") == (403, "access_denied")
 
 
 @pytest.mark.slow
-@EITHER_DIALS
-async def test_an_idle_tunnel_lives_by_pings(dialler: str, tmp_path: Path):
+async def test_idle_tunnels_live_by_pings(tmp_path: Path):
     """The core pings with the session's keys and gives up after 7.5 s: pure Python has them too."""
-    async with (
-        service(echo) as address,
-        two_nodes(dialler, "127.0.0.1", tmp_path, address) as (a, _, (name,)),
-    ):
-        _, reader, writer = await tunnel(a, f"{name}.keynet:7")
-        for _ in range(2):
-            writer.write(b"still there?")
-            assert await asyncio.wait_for(reader.readexactly(12), 5) == b"still there?"
-            await asyncio.sleep(11)
-        writer.close()
+
+    async def idle(dialler: str, host: str) -> None:
+        directory = tmp_path / dialler
+        directory.mkdir()
+        async with service(echo) as address, two_nodes(dialler, host, directory, address) as (a, _, (name,)):
+            _, reader, writer = await tunnel(a, f"{name}.keynet:7")
+            for wait in (11, 0):
+                writer.write(b"still there?")
+                assert await asyncio.wait_for(reader.readexactly(12), 5) == b"still there?"
+                await asyncio.sleep(wait)
+            writer.close()
+
+    await asyncio.gather(idle("core", "127.0.0.1"), idle("pure", "::1"))

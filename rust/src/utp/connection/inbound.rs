@@ -31,6 +31,7 @@ impl Connection {
             }
             // a late copy: the endpoint has answered it when it mattered
             (_, Kind::Syn) => false,
+            (State::Established, Kind::State) if self.begins_anew(packet) => self.handle_syn_ack(now, packet),
             (State::Established | State::TimeWait { .. }, _) => self.handle_established(now, packet),
         }
     }
@@ -48,6 +49,7 @@ impl Connection {
             config.receive_buffer,
         );
         self.peer = packet.capability;
+        self.syn.answered = packet.header.timestamp;
         if self.syn.sent == 1 {
             self.rtt.sample(now, now.since(self.syn.started));
         }
@@ -62,6 +64,22 @@ impl Connection {
         self.wakes.connected = true;
         self.wakes.writable = true;
         true
+    }
+
+    /// Is it a SYN-ACK again, of a newer connection? Some programs make one of each copy of our SYN, and hear us only on the
+    /// last. It must be clear that nothing is lost with the older one: neither side has anything of the other yet, and the
+    /// number is too far away for an ack that has overtaken the data before it.
+    fn begins_anew(&self, packet: &Packet<'_>) -> bool {
+        let header = &packet.header;
+        let distance = header.seq.wrapping_sub(seq::wire(self.rx.next()));
+        self.syn.sent > 1
+            && self.peer.is_none()
+            && packet.capability.is_none()
+            && header.ack == seq::wire(self.syn.seq)
+            && self.tx.una() == self.syn.seq + 1
+            && self.rx.is_untouched()
+            && distance.min(distance.wrapping_neg()) > FIRST_FLIGHT
+            && header.timestamp.wrapping_sub(self.syn.answered) as i32 > 0
     }
 
     /// A RESET counts only when its ack_nr is of something sent recently (UTP.md 2.5); a blind forger does not know it.
@@ -257,5 +275,7 @@ impl Connection {
 
 /// Acks may be this late, or as much as was ever in flight: packets that overtook each other.
 const LATE_ACKS: Seq = 64;
+/// A peer sends no more packets than this before it hears of us: nobody has more than 1,023 in flight (UTP.md 2.4).
+const FIRST_FLIGHT: u16 = 1_024;
 /// An old uTorrent said this when it had no measurement.
 const NO_DIFFERENCE: u32 = 0x7fff_ffff;

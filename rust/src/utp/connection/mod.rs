@@ -165,6 +165,8 @@ struct Syn {
     sent: usize,
     next: Time,
     capability: Capability,
+    /// The timestamp of the SYN-ACK that counts.
+    answered: u32,
 }
 
 /// What is left to this connection of a path that others use as well.
@@ -256,7 +258,7 @@ impl Connection {
             receive_id: start.receive_id,
             send_id: start.send_id,
             state,
-            syn: Syn { seq: 0, started: now, sent: 0, next: now, capability: start.capability },
+            syn: Syn { seq: 0, started: now, sent: 0, next: now, capability: start.capability, answered: 0 },
             peer: None,
             tx: SendQueue::new(next, config.send_buffer.min(FIRST_SEND_BUFFER)),
             rx: ReceiveQueue::new(expected, config.initial_window.min(config.receive_buffer), config.receive_buffer),
