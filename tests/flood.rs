@@ -94,7 +94,7 @@ impl Dialler {
         let mut datagram = Vec::new();
         header(kind, self.id, self.seq.wrapping_add(ahead), self.ack).write(&mut datagram);
         datagram.extend_from_slice(payload);
-        match endpoint.handle(now, self.remote, &datagram, self.origin) {
+        match endpoint.handle(now, self.remote, &datagram, self.origin, None) {
             Routed::New(handle, mut connection, packet) => {
                 connection.handle_packet(now, &packet);
                 Some((handle, connection))
@@ -182,7 +182,8 @@ fn two_thousand_strangers_hold_64_kib_each_at_most() {
             let mut datagram = Vec::new();
             header(Kind::Data, dialler.id, dialler.seq.wrapping_add(ahead), dialler.ack).write(&mut datagram);
             datagram.extend([7; 1_400]);
-            let Routed::Known(handle, packet) = endpoint.handle(now, dialler.remote, &datagram, dialler.origin) else {
+            let Routed::Known(handle, packet) = endpoint.handle(now, dialler.remote, &datagram, dialler.origin, None)
+            else {
                 panic!("the connection is known");
             };
             streams.get_mut(&handle).expect("kept").handle_packet(now, &packet);

@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use keynet::addr::{NodeId, PingKeys};
 use keynet::config::{ControllerKind, PathConfig, SocketConfig, UtpConfig};
 use keynet::error::Reason;
 use keynet::net::{Incoming, Net, NetConfig, UtpStream};
@@ -345,4 +346,42 @@ async fn a_stream_changes_its_controller_while_it_is_used() {
     drop((dialled, accepted));
     tokio::join!(a.close(), b.close());
     assert!(!helm.set_controller(ControllerKind::Ledbat));
+}
+
+/// Two nodes that have pinged each other under a key: what the second connection carries does not wait for an answer.
+#[tokio::test]
+async fn nodes_that_share_a_key_do_not_wait_for_an_answer() {
+    for at in LOOPBACKS {
+        let ((a, _), (b, mut incoming)) = (bind(at), bind(at));
+        let utp = UtpConfig::default;
+        let (first, accepted) = tokio::join!(a.connect(b.local_address(), utp()), incoming.accept());
+        let (first, accepted) = (first.unwrap(), accepted.unwrap());
+        assert!(first.stats().packets_in > 0, "strangers wait");
+        let (key, x, y) = ([1; 32], [2; 16], [3; 16]);
+        let node = |n: u8| NodeId::from_public_key([n; 32]);
+        a.bind_node(first.remote(), node(1), PingKeys { key, local_name: x, remote_name: y });
+        b.bind_node(accepted.remote(), node(2), PingKeys { key, local_name: y, remote_name: x });
+        let mut tries = 0;
+        loop {
+            let mut dialled = a.connect(b.local_address(), utp()).await.unwrap();
+            let waited = dialled.stats().packets_in > 0;
+            dialled.write_all(b"at once").await.unwrap();
+            let mut accepted = incoming.accept().await.unwrap();
+            accepted.trust();
+            let mut got = [0; 7];
+            accepted.read_exact(&mut got).await.unwrap();
+            accepted.write_all(b"and back").await.unwrap();
+            let mut back = [0; 8];
+            dialled.read_exact(&mut back).await.unwrap();
+            assert_eq!((&got, &back), (b"at once", b"and back"));
+            if !waited {
+                break;
+            }
+            // the pings under the new key are still on their way
+            tries += 1;
+            assert!(tries < 100, "{at}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        tokio::join!(a.close(), b.close());
+    }
 }

@@ -110,7 +110,7 @@ impl Net {
 
     pub fn connect(&mut self, role: Role) {
         let host = &mut self.hosts[0];
-        let dialled = host.endpoint.connect(self.now, RemoteId(1), &self.utp, u16::MAX);
+        let dialled = host.endpoint.connect(self.now, RemoteId(1), &self.utp, u16::MAX, None);
         let (handle, connection) = dialled.expect("room for the connections of a workload");
         host.add(handle, Box::new(connection), role);
         self.pump(0, handle.slot());
@@ -158,7 +158,7 @@ impl Net {
             let known = before.and_then(|(slot, packet)| Some((slot, Endpoint::follow(&packet, datagram)?)));
             let (slot, packet) = match known {
                 Some(known) => known,
-                None => match host.endpoint.handle(*now, RemoteId(1 - to as u64), datagram, Origin::default()) {
+                None => match host.endpoint.handle(*now, RemoteId(1 - to as u64), datagram, Origin::default(), None) {
                     Routed::Known(handle, packet) => (handle.slot(), packet),
                     Routed::New(handle, mut connection, packet) => {
                         connection.trust();

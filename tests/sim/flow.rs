@@ -33,7 +33,7 @@ fn connection_ids_of_one_remote_never_clash() {
     let mut endpoint = Endpoint::new(config, utp(), [3; 32]);
     let mut ids = HashSet::new();
     let mut connect = |endpoint: &mut Endpoint| {
-        let (_, connection) = endpoint.connect(Time::from_millis(1_000), REMOTE, &utp(), u16::MAX)?;
+        let (_, connection) = endpoint.connect(Time::from_millis(1_000), REMOTE, &utp(), u16::MAX, None)?;
         assert_eq!(connection.send_id(), connection.receive_id().wrapping_add(1));
         assert!(ids.insert(connection.receive_id()) && ids.insert(connection.send_id()), "an id twice");
         Ok::<_, ConnectError>(ids.len() / 2)
@@ -41,7 +41,10 @@ fn connection_ids_of_one_remote_never_clash() {
     let made = (0..40_000).map_while(|_| connect(&mut endpoint).ok()).last();
     assert!(made.is_some_and(|made| made >= 16_384), "{made:?}");
     assert_eq!(connect(&mut endpoint), Err(ConnectError::NoId), "and then it says so");
-    assert!(endpoint.connect(Time::from_millis(1_000), RemoteId(5), &utp(), u16::MAX).is_ok(), "others have their own");
+    assert!(
+        endpoint.connect(Time::from_millis(1_000), RemoteId(5), &utp(), u16::MAX, None).is_ok(),
+        "others have their own"
+    );
 }
 
 /// Programs whose random numbers have no seed can be predicted, and their connections forged.
@@ -49,7 +52,7 @@ fn connection_ids_of_one_remote_never_clash() {
 fn ids_and_first_numbers_follow_from_the_seed_alone() {
     let syn = |seed| {
         let mut endpoint = Endpoint::new(EndpointConfig::default(), utp(), seed);
-        let (_, mut connection) = endpoint.connect(Time::from_millis(1), REMOTE, &utp(), u16::MAX).unwrap();
+        let (_, mut connection) = endpoint.connect(Time::from_millis(1), REMOTE, &utp(), u16::MAX, None).unwrap();
         let mut out = Vec::new();
         connection.poll_transmit(Time::from_millis(1), 1, &mut out).unwrap();
         (out[2..4].to_vec(), out[16..18].to_vec())
@@ -342,7 +345,7 @@ fn a_confirmation_from_elsewhere_is_none() {
     it.header(Kind::Data).write(&mut datagram);
     datagram.extend_from_slice(b"x");
     let elsewhere = Origin::of("192.0.2.1:9".parse().unwrap());
-    it.endpoint.handle(it.now, RemoteId(77), &datagram, elsewhere);
+    it.endpoint.handle(it.now, RemoteId(77), &datagram, elsewhere, None);
     assert_eq!((it.endpoint.connections(), it.endpoint.half_open()), (0, 1));
     it.data(b"x");
     assert_eq!(it.read(), b"x");

@@ -224,7 +224,7 @@ fn packets_from_another_remote_are_not_of_the_connection() {
             let mut forged = Vec::new();
             Header { connection_id: id, ..it.header(kind) }.write(&mut forged);
             forged.extend_from_slice(if kind == Kind::Data { b"forged" } else { b"" });
-            let routed = it.endpoint.handle(it.now, RemoteId(REMOTE.0 + 1), &forged, Origin::default());
+            let routed = it.endpoint.handle(it.now, RemoteId(REMOTE.0 + 1), &forged, Origin::default(), None);
             assert!(!matches!(routed, Routed::Known(..) | Routed::New(..)), "{kind:?} {id}");
         }
     }

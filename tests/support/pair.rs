@@ -164,6 +164,8 @@ pub struct Host {
     pub template: App,
     /// In the order of acceptance or dialling.
     pub handles: Vec<Handle>,
+    /// What both hosts are taken to know: connections start without waiting.
+    pub shared_key: Option<[u8; 32]>,
     remote: RemoteId,
 }
 
@@ -196,6 +198,7 @@ impl Pair {
             ends: HashMap::new(),
             clock: Clock { offset: Duration::from_nanos(rng.below(1 << 44)), fast: 0 },
             template: App::default(),
+            shared_key: None,
             handles: Vec::new(),
             remote: RemoteId(remote),
         };
@@ -226,8 +229,10 @@ impl Pair {
     pub fn connect(&mut self, from: usize, utp: &UtpConfig, app: App) -> Handle {
         let host = &mut self.hosts[from];
         let now = host.clock.local(self.now);
-        let (handle, connection) =
-            host.endpoint.connect(now, host.remote, utp, u16::MAX).expect("room for a connection");
+        let (handle, connection) = host
+            .endpoint
+            .connect(now, host.remote, utp, u16::MAX, host.shared_key.as_ref())
+            .expect("room for a connection");
         host.connections.insert(handle, Box::new(connection));
         host.apps.insert(handle, app);
         host.handles.push(handle);
@@ -322,8 +327,8 @@ impl Pair {
     pub fn arrive(&mut self, host: usize, datagram: &[u8]) {
         let now = self.local_now(host);
         let trust = self.trust;
-        let Host { endpoint, connections, apps, handles, template, remote, .. } = &mut self.hosts[host];
-        let handle = match endpoint.handle(now, *remote, datagram, Origin::default()) {
+        let Host { endpoint, connections, apps, handles, template, remote, shared_key, .. } = &mut self.hosts[host];
+        let handle = match endpoint.handle(now, *remote, datagram, Origin::default(), shared_key.as_ref()) {
             Routed::Known(handle, packet) => {
                 if let Some(connection) = connections.get_mut(&handle) {
                     connection.handle_packet(now, &packet);

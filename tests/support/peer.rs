@@ -108,7 +108,7 @@ impl Scripted {
     }
 
     pub fn start(&mut self, utp: &UtpConfig) {
-        let (handle, connection) = self.endpoint.connect(self.now, REMOTE, utp, u16::MAX).expect("room");
+        let (handle, connection) = self.endpoint.connect(self.now, REMOTE, utp, u16::MAX, None).expect("room");
         self.connection = Some((handle, Box::new(connection)));
         self.pump();
     }
@@ -177,7 +177,7 @@ impl Scripted {
     }
 
     pub fn send_raw(&mut self, datagram: &[u8]) {
-        match self.endpoint.handle(self.now, REMOTE, datagram, Origin::default()) {
+        match self.endpoint.handle(self.now, REMOTE, datagram, Origin::default(), None) {
             Routed::Known(handle, packet) => {
                 if let Some((own, connection)) = self.connection.as_mut() {
                     assert_eq!(*own, handle);

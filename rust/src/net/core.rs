@@ -49,12 +49,13 @@ impl Core {
         let full = |what: &str| Error::new(Reason::TooManyConnections, Stage::Utp, what).with_address(address);
         let remote = self.paths.remote_for(now, address).map_err(|_| full("no room for another remote address"))?;
         let proven = self.paths.rtt_of(remote).is_some();
-        let (handle, utp) = self.endpoint.connect(now, remote, utp, Origin::of(address).max_datagram()).map_err(
-            |error| match error {
+        let key = self.paths.shared_keys(remote).own.filter(|_| proven);
+        let cap = Origin::of(address).max_datagram();
+        let (handle, utp) =
+            self.endpoint.connect(now, remote, utp, cap, key.as_ref()).map_err(|error| match error {
                 ConnectError::Full => full("max_connections are open"),
                 ConnectError::NoId => full("every connection id towards this address is taken"),
-            },
-        )?;
+            })?;
         Ok((self.insert(now, handle, utp), proven))
     }
 

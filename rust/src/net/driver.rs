@@ -225,7 +225,8 @@ impl Driver<'_> {
         datagram: &'a [u8],
         rest: &mut Peekable<Chunks<'a, u8>>,
     ) {
-        match core.endpoint.handle(now, sender.remote, datagram, Origin::of(from)) {
+        let key = core.paths.shared_keys(sender.remote).peers;
+        match core.endpoint.handle(now, sender.remote, datagram, Origin::of(from), key.as_ref()) {
             Routed::Known(handle, packet) => {
                 let Some(conn) = core.find(handle).cloned() else { return };
                 let mut state = conn.lock();

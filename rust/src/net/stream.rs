@@ -80,13 +80,13 @@ impl UtpStream {
         Helm(Arc::downgrade(&self.conn))
     }
 
-    /// Waits until the SYN-ACK is here.
+    /// Waits until what is written will leave at once: until the SYN-ACK is here, unless the two nodes know each other.
     pub(super) fn poll_connected(&self, cx: &mut Context<'_>) -> Poll<Result<(), Reason>> {
         let mut state = self.conn.lock();
         if let Some(reason) = state.reason() {
             return Poll::Ready(Err(reason));
         }
-        if state.utp.is_connected() {
+        if state.utp.is_connected() || state.utp.is_eager() {
             return Poll::Ready(Ok(()));
         }
         state.reader = Some(cx.waker().clone());

@@ -38,6 +38,15 @@ use crate::addr::{NodeId, RemoteId};
 pub use address::sendable;
 pub use table::PathTable;
 
+/// Keys that both ends of a path know by now, whose pings have shown it.
+#[derive(Clone, Copy, Default)]
+pub struct SharedKeys {
+    /// For what we start: the one of our pings.
+    pub own: Option<[u8; 32]>,
+    /// For what the peer starts.
+    pub peers: Option<[u8; 32]>,
+}
+
 /// A ping that came in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PingIn {

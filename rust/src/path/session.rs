@@ -91,6 +91,16 @@ impl Sessions {
         self.list.iter().find(|session| session.keys.local_name == *name).map(Session::keys)
     }
 
+    /// The key under which both ends expect what we start: the peer has seen it in our pings.
+    pub(super) fn own_key(&self) -> Option<[u8; 32]> {
+        Some(self.key(&self.current?)?.key)
+    }
+
+    /// The same for what the peer starts.
+    pub(super) fn peers_key(&self) -> Option<[u8; 32]> {
+        Some(self.key(&self.peers?)?.key)
+    }
+
     /// What to ping with, when so many pings since the last pong went unanswered: twice the current one, twice the
     /// newest, then each one once, smallest rank first; then again from the start.
     pub(super) fn pick(&self, unanswered: u32) -> Option<Keys> {

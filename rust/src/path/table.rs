@@ -12,7 +12,7 @@ use super::punch::Punches;
 use super::remote::{Path, Remote};
 use super::spare::{Class, Spares};
 use super::timers::{Owner, Timers};
-use super::{PathEvent, PathStats, PingOut, TableFull};
+use super::{PathEvent, PathStats, PingOut, SharedKeys, TableFull};
 use crate::addr::{NodeId, PingKeys, RemoteId};
 use crate::config::PathConfig;
 use crate::time::Time;
@@ -232,6 +232,15 @@ impl PathTable {
     /// The smoothed round-trip time of the path in use, as pings measured it.
     pub fn rtt_of(&self, remote: RemoteId) -> Option<Duration> {
         self.remotes.get(&remote)?.path()?.rtt
+    }
+
+    /// The keys of the pings, as far as both ends are sure to know them: under which we start something, and the peer does.
+    pub fn shared_keys(&self, remote: RemoteId) -> SharedKeys {
+        let live = self.remotes.get(&remote).filter(|remote| !remote.lost);
+        live.map_or_else(SharedKeys::default, |remote| SharedKeys {
+            own: remote.sessions.own_key(),
+            peers: remote.sessions.peers_key(),
+        })
     }
 
     /// When a remote last gave a sign of life, and how many connections hold it.

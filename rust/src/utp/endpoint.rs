@@ -9,8 +9,8 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
 use super::connection::{Connection, Start};
-use super::half_open::{Greeted, HalfOpen};
-use super::packet::{Capability, Header, Kind, Packet, HEADER_LEN, OFFER_LEN};
+use super::half_open::{agree, Greeted, HalfOpen, Spent};
+use super::packet::{Capability, Early, Header, Kind, Packet, HEADER_LEN, OFFER_LEN};
 use crate::addr::{Origin, RemoteId};
 use crate::config::{EndpointConfig, UtpConfig};
 use crate::time::Time;
@@ -70,6 +70,7 @@ pub struct Endpoint {
     slots: Vec<Slot>,
     free: Vec<u32>,
     half_open: HalfOpen,
+    spent: Spent,
     reply: Option<Vec<u8>>,
     resets: Allowance,
     /// Connections made on a cookie's word.
@@ -99,6 +100,7 @@ impl Endpoint {
             config,
             utp: Arc::new(utp),
             half_open: HalfOpen::new(rng.random()),
+            spent: Spent::default(),
             rng,
             routes: HashMap::new(),
             slots: Vec::new(),
@@ -119,13 +121,14 @@ impl Endpoint {
     }
 
     /// Starts a connection; its first [`Connection::poll_transmit`] gives the SYN. `ipv6_cap` bounds the datagram
-    /// (1452 over IPv6, `u16::MAX` otherwise).
+    /// (1452 over IPv6, `u16::MAX` otherwise). With a `key` that the remote knows too, data follows the SYN at once.
     pub fn connect(
         &mut self,
         now: Time,
         remote: RemoteId,
         config: &UtpConfig,
         ipv6_cap: u16,
+        key: Option<&[u8; 32]>,
     ) -> Result<(Handle, Connection), ConnectError> {
         if self.routes.len() >= self.config.max_connections {
             return Err(ConnectError::Full);
@@ -134,24 +137,34 @@ impl Endpoint {
         let (send_id, first_seq) = (id.wrapping_add(1), self.rng.random());
         let start = Start { remote, receive_id: id, send_id, first_seq, ipv6_cap, capability: self.capability() };
         let handle = self.insert(remote, id, start.send_id);
-        Ok((handle, Connection::dial(now, &start, Arc::new(config.clone()))))
+        let agreed = key.map(|key| agree(key, id, first_seq));
+        Ok((handle, Connection::dial(now, &start, agreed, Arc::new(config.clone()))))
     }
 
-    /// Takes one datagram that was classified as uTP. `remote` is reached at `origin`.
-    pub fn handle<'a>(&mut self, now: Time, remote: RemoteId, datagram: &'a [u8], origin: Origin) -> Routed<'a> {
+    /// Takes one datagram that was classified as uTP. `remote` is reached at `origin`, and knows `key`, if any.
+    pub fn handle<'a>(
+        &mut self,
+        now: Time,
+        remote: RemoteId,
+        datagram: &'a [u8],
+        origin: Origin,
+        key: Option<&[u8; 32]>,
+    ) -> Routed<'a> {
         let Ok(packet) = Packet::parse(datagram) else { return Routed::Dropped(Dropped::Malformed) };
         let id = packet.header.connection_id;
         match packet.header.kind {
-            // a late copy of a SYN whose connection stands, or a clash: the dialler has or will get another id
-            Kind::Syn if self.knows(remote, id.wrapping_add(1)) => Routed::Dropped(Dropped::Unknown),
-            Kind::Syn => self.handle_syn(now, origin, &packet, datagram.len()),
+            Kind::Syn => match self.routes.get(&(remote, id.wrapping_add(1))) {
+                // a late copy of a SYN whose connection stands, or a clash: the dialler has or will get another id
+                Some(&handle) => Routed::Known(handle, packet),
+                None => self.handle_syn(now, origin, &packet, datagram.len(), key),
+            },
             Kind::Reset => match self.find_for_reset(remote, id) {
                 Some(handle) => Routed::Known(handle, packet),
                 None => Routed::Dropped(Dropped::Unknown),
             },
             _ => match self.routes.get(&(remote, id)) {
                 Some(&handle) => Routed::Known(handle, packet),
-                None => self.handle_unknown(now, remote, packet, origin),
+                None => self.handle_unknown(now, remote, packet, origin, key),
             },
         }
     }
@@ -161,7 +174,7 @@ impl Endpoint {
     pub fn handle_stranger(&mut self, now: Time, datagram: &[u8], origin: Origin) -> Option<Routed<'static>> {
         match Packet::parse(datagram) {
             Ok(packet) if packet.header.kind == Kind::Syn => {
-                Some(self.handle_syn(now, origin, &packet, datagram.len()))
+                Some(self.handle_syn(now, origin, &packet, datagram.len(), None))
             }
             Ok(_) => None,
             Err(_) => Some(Routed::Dropped(Dropped::Malformed)),
@@ -213,7 +226,14 @@ impl Endpoint {
         }
     }
 
-    fn handle_syn(&mut self, now: Time, origin: Origin, packet: &Packet<'_>, size: usize) -> Routed<'static> {
+    fn handle_syn(
+        &mut self,
+        now: Time,
+        origin: Origin,
+        packet: &Packet<'_>,
+        size: usize,
+        key: Option<&[u8; 32]>,
+    ) -> Routed<'static> {
         let id = packet.header.connection_id;
         if self.routes.len() >= self.config.max_connections {
             self.write_reset(now, packet);
@@ -221,7 +241,11 @@ impl Endpoint {
         }
         // an answer longer than the question would make others pay for a forged address
         let capability = packet.capability.filter(|_| size >= HEADER_LEN + OFFER_LEN);
-        let fresh = self.rng.random();
+        let syn_seq = packet.header.seq;
+        let fresh = match key.filter(|_| !self.spent.holds((origin, id), syn_seq)) {
+            Some(key) => agree(key, id, syn_seq).our_seq,
+            None => self.rng.random(),
+        };
         let greeted = self.half_open.greet(now, &self.config, (origin, id), packet.header.seq, capability, fresh);
         if greeted.capability.is_some() && capability.is_none() {
             // not a copy of the SYN that was answered, and too short for its answer
@@ -250,14 +274,25 @@ impl Endpoint {
     }
 
     /// No connection has this id: it confirms a SYN-ACK of ours, or it is astray.
-    fn handle_unknown<'a>(&mut self, now: Time, remote: RemoteId, packet: Packet<'a>, origin: Origin) -> Routed<'a> {
+    fn handle_unknown<'a>(
+        &mut self,
+        now: Time,
+        remote: RemoteId,
+        packet: Packet<'a>,
+        origin: Origin,
+        key: Option<&[u8; 32]>,
+    ) -> Routed<'a> {
         let receive_id = packet.header.connection_id;
         let syn_id = receive_id.wrapping_sub(1);
-        let key = (origin, syn_id);
-        let known = self.half_open.take(&key, &packet);
-        let Some(greeted) = known.or_else(|| self.recognise(now, &key, &packet)) else {
-            // no RESET for a dialler whose cookie is in a packet that was lost or comes later
-            if !self.half_open.has_given_cookies(now) {
+        let row = (origin, syn_id);
+        let known = match &packet.early {
+            Some(early) => self.recognise_early(early, row, key),
+            None => self.half_open.take(&row, &packet).or_else(|| self.recognise(now, &row, &packet)),
+        };
+        let Some(greeted) = known else {
+            // no RESET for a dialler whose cookie is in a packet that was lost or comes later, nor for one that knew a number
+            // which we have forgotten: it gets another with the SYN-ACK
+            if !self.half_open.has_given_cookies(now) && packet.early.is_none() {
                 self.write_reset(now, &packet);
             }
             return Routed::Dropped(Dropped::Unknown);
@@ -265,6 +300,9 @@ impl Endpoint {
         if self.routes.len() >= self.config.max_connections {
             self.write_reset(now, &packet);
             return Routed::Dropped(Dropped::Full);
+        }
+        if key.is_some() {
+            self.spent.note(now, row, greeted.syn_seq);
         }
         let start = Start {
             remote,
@@ -277,6 +315,17 @@ impl Endpoint {
         let handle = self.insert(remote, receive_id, syn_id);
         let connection = Connection::accept(now, &start, greeted.syn_seq, greeted.capability, self.utp.clone());
         Routed::New(handle, Box::new(connection), packet)
+    }
+
+    /// Data that did not wait for the SYN-ACK. The SYN before it may have been lost, or come later.
+    fn recognise_early(&mut self, early: &Early, row: (Origin, u16), key: Option<&[u8; 32]>) -> Option<Greeted> {
+        let Early { syn_seq, .. } = *early;
+        let agreed = agree(key?, row.1, syn_seq);
+        if agreed.early != *early || self.spent.holds(row, syn_seq) {
+            return None;
+        }
+        self.half_open.remove(&row);
+        Some(Greeted { syn_seq, our_seq: agreed.our_seq, capability: Some(Capability::new(None)) })
     }
 
     /// Somebody who sends forged packets without end guesses a cookie now and then: so many a second, and not more.

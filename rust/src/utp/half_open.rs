@@ -2,13 +2,13 @@
 //! full. A cookie is the SYN-ACK's own sequence number, so whoever repeats it receives what is sent to its address; nothing is
 //! remembered meanwhile.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
 use std::time::Duration;
 
 use aws_lc_rs::hmac;
 
-use super::packet::{Capability, Packet};
+use super::packet::{Capability, Early, Packet};
 use crate::addr::Origin;
 use crate::config::EndpointConfig;
 use crate::time::Time;
@@ -45,6 +45,30 @@ struct Row {
 }
 
 struct Secret(hmac::Key);
+
+/// SYNs whose agreed number has been used: a late copy must not start over with the same numbers, or what is under way from
+/// the first connection would fit into the second.
+#[derive(Debug, Default)]
+pub struct Spent {
+    now: HashSet<(Key, u16)>,
+    before: HashSet<(Key, u16)>,
+    since: Time,
+}
+
+impl Spent {
+    pub fn holds(&self, key: Key, syn_seq: u16) -> bool {
+        self.now.contains(&(key, syn_seq)) || self.before.contains(&(key, syn_seq))
+    }
+
+    /// Remembered for one slot at least, unless more than [`MAX_SPENT`] come in less.
+    pub fn note(&mut self, now: Time, key: Key, syn_seq: u16) {
+        if self.now.len() >= MAX_SPENT || now.since(self.since) >= SPENT_SLOT {
+            self.before = std::mem::take(&mut self.now);
+            self.since = now;
+        }
+        self.now.insert((key, syn_seq));
+    }
+}
 
 impl HalfOpen {
     /// `secret` must be unpredictable: cookies are made with it.
@@ -130,7 +154,7 @@ impl HalfOpen {
         }
     }
 
-    fn remove(&mut self, key: &Key) {
+    pub fn remove(&mut self, key: &Key) {
         let Some(row) = self.rows.remove(key) else { return };
         self.order.remove(&row.at);
         if let Some(count) = self.of.get_mut(&key.0) {
@@ -148,16 +172,41 @@ impl HalfOpen {
         context.update(&id.to_be_bytes());
         context.update(&syn_seq.to_be_bytes());
         context.update(&[capable.into()]);
-        match context.sign().as_ref() {
-            [high, low, ..] => u16::from_be_bytes([*high, *low]),
-            _ => 0,
-        }
+        first_number(&context.sign())
     }
 }
 
 impl fmt::Debug for Secret {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Secret")
+    }
+}
+
+/// What two nodes that share a key know of a connection before the first packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Agreement {
+    /// The number of the SYN-ACK.
+    pub our_seq: u16,
+    /// What the dialler proves it with.
+    pub early: Early,
+}
+
+pub fn agree(key: &[u8; 32], syn_id: u16, syn_seq: u16) -> Agreement {
+    let mut context = hmac::Context::with_key(&hmac::Key::new(hmac::HMAC_SHA256, key));
+    // no STUN message begins like this: the key signs those as well
+    context.update(b"keynet-syn-1");
+    context.update(&syn_id.to_be_bytes());
+    context.update(&syn_seq.to_be_bytes());
+    let signed = context.sign();
+    let mut tag = [0; 8];
+    tag.copy_from_slice(&signed.as_ref()[2..10]);
+    Agreement { our_seq: first_number(&signed), early: Early { syn_seq, tag } }
+}
+
+fn first_number(tag: &hmac::Tag) -> u16 {
+    match tag.as_ref() {
+        [high, low, ..] => u16::from_be_bytes([*high, *low]),
+        _ => 0,
     }
 }
 
@@ -168,6 +217,11 @@ fn slot(now: Time) -> u64 {
 /// A cookie is good in the slot it was made in and in the next one: for 32 to 64 s. A dialler goes on for `unanswered_timeout` =
 /// 30 s with what it was told.
 const SLOT: Duration = Duration::from_secs(32);
+
+/// Longer than the other end of a dead connection lives: `unanswered_timeout` and `idle_timeout` of the defaults.
+const SPENT_SLOT: Duration = Duration::from_secs(120);
+/// As many as connections (`max_connections`): 200 KiB.
+const MAX_SPENT: usize = 16_384;
 
 #[cfg(test)]
 mod tests {
@@ -192,7 +246,7 @@ mod tests {
             seq: greeted.syn_seq.wrapping_add(1),
             ack: greeted.our_seq.wrapping_sub(1),
         };
-        Packet { header, sack: Sack::None, capability: None, payload: b"x" }
+        Packet { header, sack: Sack::None, capability: None, early: None, payload: b"x" }
     }
 
     #[test]

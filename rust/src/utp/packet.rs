@@ -48,6 +48,8 @@ pub struct Packet<'a> {
     pub sack: Sack<'a>,
     /// What the sender said of itself in keynet's capability extension, if it has it.
     pub capability: Option<Capability>,
+    /// It left before the sender had heard of us: what it acknowledges was agreed beforehand.
+    pub early: Option<Early>,
     pub payload: &'a [u8],
 }
 
@@ -67,6 +69,20 @@ impl Capability {
     /// Bytes that the peer's socket holds; `None` = not said.
     pub fn burst(self) -> Option<u64> {
         (self.burst > 0).then(|| u64::from(self.burst) * BURST_UNIT as u64)
+    }
+}
+
+/// On DATA that follows its SYN at once: which SYN that was, and the proof that its sender has a key which we share.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Early {
+    pub syn_seq: u16,
+    pub tag: [u8; 8],
+}
+
+impl Early {
+    fn read(body: &[u8]) -> Option<Self> {
+        let (&[high, low], tag) = body.split_first_chunk()?;
+        Some(Self { syn_seq: u16::from_be_bytes([high, low]), tag: tag.try_into().ok()? })
     }
 }
 
@@ -97,7 +113,7 @@ impl<'a> Packet<'a> {
             seq: u16::from_be_bytes([fixed[16], fixed[17]]),
             ack: u16::from_be_bytes([fixed[18], fixed[19]]),
         };
-        let (mut sack, mut capability) = (Sack::None, None);
+        let (mut sack, mut capability, mut early) = (Sack::None, None, None);
         let mut extension = fixed[1];
         while extension != 0 {
             let &[next, len, ref body @ ..] = rest else { return Err(Malformed::Extension) };
@@ -105,6 +121,7 @@ impl<'a> Packet<'a> {
             match extension {
                 EXT_SACK if !body.is_empty() => sack = Sack::Bits(body),
                 EXT_RANGES => sack = Sack::Ranges(body),
+                EXT_EARLY => early = Early::read(body),
                 EXT_CAPABILITY if body.starts_with(&CAPABILITY) => {
                     capability = Some(Capability { burst: body.get(CAPABILITY.len()).copied().unwrap_or(0) });
                 }
@@ -116,8 +133,8 @@ impl<'a> Packet<'a> {
         // libtorrent may put a payload on FIN and RESET (its close reason): tolerated and ignored
         match header.kind {
             Kind::Data if rest.is_empty() => Err(Malformed::Payload),
-            Kind::Data => Ok(Self { header, sack, capability, payload: rest }),
-            _ => Ok(Self { header, sack, capability, payload: &[] }),
+            Kind::Data => Ok(Self { header, sack, capability, early, payload: rest }),
+            _ => Ok(Self { header, sack, capability, early, payload: &[] }),
         }
     }
 
@@ -195,6 +212,15 @@ impl Header {
         out.extend_from_slice(&[0, 4, k, n, version, capability.burst]);
     }
 
+    /// DATA that does not wait for the SYN-ACK: [`EARLY_LEN`] bytes longer.
+    pub fn write_early(&self, early: &Early, out: &mut Vec<u8>) {
+        out.extend_from_slice(&self.encode(EXT_BITS));
+        out.extend_from_slice(&[EXT_EARLY, 8, 0, 0, 0, 0, 0, 0, 0, 0]);
+        out.extend_from_slice(&[0, 10]);
+        out.extend_from_slice(&early.syn_seq.to_be_bytes());
+        out.extend_from_slice(&early.tag);
+    }
+
     /// STATE with a selective ack in bits; `bits` is padded to a multiple of 4 bytes, which some programs demand.
     pub fn write_with_bits(&self, bits: &[u8], out: &mut Vec<u8>) {
         let padded = bits.len().next_multiple_of(4);
@@ -247,6 +273,7 @@ const EXT_SACK: u8 = 1;
 const EXT_BITS: u8 = 2;
 const EXT_CAPABILITY: u8 = 0x4B;
 const EXT_RANGES: u8 = 0x4C;
+const EXT_EARLY: u8 = 0x4D;
 const EXT_PADDING: u8 = 0x4E;
 /// Magic and version. A later version must still understand version 1.
 const CAPABILITY: [u8; 3] = [b'k', b'n', 1];
@@ -256,6 +283,8 @@ const BURST_UNIT: usize = 16 << 10;
 pub const OFFER_LEN: usize = 2 + 8 + 2 + 4;
 /// What one extension link holds: 60 x 4 = 240 of 255 bytes.
 pub const MAX_RANGES: usize = 60;
+/// One id-2 link and one with two and eight bytes.
+pub const EARLY_LEN: usize = 22;
 /// One id-2 link and one empty padding link.
 pub const MIN_PADDING: usize = 12;
 

@@ -307,6 +307,14 @@ impl Recovery {
         losses
     }
 
+    /// The peer threw everything away on purpose: it is sent again, and says nothing about the path.
+    pub fn send_all_again(&mut self, queue: &mut SendQueue) {
+        let mut losses = Losses::default();
+        for seq in queue.una()..queue.next() {
+            self.lose(queue, seq, &mut losses);
+        }
+    }
+
     /// Nothing is outstanding and nobody expects more: memory back.
     pub fn shrink(&mut self) {
         if self.lost.is_empty() && self.resent.is_empty() {

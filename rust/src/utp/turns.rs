@@ -163,7 +163,7 @@ mod tests {
     fn handles(count: usize) -> Vec<Handle> {
         let mut endpoint = Endpoint::new(EndpointConfig::default(), UtpConfig::default(), [1; 32]);
         let utp = UtpConfig::default();
-        (0..count).map(|_| endpoint.connect(Time::ZERO, RemoteId(1), &utp, u16::MAX).unwrap().0).collect()
+        (0..count).map(|_| endpoint.connect(Time::ZERO, RemoteId(1), &utp, u16::MAX, None).unwrap().0).collect()
     }
 
     /// What connections that never run out of bytes have sent after `rounds` batches of whoever may send.

@@ -16,30 +16,52 @@ impl Connection {
         self.stats.packets_in += 1;
         match (self.state, packet.header.kind) {
             (State::Closed(_), _) => false,
-            (State::SynSent, Kind::State) => self.handle_syn_ack(now, packet),
-            (State::SynSent, Kind::Reset) => {
-                if packet.header.ack == seq::wire(self.syn.seq) {
-                    self.close(End::Refused);
-                }
-                false
-            }
-            // libutp and libtorrent wait for STATE, and so do we: DATA before it is sent again
-            (State::SynSent, _) => false,
+            (State::SynSent, _) => self.handle_first_answer(now, packet),
             (_, Kind::Reset) => {
                 self.handle_reset(&packet.header);
                 false
             }
-            // a late copy: the endpoint has answered it when it mattered
-            (_, Kind::Syn) => false,
+            // a late copy, or an agreed number: then the dialler may wait for any sign
+            (_, Kind::Syn) => {
+                self.ack.now |= self.rx.total() == 0;
+                false
+            }
             (State::Established, Kind::State) if self.begins_anew(packet) => self.handle_syn_ack(now, packet),
             (State::Established | State::TimeWait { .. }, _) => self.handle_established(now, packet),
         }
     }
 
+    fn handle_first_answer(&mut self, now: Time, packet: &Packet<'_>) -> bool {
+        let header = &packet.header;
+        let to_syn = header.ack == seq::wire(self.syn.seq);
+        let confirms = self.confirms_early_data(header);
+        match header.kind {
+            Kind::Reset => {
+                if to_syn || confirms {
+                    self.close(End::Refused);
+                }
+                false
+            }
+            // with an agreed number the peer may know the connection by now, and mean something else
+            Kind::State if to_syn && (packet.capability.is_some() || self.syn.agreed.is_none()) => {
+                self.handle_syn_ack(now, packet)
+            }
+            _ if confirms || (to_syn && self.is_of_agreed(packet)) => {
+                self.establish(now, header);
+                self.handle_established(now, packet)
+            }
+            // libutp and libtorrent wait for STATE, and so do we: DATA before it is sent again
+            kind => {
+                self.stats.refused += u64::from(kind == Kind::State);
+                false
+            }
+        }
+    }
+
     fn handle_syn_ack(&mut self, now: Time, packet: &Packet<'_>) -> bool {
-        if packet.header.ack != seq::wire(self.syn.seq) {
-            self.stats.refused += 1;
-            return false;
+        if self.syn.agreed.is_some() && packet.header.seq != seq::wire(self.rx.next()) {
+            // it does not know the key (it has restarted, say), and could make nothing of what came with the SYN
+            self.recovery.send_all_again(&mut self.tx);
         }
         // the SYN-ACK consumes no number: the first DATA has the same one (UTP.md 2.3)
         let config = &self.config;
@@ -48,22 +70,46 @@ impl Connection {
             config.initial_window.min(config.receive_buffer),
             config.receive_buffer,
         );
+        if self.detached.is_some() {
+            self.rx.discard();
+        }
         self.peer = packet.capability;
         self.syn.answered = packet.header.timestamp;
         if self.syn.sent == 1 {
             self.rtt.sample(now, now.since(self.syn.started));
         }
-        if packet.header.window > 0 {
-            self.peer_window = u64::from(packet.header.window);
+        self.establish(now, &packet.header);
+        true
+    }
+
+    /// Something that was sent before any answer is acknowledged: the peer knew the number on which that relied.
+    fn confirms_early_data(&self, header: &Header) -> bool {
+        let ack = seq::unwrap(header.ack, self.tx.next());
+        self.syn.agreed.is_some() && ack >= self.tx.una() && ack < self.tx.next()
+    }
+
+    /// Only who knows the connection sends this, and only who knows the agreed number does: nothing else of ours named one.
+    fn is_of_agreed(&self, packet: &Packet<'_>) -> bool {
+        let header = &packet.header;
+        let known = match header.kind {
+            Kind::Data | Kind::Fin => true,
+            Kind::State => packet.sack != Sack::None || header.seq == seq::wire(self.rx.next()),
+            Kind::Reset | Kind::Syn => false,
+        };
+        self.syn.agreed.is_some() && known
+    }
+
+    fn establish(&mut self, now: Time, header: &Header) {
+        if header.window > 0 {
+            self.peer_window = u64::from(header.window);
         }
-        self.note_heard(now, &packet.header);
+        self.note_heard(now, header);
         self.last_progress = now;
         self.state = State::Established;
         // the acceptor makes its connection only when it sees that we are real
         self.ack.now = true;
         self.wakes.connected = true;
         self.wakes.writable = true;
-        true
     }
 
     /// Is it a SYN-ACK again, of a newer connection? Some programs make one of each copy of our SYN, and hear us only on the
@@ -97,6 +143,12 @@ impl Connection {
 
     fn handle_established(&mut self, now: Time, packet: &Packet<'_>) -> bool {
         let header = &packet.header;
+        if packet.early.is_some() {
+            // what it acknowledges was agreed, not received
+            self.note_heard(now, header);
+            self.handle_contents(now, packet);
+            return false;
+        }
         let end = seq::unwrap(header.ack, self.tx.una().wrapping_sub(1)) + 1;
         // It acknowledges what was never sent, or, for a latecomer, too little (RFC 5961 section 5.2). A forger who does not
         // see the packets guesses both numbers, and not only one in two.
@@ -104,15 +156,23 @@ impl Connection {
             self.stats.refused += 1;
             return false;
         }
+        if self.peer.is_some() && packet.capability.is_some() {
+            // a SYN-ACK behind what it should have come before
+            self.peer = packet.capability;
+        }
         self.note_heard(now, header);
         let progress = self.handle_ack(now, packet, end);
-        match header.kind {
-            Kind::Data => self.handle_data(now, header, packet.payload),
-            Kind::Fin => self.handle_fin(header),
+        self.handle_contents(now, packet);
+        progress
+    }
+
+    fn handle_contents(&mut self, now: Time, packet: &Packet<'_>) {
+        match packet.header.kind {
+            Kind::Data => self.handle_data(now, &packet.header, packet.payload),
+            Kind::Fin => self.handle_fin(&packet.header),
             Kind::State | Kind::Reset | Kind::Syn => {}
         }
         self.check_finished(now);
-        progress
     }
 
     fn note_heard(&mut self, now: Time, header: &Header) {

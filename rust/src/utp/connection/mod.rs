@@ -9,9 +9,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::congestion::{self, Controller, Handover};
+use super::half_open::Agreement;
 use super::mtu::MtuSearch;
 use super::pacing::Pacer;
-use super::packet::{Capability, HEADER_LEN};
+use super::packet::{Capability, Early, EARLY_LEN, HEADER_LEN};
 use super::recovery::Recovery;
 use super::recv::ReceiveQueue;
 use super::rtt::Rtt;
@@ -164,6 +165,8 @@ struct Syn {
     started: Time,
     sent: usize,
     next: Time,
+    /// The number of the SYN-ACK is known beforehand: data need not wait for it, with this in front.
+    agreed: Option<Early>,
     capability: Capability,
     /// The timestamp of the SYN-ACK that counts.
     answered: u32,
@@ -223,11 +226,14 @@ pub(super) struct Start {
 }
 
 impl Connection {
-    /// The side that sends SYN.
-    pub(super) fn dial(now: Time, start: &Start, config: Arc<UtpConfig>) -> Self {
+    /// The side that sends SYN. `agreed`: on the number of the SYN-ACK, if both know it beforehand.
+    pub(super) fn dial(now: Time, start: &Start, agreed: Option<Agreement>, config: Arc<UtpConfig>) -> Self {
         let syn_seq = seq::first(start.first_seq);
-        let mut connection = Self::new(now, start, syn_seq + 1, seq::first(0), State::SynSent, config);
+        let expected = seq::first(agreed.map_or(0, |agreed| agreed.our_seq));
+        let mut connection = Self::new(now, start, syn_seq + 1, expected, State::SynSent, config);
         connection.syn.seq = syn_seq;
+        connection.syn.agreed = agreed.map(|agreed| agreed.early);
+        connection.peer = agreed.map(|_| Capability::new(None));
         connection
     }
 
@@ -258,7 +264,15 @@ impl Connection {
             receive_id: start.receive_id,
             send_id: start.send_id,
             state,
-            syn: Syn { seq: 0, started: now, sent: 0, next: now, capability: start.capability, answered: 0 },
+            syn: Syn {
+                seq: 0,
+                started: now,
+                sent: 0,
+                next: now,
+                agreed: None,
+                capability: start.capability,
+                answered: 0,
+            },
             peer: None,
             tx: SendQueue::new(next, config.send_buffer.min(FIRST_SEND_BUFFER)),
             rx: ReceiveQueue::new(expected, config.initial_window.min(config.receive_buffer), config.receive_buffer),
@@ -318,6 +332,11 @@ impl Connection {
 
     pub fn is_connected(&self) -> bool {
         !matches!(self.state, State::SynSent | State::Closed(_))
+    }
+
+    /// What is written leaves without waiting for the peer's first answer: as good as connected, but for the proof.
+    pub fn is_eager(&self) -> bool {
+        self.state == State::SynSent && self.syn.agreed.is_some()
     }
 
     /// Nothing is left to do: the endpoint can forget it. (What was received can still be read.)
@@ -393,7 +412,7 @@ impl Connection {
     /// complete is an abort.
     pub fn detach(&mut self, now: Time) {
         match self.state {
-            State::Established if self.tx.fin() != FinState::Open => {
+            State::SynSent | State::Established if self.may_send_data() && self.tx.fin() != FinState::Open => {
                 self.rx.discard();
                 self.detached = Some(now + LINGER);
             }
@@ -497,7 +516,20 @@ impl Connection {
     }
 
     fn max_payload(&self) -> u16 {
-        self.mtu.current() - HEADER_LEN as u16
+        self.mtu.current() - self.header_len() as u16
+    }
+
+    /// Bytes in front of the payload of DATA.
+    fn header_len(&self) -> usize {
+        if self.is_eager() {
+            HEADER_LEN + EARLY_LEN
+        } else {
+            HEADER_LEN
+        }
+    }
+
+    fn may_send_data(&self) -> bool {
+        self.is_connected() || self.is_eager()
     }
 
     /// Packets that may be outstanding: others drop what is further ahead (UTP.md 2.4).

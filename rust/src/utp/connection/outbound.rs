@@ -20,6 +20,9 @@ impl Connection {
     pub fn poll_transmit(&mut self, now: Time, max_segments: usize, out: &mut Vec<u8>) -> Option<Transmit> {
         debug_assert!(out.is_empty());
         let transmit = match self.state {
+            State::SynSent if self.is_eager() && self.syn.sent > 0 => {
+                self.write_syn(now, out).or_else(|| self.write_batch(now, max_segments.max(1), out))
+            }
             State::SynSent => self.write_syn(now, out),
             State::Closed(_) => self.write_reset(now, out),
             State::Established | State::TimeWait { .. } => self
@@ -104,7 +107,7 @@ impl Connection {
         let (mut segment_size, mut count, mut fragment) = (0, 0, false);
         while count < max_segments {
             let Some(next) = self.next_packet(now) else { break };
-            let size = HEADER_LEN + next.len();
+            let size = self.header_len() + next.len();
             let fits = count == 0 || (size <= segment_size && out.len() + size <= MAX_BATCH);
             if !fits {
                 break;
@@ -216,7 +219,11 @@ impl Connection {
             self.last_progress = now;
         }
         let kind = if segment.fin { Kind::Fin } else { Kind::Data };
-        Header { seq: seq::wire(seq), ..self.header(now, kind) }.write(out);
+        let header = Header { seq: seq::wire(seq), ..self.header(now, kind) };
+        match &self.syn.agreed {
+            Some(early) if self.is_eager() => header.write_early(early, out),
+            _ => header.write(out),
+        }
         self.tx.copy_payload(&segment, out);
         if self.probe_due {
             self.probe_due = false;
