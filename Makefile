@@ -18,7 +18,7 @@ CORE := Cargo.toml Cargo.lock $(shell find rust -name '*.rs')
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-rust test-python test-long lint lint-rust lint-core lint-python sizes bench bench-compare
-.PHONY: bench-instructions bench-wan fuzz fmt venv clean rust-tools
+.PHONY: bench-connect bench-instructions bench-wan fuzz fmt venv clean rust-tools
 # cargo uses every core by itself; two of them would wait for each other
 .NOTPARALLEL:
 
@@ -80,6 +80,10 @@ bench-instructions: | rust-tools ## count what the core costs in instructions (n
 
 fuzz: | rust-tools ## search for inputs that break the core: make fuzz [TARGET=codec] [FUZZ_SECONDS=60]
 	@sh scripts/fuzz.sh run $(TARGET)
+
+bench-connect: $(VENV)/core-release ## measure round trips from CONNECT to 200 over an emulated link (Linux, root)
+	@cargo build --quiet --release --locked --example utp_bridge
+	@$(VENV)/bin/python benches/wan/connecting.py
 
 bench-wan: | rust-tools ## measure over an emulated WAN, beside the kernel's TCP (Linux, root; 25 minutes)
 	cargo build --quiet --release --locked --example utp_bridge

@@ -51,7 +51,7 @@ fn case(seed: u64) {
         pair.hosts[host].shared_key =
             [None, Some([1; 32]), Some([1; 32]), Some([host as u8; 32])][(seed >> 1) as usize % 4];
     }
-    if seed % 16 == 0 {
+    if seed.is_multiple_of(16) {
         pair.hosts[B].shared_key = None;
     }
     pair.hosts[B].template = App { writes: 2, expects: 1, ..random_app(&mut rng) };

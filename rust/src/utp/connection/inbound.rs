@@ -113,8 +113,8 @@ impl Connection {
     }
 
     /// Is it a SYN-ACK again, of a newer connection? Some programs make one of each copy of our SYN, and hear us only on the
-    /// last. It must be clear that nothing is lost with the older one: neither side has anything of the other yet, and the
-    /// number is too far away for an ack that has overtaken the data before it.
+    /// last. It must be clear that nothing is lost with the older one: neither side has anything of the other yet, and it is
+    /// no ack of the older one that has overtaken data.
     fn begins_anew(&self, packet: &Packet<'_>) -> bool {
         let header = &packet.header;
         let distance = header.seq.wrapping_sub(seq::wire(self.rx.next()));
@@ -124,7 +124,7 @@ impl Connection {
             && header.ack == seq::wire(self.syn.seq)
             && self.tx.una() == self.syn.seq + 1
             && self.rx.is_untouched()
-            && distance.min(distance.wrapping_neg()) > FIRST_FLIGHT
+            && distance > FIRST_FLIGHT
             && header.timestamp.wrapping_sub(self.syn.answered) as i32 > 0
     }
 
@@ -335,7 +335,7 @@ impl Connection {
 
 /// Acks may be this late, or as much as was ever in flight: packets that overtook each other.
 const LATE_ACKS: Seq = 64;
-/// A peer sends no more packets than this before it hears of us: nobody has more than 1,023 in flight (UTP.md 2.4).
-const FIRST_FLIGHT: u16 = 1_024;
+/// A peer sends no more packets than this before it hears of us: the largest initial window of others is 2 (UTP.md 2.7).
+const FIRST_FLIGHT: u16 = 32;
 /// An old uTorrent said this when it had no measurement.
 const NO_DIFFERENCE: u32 = 0x7fff_ffff;
