@@ -82,12 +82,13 @@ def main() -> None:
 def measure() -> None:
     try:
         prepare()
-        print(f"| link | {'| '.join(f'{kind}, ms | round trips ' for kind in ('cold', 'warm'))}|\n|---|---|---|---|---|")
+        print("| link | cold, ms | round trips | warm, ms | round trips |\n|---|---|---|---|---|")
         for path in (Wan(100, 50), Wan(100, 100)):
             with Lab(path) as lab, tempfile.TemporaryDirectory() as directory:
                 server = lab.popen(1, sys.executable, __file__, "serve", f"{directory}/server.pem")
                 assert server.stdout
-                client = lab.popen(0, sys.executable, __file__, "dial", directory, server.stdout.readline().strip(), "7")
+                node = server.stdout.readline().strip()
+                client = lab.popen(0, sys.executable, __file__, "dial", directory, node, "7")
                 times = json.loads(client.communicate(timeout=120)[0])
             cells = [statistics.median(times[kind]) * 1000 for kind in ("cold", "warm")]
             shown = " | ".join(f"{cell:.1f} | {cell / path.rtt_ms:.2f}" for cell in cells)
