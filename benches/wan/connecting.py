@@ -59,7 +59,8 @@ async def dial(directory: str, node: str, rounds: int) -> None:
     cold, warm = [], []
     for n in range(rounds):
         identity = keynet.Identity.load_or_create(f"{directory}/{n}.pem")
-        async with keynet.Proxy(identity, listen="0.0.0.0:0", peers={node: [f"{B}:4433"]}) as proxy:
+        async with keynet.Proxy(identity, listen="0.0.0.0:0") as proxy:
+            proxy.add_peer(node, [f"{B}:4433"])
             cold.append(await connect(proxy, node))
             # the first pings under the key go both ways
             await asyncio.sleep(1)
