@@ -105,6 +105,8 @@ struct Blocked {
 struct Sender {
     id: [u8; 2],
     remote: RemoteId,
+    /// The remote has such a connection.
+    known: bool,
     heard: bool,
     proven: bool,
 }
@@ -115,7 +117,7 @@ impl Sender {
         let number = u16::from_be_bytes(id);
         let known = core.paths.remotes_at(from).find(|remote| core.endpoint.knows(*remote, number));
         let remote = known.or_else(|| core.paths.remote_for(now, from).ok())?;
-        Some(Self { id, remote, heard: false, proven: false })
+        Some(Self { id, remote, known: known.is_some(), heard: false, proven: false })
     }
 
     fn note(&self, now: Time, core: &mut Core, from: SocketAddr) {
@@ -225,7 +227,8 @@ impl Driver<'_> {
         datagram: &'a [u8],
         rest: &mut Peekable<Chunks<'a, u8>>,
     ) {
-        let key = core.paths.shared_keys(sender.remote).peers;
+        // it matters to what begins a connection only
+        let key = if sender.known { None } else { core.paths.shared_keys(sender.remote).peers };
         match core.endpoint.handle(now, sender.remote, datagram, Origin::of(from), key.as_ref()) {
             Routed::Known(handle, packet) => {
                 let Some(conn) = core.find(handle).cloned() else { return };
