@@ -86,7 +86,7 @@ impl UtpStream {
         if let Some(reason) = state.reason() {
             return Poll::Ready(Err(reason));
         }
-        if state.utp.is_connected() || state.utp.is_eager() {
+        if state.utp.may_send_data() {
             return Poll::Ready(Ok(()));
         }
         state.reader = Some(cx.waker().clone());

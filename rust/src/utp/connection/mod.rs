@@ -334,8 +334,13 @@ impl Connection {
         !matches!(self.state, State::SynSent | State::Closed(_))
     }
 
-    /// What is written leaves without waiting for the peer's first answer: as good as connected, but for the proof.
-    pub fn is_eager(&self) -> bool {
+    /// What is written leaves: it is connected, or as good as that, because it need not wait for the peer's first answer.
+    pub fn may_send_data(&self) -> bool {
+        self.is_connected() || self.is_eager()
+    }
+
+    /// Data leaves before the peer's first answer.
+    fn is_eager(&self) -> bool {
         self.state == State::SynSent && self.syn.agreed.is_some()
     }
 
@@ -526,10 +531,6 @@ impl Connection {
         } else {
             HEADER_LEN
         }
-    }
-
-    fn may_send_data(&self) -> bool {
-        self.is_connected() || self.is_eager()
     }
 
     /// Packets that may be outstanding: others drop what is further ahead (UTP.md 2.4).

@@ -19,15 +19,16 @@ impl Connection {
     /// Call until it returns `None`.
     pub fn poll_transmit(&mut self, now: Time, max_segments: usize, out: &mut Vec<u8>) -> Option<Transmit> {
         debug_assert!(out.is_empty());
+        let max_segments = max_segments.max(1);
         let transmit = match self.state {
-            State::SynSent if self.is_eager() && self.syn.sent > 0 => {
-                self.write_syn(now, out).or_else(|| self.write_batch(now, max_segments.max(1), out))
-            }
-            State::SynSent => self.write_syn(now, out),
+            State::SynSent => self.write_syn(now, out).or_else(|| {
+                let early = self.is_eager() && self.syn.sent > 0;
+                early.then(|| self.write_batch(now, max_segments, out)).flatten()
+            }),
             State::Closed(_) => self.write_reset(now, out),
             State::Established | State::TimeWait { .. } => self
                 .write_probe(now, out)
-                .or_else(|| self.write_batch(now, max_segments.max(1), out))
+                .or_else(|| self.write_batch(now, max_segments, out))
                 .or_else(|| self.write_ack(now, out)),
         }?;
         self.last_sent = now;
