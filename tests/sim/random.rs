@@ -189,21 +189,7 @@ fn heal(pair: &mut Pair) {
 }
 
 fn judge(pair: &mut Pair, harm: &Harm) {
-    if harm.corrupted {
-        // An ack or a selective ack that was made up by damage loses data for good, and a peer whose buffer is full of what
-        // follows may say so for ever, as in TCP. The programs give up then.
-        pair.run_for(Duration::from_secs(200));
-        for host in [A, B] {
-            pair.hosts[host].connections.values_mut().for_each(|connection| connection.abort());
-            pair.pump(host);
-        }
-    }
-    pair.run_out(Duration::from_secs(1_000));
-    // the half-open table empties too
-    pair.run_for(Duration::from_secs(60));
-    for host in [A, B] {
-        assert_eq!(pair.hosts[host].endpoint.half_open(), 0);
-    }
+    pair.wind_up(harm.corrupted);
     let unharmed = !harm.aborted && !harm.corrupted && !harm.clock_jumped && harm.cut < Duration::from_secs(10);
     if unharmed {
         assert_eq!(pair.end(A, 0), Some(End::Finished), "{harm:?}");

@@ -436,6 +436,24 @@ impl Pair {
         }
     }
 
+    /// Lets everything come to its end, half-open connections too. After damage the programs give up first: an ack or a
+    /// selective ack that damage made up loses data for good, and a peer whose buffer is full of what follows may say so for
+    /// ever, as in TCP.
+    pub fn wind_up(&mut self, damaged: bool) {
+        if damaged {
+            self.run_for(Duration::from_secs(200));
+            for host in [A, B] {
+                self.hosts[host].connections.values_mut().for_each(|connection| connection.abort());
+                self.pump(host);
+            }
+        }
+        self.run_out(Duration::from_secs(1_000));
+        self.run_for(Duration::from_secs(60));
+        for host in [A, B] {
+            assert_eq!(self.hosts[host].endpoint.half_open(), 0);
+        }
+    }
+
     pub fn end(&self, host: usize, n: usize) -> Option<End> {
         self.hosts[host].ends.get(&self.hosts[host].handles[n]).map(|(end, _)| *end)
     }

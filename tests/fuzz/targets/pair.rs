@@ -162,19 +162,7 @@ impl Game {
 
     fn judge(&mut self) {
         let Self { pair, broken, damaged, held } = self;
-        if *damaged {
-            // a made-up ack loses data for good, as in TCP: the programs give up then
-            pair.run_for(Duration::from_secs(200));
-            for host in [A, B] {
-                pair.hosts[host].connections.values_mut().for_each(|connection| connection.abort());
-                pair.pump(host);
-            }
-        }
-        pair.run_out(Duration::from_secs(1_000));
-        pair.run_for(Duration::from_secs(60));
-        for host in [A, B] {
-            assert_eq!(pair.hosts[host].endpoint.half_open(), 0);
-        }
+        pair.wind_up(*damaged);
         if *broken || *damaged || *held > Duration::from_secs(10) {
             return;
         }
