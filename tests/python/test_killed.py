@@ -96,6 +96,16 @@ def why(events: keynet.Events, lost: str, connections: int) -> None:
             ended += 1
 
 
+def kill(pid: int, idle: socket.socket, busy: socket.socket, events: keynet.Events, node: str) -> Resets:
+    """Kills the process of a node under one connection that waits and one that writes, until both have ended."""
+    resets = Resets()
+    resets.watch("idle", idle)
+    resets.watch("busy", busy, writing=True)
+    resets.after(pid)
+    why(events, node, 2)
+    return resets
+
+
 def descriptors() -> int:
     return len(os.listdir("/proc/self/fd"))
 
@@ -125,11 +135,7 @@ def test_the_server_is_killed(alice: keynet.Identity, tmp_path: pathlib.Path, ho
             before = descriptors()
             with through(near, server.node_id) as idle, through(near, server.node_id) as busy:
                 ends = [accepting.accept()[0] for _ in range(2)]
-                resets = Resets()
-                resets.watch("idle", idle)
-                resets.watch("busy", busy, writing=True)
-                resets.after(far.pid)
-                why(events, server.node_id, 2)
+                resets = kill(far.pid, idle, busy, events, server.node_id)
                 for end in ends:
                     end.close()
             check(resets, near, before)
@@ -151,11 +157,7 @@ def test_the_caller_is_killed(bob: keynet.Identity, tmp_path: pathlib.Path, host
             clients = [socket.create_connection(local, timeout=30) for _ in range(2)]
             idle, busy = (accepting.accept()[0] for _ in range(2))
             with idle, busy:
-                resets = Resets()
-                resets.watch("idle", idle)
-                resets.watch("busy", busy, writing=True)
-                resets.after(near.pid)
-                why(events, caller.node_id, 2)
+                resets = kill(near.pid, idle, busy, events, caller.node_id)
             for client in clients:
                 client.close()
             check(resets, far, before)
