@@ -10,7 +10,7 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,10 +39,7 @@ class Row:
         else:
             assert self.proxy
             connection = socket.create_connection(tuple(self.proxy["forward"]))
-            secret = base64.b64encode(":".join(self.proxy["credentials"]).encode()).decode()
-            target = f"{self.node}.keynet:{TCP_SERVICE}"
-            head = f"CONNECT {target} HTTP/1.1\r\nHost: {target}\r\nProxy-Authorization: Basic {secret}\r\n\r\n"
-            connection.sendall(head.encode())
+            connection.sendall(connect_head(self.node, self.proxy["credentials"]))
             answer = b""
             while not answer.endswith(b"\r\n\r\n"):
                 answer += exactly(connection, 1)
@@ -66,6 +63,13 @@ class Row:
         assert self.proxy
         url = "http://{}:{}@{}:{}".format(*self.proxy["credentials"], *self.proxy["forward"])
         return grpc.insecure_channel(f"{self.node}.keynet:{GRPC_SERVICE}", [("grpc.http_proxy", url)])
+
+
+def connect_head(node: str, credentials: Iterable[str]) -> bytes:
+    """What a client sends to a proxy to reach the TCP service of a node."""
+    secret = base64.b64encode(":".join(credentials).encode()).decode()
+    target = f"{node}.keynet:{TCP_SERVICE}"
+    return f"CONNECT {target} HTTP/1.1\r\nHost: {target}\r\nProxy-Authorization: Basic {secret}\r\n\r\n".encode()
 
 
 @contextlib.contextmanager

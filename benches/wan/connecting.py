@@ -7,7 +7,6 @@ pings have a key. The round trip is the link's; what the nodes compute comes on 
 from __future__ import annotations
 
 import asyncio
-import base64
 import json
 import statistics
 import sys
@@ -20,7 +19,9 @@ from lab import ROOT, B, Impossible, Lab, Wan, prepare
 import keynet
 
 HERE = Path(__file__).parent
-SERVICE = 7
+sys.path.insert(0, str(HERE.parent))
+
+from rows import TCP_SERVICE, connect_head  # noqa: E402
 
 
 async def serve(identity: str) -> None:
@@ -33,7 +34,7 @@ async def serve(identity: str) -> None:
     server = await asyncio.start_server(greet, "127.0.0.1", 0)
     service = "{}:{}".format(*server.sockets[0].getsockname())
     node = keynet.Identity.load_or_create(identity)
-    async with keynet.Proxy(node, listen=f"{B}:4433", services={SERVICE: service}, allow=keynet.ANYONE) as proxy:
+    async with keynet.Proxy(node, listen=f"{B}:4433", services={TCP_SERVICE: service}, allow=keynet.ANYONE) as proxy:
         print(proxy.node_id, flush=True)
         await asyncio.Event().wait()
 
@@ -42,10 +43,8 @@ async def connect(proxy: keynet.Proxy, node: str) -> float:
     """Seconds from CONNECT to 200."""
     host, _, port = proxy.forward_address.rpartition(":")
     reader, writer = await asyncio.open_connection(host, int(port))
-    secret = base64.b64encode(":".join(proxy.credentials).encode()).decode()
-    target = f"{node}.keynet:{SERVICE}"
     start = time.perf_counter()
-    writer.write(f"CONNECT {target} HTTP/1.1\r\nHost: {target}\r\nProxy-Authorization: Basic {secret}\r\n\r\n".encode())
+    writer.write(connect_head(node, proxy.credentials))
     head = await reader.readuntil(b"\r\n\r\n")
     took = time.perf_counter() - start
     if not head.startswith(b"HTTP/1.1 200 "):
