@@ -30,6 +30,8 @@ pub enum Stage {
     Setup,
     /// Reading and judging the CONNECT request.
     Request,
+    /// Finding the node through a rendezvous: who it is, whether it is there, and where.
+    Rendezvous,
     /// Opening NATs: no address of the peer has answered a ping or a SYN yet.
     Punch,
     /// The uTP connection.
@@ -46,13 +48,23 @@ pub enum Stage {
 
 impl Stage {
     /// Every stage, in the order of the road.
-    pub const ALL: &'static [Self] =
-        &[Self::Setup, Self::Request, Self::Punch, Self::Utp, Self::Tls, Self::Open, Self::Service, Self::Stream];
+    pub const ALL: &'static [Self] = &[
+        Self::Setup,
+        Self::Request,
+        Self::Rendezvous,
+        Self::Punch,
+        Self::Utp,
+        Self::Tls,
+        Self::Open,
+        Self::Service,
+        Self::Stream,
+    ];
 
     pub const fn name(self) -> &'static str {
         match self {
             Self::Setup => "setup",
             Self::Request => "request",
+            Self::Rendezvous => "rendezvous",
             Self::Punch => "punch",
             Self::Utp => "utp",
             Self::Tls => "tls",
@@ -127,7 +139,7 @@ reasons! {
     TooManyConnections = 26, "too_many_connections", Client, 503, "connection_limit_reached", "close connections, or raise max_connections";
 
     /// No address of the node is known.
-    UnknownNode = 40, "unknown_node", Caller, 404, "destination_not_found", "tell the proxy an address: proxy.add_peer(node_id, [\"host:port\"])";
+    UnknownNode = 40, "unknown_node", Caller, 404, "destination_not_found", "give the proxy a rendezvous node (rendezvous=), or tell it an address: proxy.add_peer(node_id, [\"host:port\"])";
     /// None of the node's addresses answered.
     PunchTimeout = 41, "punch_timeout", Network, 504, "connection_timeout", "check that the node runs, that UDP passes, and that it expects this node if it is behind a NAT";
     /// Something answered, but the uTP connection did not come about in time.
@@ -136,6 +148,17 @@ reasons! {
     ConnectRefused = 43, "connect_refused", Peer, 502, "connection_refused", "check that a keynet node listens at this address and is not at its limits";
     /// The datagrams could not be sent at all.
     Unreachable = 44, "unreachable", Network, 502, "destination_ip_unroutable", "check the address or name, and this machine's routes and firewall";
+
+    /// No rendezvous node can be reached.
+    RendezvousUnreachable = 45, "rendezvous_unreachable", Network, 502, "destination_unavailable", "check that the rendezvous nodes run and that UDP passes to them: `keynet doctor`";
+    /// The node is registered at none of the rendezvous nodes.
+    PeerOffline = 46, "peer_offline", Peer, 503, "destination_unavailable", "check that the node runs and uses the same rendezvous node";
+    /// Nothing comes back by UDP, from nobody.
+    UdpBlocked = 47, "udp_blocked", Network, 502, "destination_ip_unroutable", "allow outgoing UDP in this network's firewall, or use another network";
+    /// Both NATs give each destination another port, in an order that cannot be predicted: no punching gets through.
+    BothSymmetric = 48, "both_symmetric", Network, 502, "destination_ip_unroutable", "forward a UDP port on one of the two NATs, or use IPv6";
+    /// The rendezvous takes no more from this node for now.
+    RendezvousBusy = 49, "rendezvous_busy", Peer, 503, "connection_limit_reached", "try again in some seconds";
 
     /// TLS failed for a reason that is not about identity.
     TlsFailed = 60, "tls_failed", Peer, 502, "tls_protocol_error", "check that both ends run compatible versions of keynet";

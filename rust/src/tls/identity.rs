@@ -142,6 +142,11 @@ impl Identity {
         Self::assemble(self.copy_key()?, vec![leaf])
     }
 
+    /// Signs with the key in use (RFC 8032).
+    pub(super) fn sign(&self, text: &[u8]) -> aws_lc_rs::signature::Signature {
+        self.0.key.sign(text)
+    }
+
     pub(super) fn pkcs8(&self) -> &[u8] {
         &self.0.pkcs8
     }

@@ -8,6 +8,7 @@
 //! | `file` | an identity on disk, for our eyes only |
 //! | `verifier` | the chain's rules inside rustls, and verdicts on their way out of it |
 //! | `context` | rustls configurations for one identity |
+//! | `introduction` | two nodes prove who they are through a third that they need not trust |
 //! | `forge` | identities that break one rule each, for tests |
 //!
 //! A handshake is over when [`finish`] says so: rustls does not ask the verifier again for a resumed session, whose peer may
@@ -20,6 +21,7 @@ mod file;
 #[doc(hidden)]
 pub mod forge;
 mod identity;
+pub mod introduction;
 #[cfg(test)]
 mod tests;
 mod verifier;
