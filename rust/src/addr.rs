@@ -78,6 +78,37 @@ impl std::error::Error for BadNodeId {}
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RemoteId(pub u64);
 
+/// Which of our sockets something goes through: 0 is the node's own, the others were opened to search for a way through a NAT.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Via(pub u16);
+
+impl Via {
+    /// The node's own socket.
+    pub const MAIN: Self = Self(0);
+}
+
+/// A way to an address: from which of our sockets, and where to.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Route {
+    pub via: Via,
+    pub to: SocketAddr,
+}
+
+impl From<SocketAddr> for Route {
+    fn from(to: SocketAddr) -> Self {
+        Self { via: Via::MAIN, to }
+    }
+}
+
+impl fmt::Debug for Route {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.via {
+            Via::MAIN => write!(f, "{}", self.to),
+            Via(n) => write!(f, "{} through socket {n}", self.to),
+        }
+    }
+}
+
 /// Where a datagram came from, as uTP needs it before there is a remote: bytes to tell one address from another, and nothing
 /// that can be sent to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]

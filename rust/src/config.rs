@@ -170,8 +170,12 @@ pub struct PathConfig {
     /// An idle path with connections on it: below the 30 s that the strictest common NATs keep a UDP mapping
     /// (RFC 4787 section 4.3 asks for 2 min, measured NATs give 30 s).
     pub ping_idle: Duration,
-    /// Unanswered pings are repeated this often.
+    /// Unanswered pings are repeated this often at most, and data that nothing comes back to is asked about after it: four
+    /// round trips of the path, but not less than `ping_retry_least` and not more than `ping_retry`.
     pub ping_retry: Duration,
+    /// What an acknowledgement may be late by on a path of any length: a delayed ack (10 ms) and a busy machine. Two of them
+    /// are the time in which a NAT that forgot its mappings is noticed.
+    pub ping_retry_least: Duration,
     /// Nothing heard for this long while pings went out: the path is dead. Active: within 10 s of the last sign of life.
     pub lost_after: Duration,
     /// A punching attempt ends after this.
@@ -193,6 +197,7 @@ impl Default for PathConfig {
             active_for: Duration::from_secs(45),
             ping_idle: Duration::from_secs(15),
             ping_retry: Duration::from_secs(1),
+            ping_retry_least: Duration::from_millis(250),
             lost_after: Duration::from_millis(7_500),
             punch_timeout: Duration::from_secs(10),
             max_strangers: 4_096,

@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use crate::addr::unmapped;
+use crate::addr::{unmapped, Route};
 
 /// One form for each address, so that they can be compared: IPv4 never mapped, no IPv6 flow label.
 pub(super) fn canonical(address: SocketAddr) -> SocketAddr {
@@ -12,6 +12,23 @@ pub(super) fn canonical(address: SocketAddr) -> SocketAddr {
             SocketAddr::V6(v6)
         }
         v4 => v4,
+    }
+}
+
+/// The same for the far end of a route.
+pub(super) fn canonical_route(route: impl Into<Route>) -> Route {
+    let route = route.into();
+    Route { to: canonical(route.to), ..route }
+}
+
+/// Whether the address is of this network only: RFC 1918, RFC 3927, RFC 4193, RFC 4291 section 2.5.6, and this machine itself.
+pub fn is_local(ip: IpAddr) -> bool {
+    match ip {
+        IpAddr::V4(v4) => v4.is_private() || v4.is_link_local() || v4.is_loopback(),
+        IpAddr::V6(v6) => {
+            let first = v6.segments()[0];
+            v6.is_loopback() || first & 0xffc0 == 0xfe80 || first & 0xfe00 == 0xfc00
+        }
     }
 }
 

@@ -1,14 +1,12 @@
 //! Signs of life, silence, and moving from one path to another (DESIGN.md, decision 9).
 
-use std::net::SocketAddr;
-
-use super::address::canonical;
+use super::address::canonical_route;
 use super::outstanding::Purpose;
 use super::remote::Remote;
 use super::table::PathTable;
 use super::timers::Owner;
 use super::PathEvent;
-use crate::addr::RemoteId;
+use crate::addr::{RemoteId, Route};
 use crate::time::Time;
 
 impl PathTable {
@@ -22,8 +20,8 @@ impl PathTable {
     }
 
     /// The same, with the address that it came from.
-    pub fn handle_utp_from(&mut self, now: Time, from: SocketAddr, remote: RemoteId, proven: bool) {
-        self.utp(now, remote, Some(canonical(from)), proven);
+    pub fn handle_utp_from(&mut self, now: Time, from: impl Into<Route>, remote: RemoteId, proven: bool) {
+        self.utp(now, remote, Some(canonical_route(from)), proven);
     }
 
     /// Data was sent to the remote: it is active. Constant time.
@@ -42,23 +40,26 @@ impl PathTable {
                 Owner::Remote(id) => self.remote_due(now, id),
                 Owner::Probe(address) => self.probe_due(now, address),
                 Owner::Punch(id) => self.punch_due(id),
+                Owner::Meeting(id) => self.meeting_due(now, id),
             }
         }
     }
 
-    /// The path in use gave a sign of life.
-    pub(super) fn alive(remote: &mut Remote, now: Time) {
+    /// The path in use gave a sign of life. True: it had been silent for so long that this was reported.
+    #[must_use]
+    pub(super) fn alive(remote: &mut Remote, now: Time) -> bool {
         remote.asked = None;
         remote.waiting = None;
         if let Some(path) = remote.paths.get_mut(remote.in_use) {
             path.heard = now;
         }
+        std::mem::take(&mut remote.silent)
     }
 
     /// Sends what is for the remote to another of its paths from now on.
     pub(super) fn move_to(&mut self, id: RemoteId, index: usize) {
         let Some(remote) = self.remotes.get_mut(&id) else { return };
-        let (Some(from), Some(to)) = (remote.address(), remote.paths.get(index).map(|path| path.address)) else {
+        let (Some(from), Some(to)) = (remote.route(), remote.paths.get(index).map(|path| path.route)) else {
             return;
         };
         if from == to {
@@ -68,14 +69,16 @@ impl PathTable {
         remote.asked = None;
         remote.pinged = None;
         remote.waiting = None;
+        remote.silent = false;
+        remote.suitor = None;
         self.counters.moved += 1;
-        self.events.push_back(PathEvent::Moved { remote: id, node: remote.node(), from, to });
+        self.events.push_back(PathEvent::Moved { remote: id, node: remote.node(), from: from.to, to: to.to });
     }
 
     /// Pings the path in use; the other ones too, when it has not answered the last time.
     pub(super) fn keep_alive(&mut self, now: Time, id: RemoteId) {
         let Some(remote) = self.remotes.get_mut(&id) else { return };
-        let Some(address) = remote.address() else { return };
+        let Some(route) = remote.route() else { return };
         let keys = remote.sessions.pick(remote.unanswered);
         let again = remote.asked.is_some();
         remote.asked.get_or_insert(now);
@@ -84,14 +87,14 @@ impl PathTable {
         if let Some((_, tries)) = remote.confirm.as_mut().filter(|_| !remote.sessions.confirmed()) {
             *tries = tries.saturating_add(1);
         }
-        let others: Vec<_> =
-            remote.paths.iter().map(|path| path.address).filter(|other| again && *other != address).collect();
-        for to in std::iter::once(address).chain(others) {
+        let others = remote.paths.iter().map(|path| path.route).chain(remote.suitor);
+        let others: Vec<_> = others.filter(|other| again && *other != route).collect();
+        for to in std::iter::once(route).chain(others) {
             self.ping(to, Purpose::Path { remote: id, keys: keys.clone() });
         }
     }
 
-    fn utp(&mut self, now: Time, id: RemoteId, from: Option<SocketAddr>, proven: bool) {
+    fn utp(&mut self, now: Time, id: RemoteId, from: Option<Route>, proven: bool) {
         let Some(remote) = self.remotes.get_mut(&id).filter(|remote| !remote.lost) else { return };
         let index = match from {
             Some(from) => match remote.index_of(from) {
@@ -103,9 +106,9 @@ impl PathTable {
         remote.heard = now;
         remote.seen = now;
         remote.active_until = now + self.config.active_for;
-        let mut elsewhere = None;
+        let (mut elsewhere, mut back) = (None, false);
         match index {
-            Some(index) if index == remote.in_use => Self::alive(remote, now),
+            Some(index) if index == remote.in_use => back = Self::alive(remote, now),
             Some(index) => {
                 let stalled = remote.is_stalled(now, &self.config);
                 if let Some(path) = remote.paths.get_mut(index) {
@@ -116,6 +119,9 @@ impl PathTable {
             None => {}
         }
         let unproven = remote.path().is_some_and(|path| !path.proven);
+        if back {
+            self.events.push_back(PathEvent::Back { remote: id });
+        }
         if let Some(index) = elsewhere {
             // the path in use does not answer, and the peer sends from this one
             self.move_to(id, index);
@@ -127,6 +133,17 @@ impl PathTable {
             let deadline = remote.deadline(&self.config);
             self.timers.advance(&mut remote.timer, Owner::Remote(id), deadline);
         }
+    }
+
+    /// Pings the best path beside the one in use, when it is due.
+    fn keep_warm(&mut self, now: Time, id: RemoteId) {
+        let Some(remote) = self.remotes.get_mut(&id) else { return };
+        let Some((_, index)) = remote.warm_due(&self.config).filter(|(at, _)| *at <= now) else { return };
+        let keys = remote.sessions.pick(0);
+        let Some(path) = remote.paths.get_mut(index) else { return };
+        path.warmed = Some(now);
+        let route = path.route;
+        self.ping(route, Purpose::Path { remote: id, keys });
     }
 
     fn remote_due(&mut self, now: Time, id: RemoteId) {
@@ -145,8 +162,12 @@ impl PathTable {
         if remote.is_stalled(now, &self.config) {
             if let Some(better) = last_heard_alternate(remote) {
                 self.move_to(id, better);
+            } else if let Some(node) = remote.node().filter(|_| remote.holds > 0 && !remote.silent) {
+                remote.silent = true;
+                self.events.push_back(PathEvent::Silent { remote: id, node });
             }
         }
+        self.keep_warm(now, id);
         if self.remotes.get(&id).is_some_and(|remote| is_due(remote.ping_due(&self.config))) {
             self.keep_alive(now, id);
         }
@@ -171,7 +192,7 @@ impl PathTable {
         let Some(remote) = self.remotes.get_mut(&id) else { return };
         remote.lost = true;
         let (node, silent_for) = (remote.node(), now.since(remote.heard));
-        if let Some(address) = remote.address() {
+        if let Some(Route { to: address, .. }) = remote.route() {
             self.counters.lost += 1;
             self.events.push_back(PathEvent::Lost { remote: id, node, address, silent_for });
         }

@@ -16,9 +16,13 @@
 
 mod address;
 mod alive;
+mod candidate;
 mod limit;
+mod meeting;
+mod outlook;
 mod outstanding;
 mod ping;
+mod profile;
 mod punch;
 mod remote;
 mod session;
@@ -33,9 +37,16 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use crate::addr::{NodeId, RemoteId};
+use crate::addr::{NodeId, RemoteId, Via};
 
-pub use address::sendable;
+pub use address::{is_local, sendable};
+pub use candidate::{
+    decode_candidates, encode_candidates, is_virtual_range, rank_candidates, BadCandidates, Candidate, CandidateKind,
+    MAX_CANDIDATES,
+};
+pub use meeting::{MeetingId, MeetingReport, Plan, Search};
+pub use outlook::{draft, Draft, Outlook, Whereabouts};
+pub use profile::{judge_ports, BadProfile, Filtering, Mapping, NatProfile, Ports};
 pub use table::PathTable;
 
 /// Keys that both ends of a path know by now, whose pings have shown it.
@@ -70,15 +81,19 @@ pub struct PongIn {
 /// A ping to be sent.
 #[derive(Clone, PartialEq, Eq)]
 pub struct PingOut {
+    pub via: Via,
     pub to: SocketAddr,
     pub transaction: [u8; 12],
     /// The receiver's session name, and the key.
     pub keys: Option<([u8; 16], [u8; 32])>,
+    /// It is to die after so many hops (RFC 791 time to live, RFC 8200 hop limit).
+    pub ttl: Option<u8>,
 }
 
 /// A pong to be sent.
 #[derive(Clone, PartialEq, Eq)]
 pub struct PongOut {
+    pub via: Via,
     pub to: SocketAddr,
     pub transaction: [u8; 12],
     /// What goes into XOR-MAPPED-ADDRESS; never an IPv4-mapped IPv6 address.
@@ -112,6 +127,24 @@ pub enum PathEvent {
     Lost { remote: RemoteId, node: Option<NodeId>, address: SocketAddr, silent_for: Duration },
     /// What is sent to the remote goes to another address from now on.
     Moved { remote: RemoteId, node: Option<NodeId>, from: SocketAddr, to: SocketAddr },
+    /// The path in use fell silent: pings go unanswered, and no other path is known. Once a silence, of nodes only.
+    Silent { remote: RemoteId, node: NodeId },
+    /// The path in use answers again after a silence.
+    Back { remote: RemoteId },
+    /// The meeting has made a path; the remote is bound to the node.
+    Met {
+        id: MeetingId,
+        node: NodeId,
+        remote: RemoteId,
+        via: Via,
+        address: SocketAddr,
+        rtt: Duration,
+        observed: SocketAddr,
+    },
+    /// Nothing more is tried.
+    MeetingEnded { id: MeetingId, node: NodeId, met: bool, report: MeetingReport },
+    /// Nothing goes through this socket any more, and nobody waits for anything on it.
+    Unused { via: Via },
     /// A peer or server saw our datagrams come from this address, which is news.
     Observed { address: SocketAddr },
 }
@@ -123,6 +156,7 @@ pub struct PathStats {
     /// Remotes that no peer has authenticated and nobody holds.
     pub strangers: usize,
     pub punches: usize,
+    pub meetings: usize,
     /// Pings that wait for their pong.
     pub outstanding: usize,
     pub pings_in: u64,

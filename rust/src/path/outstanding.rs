@@ -1,12 +1,12 @@
 //! Pings that wait for their pong.
 
 use std::collections::{HashMap, VecDeque};
-use std::net::SocketAddr;
 use std::time::Duration;
 
 use aws_lc_rs::hmac;
 
-use crate::addr::RemoteId;
+use super::MeetingId;
+use crate::addr::{RemoteId, Route};
 use crate::time::Time;
 
 /// Why a ping was sent.
@@ -15,6 +15,8 @@ pub(super) enum Purpose {
     /// To keep or to prove a path of this remote. Keyed: the local name of the session, the name for the peer, and
     /// the key.
     Path { remote: RemoteId, keys: Option<Keys> },
+    /// To meet; always keyed.
+    Meeting { id: MeetingId, keys: Keys },
     /// To punch; never keyed.
     Probe,
 }
@@ -36,7 +38,7 @@ impl std::fmt::Debug for Keys {
 /// A ping on its way.
 #[derive(Clone, Debug)]
 pub(super) struct Asked {
-    pub(super) to: SocketAddr,
+    pub(super) to: Route,
     pub(super) sent: Time,
     pub(super) purpose: Purpose,
 }
@@ -120,7 +122,11 @@ mod tests {
     use super::*;
 
     fn asked(millis: u64) -> Asked {
-        Asked { to: "192.0.2.1:1".parse().unwrap(), sent: Time::from_millis(millis), purpose: Purpose::Probe }
+        Asked {
+            to: "192.0.2.1:1".parse::<std::net::SocketAddr>().unwrap().into(),
+            sent: Time::from_millis(millis),
+            purpose: Purpose::Probe,
+        }
     }
 
     #[test]

@@ -1,13 +1,12 @@
 //! Pings and pongs that come in.
 
-use std::net::SocketAddr;
 use std::time::Duration;
 
-use super::address::{canonical, sendable};
+use super::address::{canonical, canonical_route, sendable};
 use super::outstanding::{Asked, Keys, Purpose};
 use super::table::PathTable;
-use super::{PingIn, PongIn, PongOut};
-use crate::addr::RemoteId;
+use super::{PathEvent, PingIn, PongIn, PongOut};
+use crate::addr::{RemoteId, Route};
 use crate::time::Time;
 
 impl PathTable {
@@ -16,13 +15,13 @@ impl PathTable {
     pub fn handle_ping(
         &mut self,
         now: Time,
-        from: SocketAddr,
+        from: impl Into<Route>,
         ping: &PingIn,
         verified: impl FnOnce(&[u8; 32]) -> bool,
     ) -> Option<PongOut> {
-        let from = canonical(from);
+        let from = canonical_route(from);
         self.counters.pings_in += 1;
-        if !sendable(from) {
+        if !sendable(from.to) {
             self.counters.unsendable += 1;
             return None;
         }
@@ -34,7 +33,14 @@ impl PathTable {
             }
         };
         self.counters.pongs_out += 1;
-        Some(PongOut { to: from, transaction: ping.transaction, observed: from, key, room: ping.size })
+        Some(PongOut {
+            via: from.via,
+            to: from.to,
+            transaction: ping.transaction,
+            observed: from.to,
+            key,
+            room: ping.size,
+        })
     }
 
     /// A pong came. It counts when its transaction is outstanding and it comes from the address that was asked, with
@@ -42,14 +48,16 @@ impl PathTable {
     pub fn handle_pong(
         &mut self,
         now: Time,
-        from: SocketAddr,
+        from: impl Into<Route>,
         pong: &PongIn,
         verified: impl FnOnce(&[u8; 32]) -> bool,
     ) {
-        let from = canonical(from);
+        let from = canonical_route(from);
         let genuine = match self.outstanding.peek(now, &pong.transaction) {
             Some(Asked { to, .. }) if *to != from => false,
-            Some(Asked { purpose: Purpose::Path { keys: Some(keys), .. }, .. }) => pong.keyed && verified(&keys.key),
+            Some(Asked { purpose: Purpose::Path { keys: Some(keys), .. } | Purpose::Meeting { keys, .. }, .. }) => {
+                pong.keyed && verified(&keys.key)
+            }
             Some(_) => !pong.keyed,
             None => false,
         };
@@ -64,24 +72,19 @@ impl PathTable {
         let rtt = now.since(sent);
         match purpose {
             Purpose::Path { remote, keys } => self.path_answered(now, remote, from, keys, rtt),
+            Purpose::Meeting { id, .. } => self.meeting_answered(now, id, from, rtt, canonical(pong.observed)),
             Purpose::Probe => self.probe_answered(now, from, rtt, canonical(pong.observed)),
         }
     }
 
     /// A proven path answered, or a new one is proven by this.
-    pub(super) fn path_answered(
-        &mut self,
-        now: Time,
-        id: RemoteId,
-        from: SocketAddr,
-        keys: Option<Keys>,
-        rtt: Duration,
-    ) {
+    pub(super) fn path_answered(&mut self, now: Time, id: RemoteId, from: Route, keys: Option<Keys>, rtt: Duration) {
         let Some(remote) = self.remotes.get_mut(&id).filter(|remote| !remote.lost) else { return };
         if keys.is_none() && remote.is_keyed() {
             return; // asked before there were keys; now only keyed pongs count
         }
-        if remote.index_of(from).is_none() && (keys.is_none() || !self.add_path(now, id, from)) {
+        let known = remote.index_of(from).is_some();
+        if !known && (keys.is_none() || !self.add_path(now, id, from)) {
             return;
         }
         let Some(remote) = self.remotes.get_mut(&id) else { return };
@@ -92,18 +95,24 @@ impl PathTable {
         remote.unanswered = 0;
         remote.heard = now;
         remote.seen = now;
-        let moves = index != remote.in_use && remote.is_silent(now, &self.config);
-        let contested = index != remote.in_use && !moves && remote.asked.is_none();
+        let elsewhere = index != remote.in_use;
+        let silent = remote.is_silent(now, &self.config);
+        // a known path is also asked to keep it warm: its answer says nothing about the one in use
+        let moves = elsewhere && (remote.is_stalled(now, &self.config) || (silent && !known));
+        let contested = elsewhere && !moves && remote.asked.is_none() && (silent || !known);
         if let Some(path) = remote.paths.get_mut(index) {
             path.answers = true;
             path.heard = now;
             path.measured(rtt);
         }
         if index == remote.in_use {
-            Self::alive(remote, now);
+            if Self::alive(remote, now) {
+                self.events.push_back(PathEvent::Back { remote: id });
+            }
         }
         self.prove(id, Some(from));
-        if moves {
+        let better = self.remotes.get(&id).is_some_and(|remote| elsewhere && remote.is_better(index));
+        if moves || better {
             self.move_to(id, index);
         } else if contested {
             // both may work: the path in use has until the next ping to show that it still does
@@ -116,11 +125,19 @@ impl PathTable {
     fn keyed_ping(
         &mut self,
         now: Time,
-        from: SocketAddr,
+        from: Route,
         ping: &PingIn,
         name: &[u8; 16],
         verified: impl FnOnce(&[u8; 32]) -> bool,
     ) -> Option<[u8; 32]> {
+        if let Some((meeting, keys)) = self.meetings.key(name) {
+            if !verified(&keys.key) {
+                self.counters.forged += 1;
+                return None;
+            }
+            self.meeting_pinged(now, meeting, from);
+            return Some(keys.key);
+        }
         let id = self.names.get(name).copied();
         let keys = id.and_then(|id| self.remotes.get(&id)).and_then(|remote| remote.sessions.key(name));
         let genuine = keys.filter(|keys| verified(&keys.key));
@@ -135,12 +152,18 @@ impl PathTable {
         }
         remote.seen = now;
         let ask_back = match remote.index_of(from) {
-            None => true,
+            None => {
+                remote.suitor = Some(from);
+                true
+            }
             Some(index) if index != remote.in_use => remote.is_silent(now, &self.config),
             Some(_) => remote.path().is_some_and(|path| !path.proven),
         };
         let key = keys.key;
-        if ask_back {
+        if remote.is_out_of_step(now, from, &self.config) {
+            self.keep_alive(now, id);
+            self.look_again(id);
+        } else if ask_back {
             // under the session that the peer itself uses: it surely knows that one
             self.ask_back(now, id, from, Some(keys));
         }
@@ -149,9 +172,9 @@ impl PathTable {
 
     /// Whether an unkeyed ping may be answered. Anyone can send one, under any address, so nothing is remembered for
     /// it.
-    fn unkeyed_ping(&mut self, now: Time, from: SocketAddr) -> Option<()> {
+    fn unkeyed_ping(&mut self, now: Time, from: Route) -> Option<()> {
         let remote = self.slots.get(&from).and_then(|slot| self.remotes.get(&slot.first));
-        let path = remote.and_then(|remote| remote.paths.iter().find(|path| path.address == from));
+        let path = remote.and_then(|remote| remote.paths.iter().find(|path| path.route == from));
         let proven = path.is_some_and(|path| path.proven);
         let punching = self.punches.is_probed(&from);
         let ask_back = remote.filter(|remote| remote.holds > 0 && !remote.is_keyed() && !proven && !punching);
@@ -170,7 +193,7 @@ impl PathTable {
     }
 
     /// Pings an address that has not proven itself, within the limit of its remote.
-    fn ask_back(&mut self, now: Time, id: RemoteId, to: SocketAddr, keys: Option<Keys>) {
+    fn ask_back(&mut self, now: Time, id: RemoteId, to: Route, keys: Option<Keys>) {
         let Some(remote) = self.remotes.get_mut(&id) else { return };
         if remote.unproven_pings.take(now) {
             self.ping(to, Purpose::Path { remote: id, keys });

@@ -7,11 +7,12 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use super::address::{canonical, sendable};
+use super::address::{canonical_route, sendable};
 use super::outstanding::Purpose;
 use super::table::PathTable;
 use super::timers::Owner;
 use super::{PathEvent, PunchId};
+use crate::addr::Route;
 use crate::config::{punch_moment, PUNCH_SCHEDULE};
 use crate::time::Time;
 
@@ -19,13 +20,13 @@ use crate::time::Time;
 #[derive(Debug, Default)]
 pub(super) struct Punches {
     attempts: HashMap<PunchId, Attempt>,
-    probes: HashMap<SocketAddr, Probe>,
+    probes: HashMap<Route, Probe>,
     last_id: u64,
 }
 
 #[derive(Debug)]
 struct Attempt {
-    tried: Vec<SocketAddr>,
+    tried: Vec<Route>,
     timer: Option<Time>,
 }
 
@@ -46,7 +47,7 @@ impl Punches {
         self.attempts.len()
     }
 
-    pub(super) fn is_probed(&self, address: &SocketAddr) -> bool {
+    pub(super) fn is_probed(&self, address: &Route) -> bool {
         self.probes.get(address).is_some_and(|probe| !probe.attempts.is_empty())
     }
 
@@ -85,14 +86,14 @@ impl PathTable {
     pub fn start_punch(&mut self, now: Time, addresses: &[SocketAddr], timeout: Duration) -> PunchId {
         self.punches.last_id += 1;
         let id = PunchId(self.punches.last_id);
-        let mut tried: Vec<SocketAddr> = Vec::new();
-        for address in addresses.iter().map(|address| canonical(*address)).filter(|address| sendable(*address)) {
+        let mut tried: Vec<Route> = Vec::new();
+        for address in addresses.iter().map(|address| canonical_route(*address)).filter(|route| sendable(route.to)) {
             if tried.len() < MAX_CANDIDATES && !tried.contains(&address) {
                 tried.push(address);
             }
         }
         if tried.is_empty() || self.punches.attempts.len() >= MAX_ATTEMPTS {
-            self.events.push_back(PathEvent::PunchFailed { id, tried });
+            self.events.push_back(PathEvent::PunchFailed { id, tried: addresses_of(&tried) });
             return id;
         }
         for address in &tried {
@@ -121,10 +122,10 @@ impl PathTable {
     pub(super) fn punch_due(&mut self, id: PunchId) {
         let Some(attempt) = self.punches.attempts.remove(&id) else { return };
         self.leave_probes(id, &attempt.tried);
-        self.events.push_back(PathEvent::PunchFailed { id, tried: attempt.tried });
+        self.events.push_back(PathEvent::PunchFailed { id, tried: addresses_of(&attempt.tried) });
     }
 
-    pub(super) fn probe_due(&mut self, now: Time, address: SocketAddr) {
+    pub(super) fn probe_due(&mut self, now: Time, address: Route) {
         let Some(probe) = self.punches.probes.get_mut(&address) else { return };
         probe.timer = None;
         if probe.attempts.is_empty() && probe.deadline() <= now {
@@ -135,7 +136,7 @@ impl PathTable {
     }
 
     /// A ping came from an address that is being punched: the way in is open, so the way out is tried at once.
-    pub(super) fn probe_heard(&mut self, now: Time, address: SocketAddr) {
+    pub(super) fn probe_heard(&mut self, now: Time, address: Route) {
         let Some(probe) = self.punches.probes.get_mut(&address) else { return };
         if probe.last.is_none_or(|last| now.since(last) >= MIN_SPACING) {
             self.send_probe(now, address);
@@ -143,7 +144,7 @@ impl PathTable {
     }
 
     /// A pong came to a punching ping.
-    pub(super) fn probe_answered(&mut self, now: Time, address: SocketAddr, rtt: Duration, observed: SocketAddr) {
+    pub(super) fn probe_answered(&mut self, now: Time, address: Route, rtt: Duration, observed: SocketAddr) {
         let Some(probe) = self.punches.probes.get_mut(&address) else { return };
         let winners = std::mem::take(&mut probe.attempts);
         if winners.is_empty() {
@@ -158,13 +159,13 @@ impl PathTable {
         };
         for id in winners {
             self.stop_punch(id);
-            self.events.push_back(PathEvent::Punched { id, remote, address, rtt, observed });
+            self.events.push_back(PathEvent::Punched { id, remote, address: address.to, rtt, observed });
         }
         self.rearm_probe(address);
         self.path_answered(now, remote, address, None, rtt);
     }
 
-    fn probe_when_due(&mut self, now: Time, address: SocketAddr) {
+    fn probe_when_due(&mut self, now: Time, address: Route) {
         let due = self.punches.probes.get(&address).filter(|probe| !probe.attempts.is_empty()).map(Probe::deadline);
         if due.is_some_and(|due| due <= now) {
             self.send_probe(now, address);
@@ -173,7 +174,7 @@ impl PathTable {
         }
     }
 
-    fn send_probe(&mut self, now: Time, address: SocketAddr) {
+    fn send_probe(&mut self, now: Time, address: Route) {
         let Some(probe) = self.punches.probes.get_mut(&address) else { return };
         probe.last = Some(now);
         // moments that were slept through are not made up for
@@ -184,14 +185,14 @@ impl PathTable {
         self.rearm_probe(address);
     }
 
-    fn rearm_probe(&mut self, address: SocketAddr) {
+    fn rearm_probe(&mut self, address: Route) {
         if let Some(probe) = self.punches.probes.get_mut(&address) {
             let deadline = Some(probe.deadline());
             self.timers.set(&mut probe.timer, Owner::Probe(address), deadline);
         }
     }
 
-    fn leave_probes(&mut self, id: PunchId, addresses: &[SocketAddr]) {
+    fn leave_probes(&mut self, id: PunchId, addresses: &[Route]) {
         for address in addresses {
             if let Some(probe) = self.punches.probes.get_mut(address) {
                 probe.attempts.retain(|other| *other != id);
@@ -199,6 +200,10 @@ impl PathTable {
             self.rearm_probe(*address);
         }
     }
+}
+
+fn addresses_of(routes: &[Route]) -> Vec<SocketAddr> {
+    routes.iter().map(|route| route.to).collect()
 }
 
 /// PUNCH.md: at most so many ranked candidates a peer.

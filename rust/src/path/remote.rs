@@ -1,19 +1,20 @@
 //! One remote: its paths, and when something has to happen about them. Reading only; what happens is in `alive.rs`.
 
-use std::net::SocketAddr;
+use std::net::IpAddr;
 use std::time::Duration;
 
+use super::address::is_local;
 use super::limit::Limit;
 use super::session::Sessions;
 use super::spare::{Class, Filed};
-use crate::addr::{NodeId, RemoteId};
+use crate::addr::{NodeId, RemoteId, Route};
 use crate::config::PathConfig;
 use crate::time::Time;
 
 /// An address of a remote.
 #[derive(Debug)]
 pub(super) struct Path {
-    pub(super) address: SocketAddr,
+    pub(super) route: Route,
     /// Something that we sent there was received: a pong came back, or an acknowledgement.
     pub(super) proven: bool,
     /// It has answered a ping. Others than keynet never do, and must not be given up for that.
@@ -22,6 +23,8 @@ pub(super) struct Path {
     pub(super) heard: Time,
     /// Smoothed, from pings.
     pub(super) rtt: Option<Duration>,
+    /// The last ping to keep it warm while another is in use.
+    pub(super) warmed: Option<Time>,
 }
 
 /// A remote and the paths to it.
@@ -54,8 +57,12 @@ pub(super) struct Remote {
     /// When the first session came, and how often a pong to confirm it was asked for since.
     pub(super) confirm: Option<(Time, u32)>,
     pub(super) up: bool,
+    /// It has been reported silent, and was not heard since.
+    pub(super) silent: bool,
     /// It has been reported lost: it is nothing but an address for what still holds it.
     pub(super) lost: bool,
+    /// Where its last genuine ping came from that was no path of it: asked again as long as the path in use is silent.
+    pub(super) suitor: Option<Route>,
     /// Pings to addresses of it that have not answered.
     pub(super) unproven_pings: Limit,
     /// Under what it is filed in the timers and among the spare remotes.
@@ -64,11 +71,11 @@ pub(super) struct Remote {
 }
 
 impl Remote {
-    pub(super) fn new(id: RemoteId, now: Time, address: SocketAddr, config: &PathConfig) -> Self {
+    pub(super) fn new(id: RemoteId, now: Time, route: Route, config: &PathConfig) -> Self {
         Self {
             id,
             created: now,
-            paths: vec![Path::new(now, address)],
+            paths: vec![Path::new(now, route)],
             in_use: 0,
             nodes: Vec::new(),
             sessions: Sessions::default(),
@@ -82,7 +89,9 @@ impl Remote {
             unanswered: 0,
             confirm: None,
             up: false,
+            silent: false,
             lost: false,
+            suitor: None,
             unproven_pings: Limit::new(config.max_unproven_pings_per_second, 1),
             timer: None,
             spare: None,
@@ -94,12 +103,12 @@ impl Remote {
         self.paths.get(self.in_use)
     }
 
-    pub(super) fn address(&self) -> Option<SocketAddr> {
-        self.path().map(|path| path.address)
+    pub(super) fn route(&self) -> Option<Route> {
+        self.path().map(|path| path.route)
     }
 
-    pub(super) fn index_of(&self, address: SocketAddr) -> Option<usize> {
-        self.paths.iter().position(|path| path.address == address)
+    pub(super) fn index_of(&self, route: Route) -> Option<usize> {
+        self.paths.iter().position(|path| path.route == route)
     }
 
     pub(super) fn node(&self) -> Option<NodeId> {
@@ -129,14 +138,29 @@ impl Remote {
         self.is_keyed() || self.path().is_some_and(|path| path.answers)
     }
 
+    /// How long an answer may take.
+    fn retry(&self, config: &PathConfig) -> Duration {
+        let rtt = self.path().and_then(|path| path.rtt);
+        let least = config.ping_retry_least.min(config.ping_retry);
+        rtt.map_or(config.ping_retry, |rtt| (rtt * ROUND_TRIPS).clamp(least, config.ping_retry))
+    }
+
     /// Whether a ping on the path in use has been unanswered for longer than `ping_retry`.
     pub(super) fn is_stalled(&self, now: Time, config: &PathConfig) -> bool {
-        self.asked.is_some_and(|asked| now.since(asked) >= config.ping_retry)
+        self.asked.is_some_and(|asked| now.since(asked) >= self.retry(config))
+    }
+
+    /// Whether a ping of the peer on the path in use (RFC 8445 section 7.3.1.4 calls what follows a triggered check) should be
+    /// followed by one of ours: so both sides of an idle path ping at the same time, and one that gets a new address is heard
+    /// from before the other gives it up.
+    pub(super) fn is_out_of_step(&self, now: Time, from: Route, config: &PathConfig) -> bool {
+        let in_use = self.path().filter(|path| path.route == from && path.proven);
+        in_use.is_some_and(|path| now.since(path.heard) > config.ping_active) && self.asked.is_none()
     }
 
     /// Whether nothing came on the path in use for longer than `ping_retry`.
     pub(super) fn is_silent(&self, now: Time, config: &PathConfig) -> bool {
-        self.path().is_some_and(|path| now.since(path.heard) > config.ping_retry)
+        self.path().is_some_and(|path| now.since(path.heard) > self.retry(config))
     }
 
     /// Pings keep it alive. A stranger that nobody holds is not worth any, nor is an address that has proven nothing.
@@ -148,15 +172,19 @@ impl Remote {
     /// When the next ping on the path in use is due.
     pub(super) fn ping_due(&self, config: &PathConfig) -> Option<Time> {
         let path = self.path()?;
+        let retry = self.retry(config);
         let due = match (self.asked, self.pinged) {
-            (Some(_), Some(pinged)) if self.should_answer() => pinged + config.ping_retry,
+            (Some(_), Some(pinged)) if self.should_answer() => {
+                // quickly at first, and then no more often than ever
+                pinged + (retry * (1 << self.unanswered.min(MOST_DOUBLINGS))).min(config.ping_retry)
+            }
             (Some(_), Some(pinged)) => self.after_quiet(pinged, config),
             (_, pinged) => {
                 let quiet = self.after_quiet(path.heard, config);
-                let waiting = self.waiting.map(|sent| sent + config.ping_retry);
+                let waiting = self.waiting.map(|sent| sent + retry);
                 let confirm = self.confirm_due(config);
                 let due = [waiting, confirm].into_iter().flatten().fold(quiet, Time::min);
-                pinged.map_or(due, |pinged| due.max(pinged + config.ping_retry))
+                pinged.map_or(due, |pinged| due.max(pinged + retry))
             }
         };
         self.is_kept_alive(due).then_some(due)
@@ -195,13 +223,43 @@ impl Remote {
         if self.lost {
             return None;
         }
-        [self.ping_due(config), self.lost_at(config), self.forget_at(config)].into_iter().flatten().min()
+        let warm = self.warm_due(config).map(|(at, _)| at);
+        [self.ping_due(config), self.lost_at(config), self.forget_at(config), warm].into_iter().flatten().min()
+    }
+
+    /// When the best path beside the one in use is to be pinged, so that NATs keep it open, and which that is.
+    pub(super) fn warm_due(&self, config: &PathConfig) -> Option<(Time, usize)> {
+        if self.paths.len() < 2 || !self.is_keyed() {
+            return None;
+        }
+        let others = self.paths.iter().enumerate().filter(|(index, path)| *index != self.in_use && path.proven);
+        let (index, path) = others.min_by_key(|(_, path)| path.score())?;
+        let at = path.warmed.map_or(path.heard, |warmed| warmed.max(path.heard)) + config.ping_idle;
+        self.is_kept_alive(at).then_some((at, index))
+    }
+
+    /// Whether another path is worth moving to while the one in use works as well.
+    pub(super) fn is_better(&self, index: usize) -> bool {
+        let (Some(new), Some(old)) = (self.paths.get(index), self.path()) else { return false };
+        let (Some(new_score), Some(old_score), Some(rtt)) = (new.score(), old.score(), old.rtt) else { return false };
+        new.proven && new_score + BETTER_BY.max(rtt / BETTER_BY_PART) < old_score
     }
 }
 
 impl Path {
-    pub(super) fn new(now: Time, address: SocketAddr) -> Self {
-        Self { address, proven: false, answers: false, heard: now, rtt: None }
+    pub(super) fn new(now: Time, route: Route) -> Self {
+        Self { route, proven: false, answers: false, heard: now, rtt: None, warmed: None }
+    }
+
+    /// What the path costs, to compare it with others: its round trip, and what RFC 8421 and RFC 8305 prefer. `None`: it was not
+    /// measured.
+    fn score(&self) -> Option<Duration> {
+        let preference = match self.route.to.ip() {
+            ip if is_local(ip) => Duration::ZERO,
+            IpAddr::V6(_) => NOT_LOCAL,
+            IpAddr::V4(_) => NOT_LOCAL + NOT_IPV6,
+        };
+        self.rtt.map(|rtt| rtt + preference)
     }
 
     /// RFC 6298 section 2.3: seven parts of the old, one of the new.
@@ -213,5 +271,17 @@ impl Path {
     }
 }
 
+/// 16 times the shortest `ping_retry_least` are four seconds: above any `ping_retry`.
+const MOST_DOUBLINGS: u32 = 4;
+/// Round trips after which an answer is late: RFC 6298's estimate allows a variance of as much as the round trip itself.
+const ROUND_TRIPS: u32 = 4;
+/// PUNCH.md, phase 4: a path must be better by so much, or everything would move whenever a queue fills.
+const BETTER_BY: Duration = Duration::from_millis(5);
+/// On long paths, by this part of their round trip.
+const BETTER_BY_PART: u32 = 8;
+/// A path that leaves the local network must be so much faster than one that stays in it.
+const NOT_LOCAL: Duration = Duration::from_millis(5);
+/// The same for IPv4 beside IPv6, which has no NATs that forget (PUNCH.md, phase 4).
+const NOT_IPV6: Duration = Duration::from_millis(3);
 /// As often is a new session tried while data flows; after that it waits for the next silence.
 const CONFIRM_TRIES: u32 = 5;

@@ -5,15 +5,16 @@ use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use super::address::{canonical, sendable};
+use super::address::{canonical, canonical_route, sendable};
 use super::limit::Limit;
+use super::meeting::Meetings;
 use super::outstanding::{Asked, Keys, Outstanding, Purpose};
 use super::punch::Punches;
 use super::remote::{Path, Remote};
 use super::spare::{Class, Spares};
 use super::timers::{Owner, Timers};
 use super::{PathEvent, PathStats, PingOut, SharedKeys, TableFull};
-use crate::addr::{NodeId, PingKeys, RemoteId};
+use crate::addr::{NodeId, PingKeys, RemoteId, Route};
 use crate::config::PathConfig;
 use crate::time::Time;
 
@@ -23,7 +24,7 @@ use crate::time::Time;
 pub struct PathTable {
     pub(super) config: PathConfig,
     pub(super) remotes: HashMap<RemoteId, Remote>,
-    pub(super) slots: HashMap<SocketAddr, Slot>,
+    pub(super) slots: HashMap<Route, Slot>,
     /// Which remote a session name belongs to.
     pub(super) names: HashMap<[u8; 16], RemoteId>,
     pub(super) nodes: HashMap<NodeId, Vec<RemoteId>>,
@@ -32,11 +33,12 @@ pub struct PathTable {
     pub(super) timers: Timers,
     pub(super) outstanding: Outstanding,
     pub(super) punches: Punches,
+    pub(super) meetings: Meetings,
     /// Pongs to addresses that have not proven themselves.
     pub(super) stranger_pongs: Limit,
     /// Our own addresses as others saw them lately.
     observed: VecDeque<SocketAddr>,
-    transmits: VecDeque<(SocketAddr, Purpose)>,
+    transmits: VecDeque<(Route, Purpose, Option<u8>)>,
     pub(super) events: VecDeque<PathEvent>,
     pub(super) counters: PathStats,
     last_id: u64,
@@ -69,6 +71,7 @@ impl PathTable {
             spares: Spares::default(),
             timers: Timers::default(),
             punches: Punches::default(),
+            meetings: Meetings::default(),
             observed: VecDeque::new(),
             transmits: VecDeque::new(),
             events: VecDeque::new(),
@@ -78,14 +81,14 @@ impl PathTable {
     }
 
     /// The remote that is reached at this address. Constant time.
-    pub fn remote_of(&self, from: SocketAddr) -> Option<RemoteId> {
-        self.slots.get(&canonical(from)).map(|slot| slot.first)
+    pub fn remote_of(&self, from: impl Into<Route>) -> Option<RemoteId> {
+        self.slots.get(&canonical_route(from)).map(|slot| slot.first)
     }
 
     /// All remotes that are reached at this address, the one of [`remote_of`](Self::remote_of) first. A packet that
     /// the first knows nothing of may belong to another: connections that a peer had before it moved.
-    pub fn remotes_at(&self, from: SocketAddr) -> impl Iterator<Item = RemoteId> + '_ {
-        let slot = self.slots.get(&canonical(from));
+    pub fn remotes_at(&self, from: impl Into<Route>) -> impl Iterator<Item = RemoteId> + '_ {
+        let slot = self.slots.get(&canonical_route(from));
         slot.into_iter().flat_map(|slot| std::iter::once(slot.first).chain(slot.others.iter().copied()))
     }
 
@@ -93,33 +96,52 @@ impl PathTable {
     ///
     /// The longest unheard stranger makes room when there are too many of them, and a peer that nobody holds when
     /// there are too many remotes.
-    pub fn remote_for(&mut self, now: Time, address: SocketAddr) -> Result<RemoteId, TableFull> {
-        let address = canonical(address);
-        if let Some(slot) = self.slots.get(&address) {
+    pub fn remote_for(&mut self, now: Time, address: impl Into<Route>) -> Result<RemoteId, TableFull> {
+        let route = canonical_route(address);
+        if let Some(slot) = self.slots.get(&route) {
             if let Some(remote) = self.remotes.get_mut(&slot.first) {
                 remote.seen = now;
             }
             return Ok(slot.first);
         }
-        if !sendable(address) {
+        self.new_remote(now, route)
+    }
+
+    /// A new remote, beside others that may be at this address.
+    pub(super) fn new_remote(&mut self, now: Time, route: Route) -> Result<RemoteId, TableFull> {
+        if !sendable(route.to) {
             return Err(TableFull);
         }
         self.make_room()?;
         self.last_id += 1;
         let id = RemoteId(self.last_id);
-        let mut remote = Remote::new(id, now, address, &self.config);
+        let mut remote = Remote::new(id, now, route, &self.config);
         self.spares.insert(&mut remote.spare, (Class::Stranger, now, id));
         let deadline = remote.deadline(&self.config);
         self.timers.set(&mut remote.timer, Owner::Remote(id), deadline);
         self.remotes.insert(id, remote);
-        self.slots.insert(address, Slot { first: id, others: Vec::new() });
+        match self.slots.get_mut(&route) {
+            Some(slot) if slot.others.len() < MAX_ALIASES => slot.others.push(id),
+            Some(_) => {
+                self.forget(id);
+                return Err(TableFull);
+            }
+            None => {
+                self.slots.insert(route, Slot { first: id, others: Vec::new() });
+            }
+        }
         Ok(id)
     }
 
     /// Where to send what is for this remote. Constant time. A lost remote keeps its last address while it is held,
     /// so that its connections can be reset.
     pub fn address_of(&self, remote: RemoteId) -> Option<SocketAddr> {
-        self.remotes.get(&remote)?.address()
+        self.route_of(remote).map(|route| route.to)
+    }
+
+    /// The same, with the socket that it goes through.
+    pub fn route_of(&self, remote: RemoteId) -> Option<Route> {
+        self.remotes.get(&remote)?.route()
     }
 
     /// Whether a packet that no connection knows may be answered with RESET. Not at once when it comes from a
@@ -217,8 +239,8 @@ impl PathTable {
         paths.sort_by_key(|(alternate, path)| (*alternate, std::cmp::Reverse(path.heard)));
         let mut addresses: Vec<SocketAddr> = Vec::with_capacity(paths.len());
         for (_, path) in paths {
-            if !addresses.contains(&path.address) {
-                addresses.push(path.address);
+            if !addresses.contains(&path.route.to) {
+                addresses.push(path.route.to);
             }
         }
         addresses
@@ -251,14 +273,15 @@ impl PathTable {
 
     /// The next ping to send.
     pub fn poll_transmit(&mut self, now: Time) -> Option<PingOut> {
-        let (to, purpose) = self.transmits.pop_front()?;
+        let (to, purpose, ttl) = self.transmits.pop_front()?;
         let keys = match &purpose {
-            Purpose::Path { keys: Some(Keys { remote_name, key, .. }), .. } => Some((*remote_name, *key)),
+            Purpose::Path { keys: Some(Keys { remote_name, key, .. }), .. }
+            | Purpose::Meeting { keys: Keys { remote_name, key, .. }, .. } => Some((*remote_name, *key)),
             _ => None,
         };
         let transaction = self.outstanding.insert(Asked { to, sent: now, purpose });
         self.counters.pings_out += 1;
-        Some(PingOut { to, transaction, keys })
+        Some(PingOut { via: to.via, to: to.to, transaction, keys, ttl })
     }
 
     /// What happened, oldest first.
@@ -277,15 +300,21 @@ impl PathTable {
             remotes: self.remotes.len(),
             strangers: self.spares.strangers(),
             punches: self.punches.len(),
+            meetings: self.meetings.len(),
             outstanding: self.outstanding.len(),
             ..self.counters
         }
     }
 
     /// Queues a ping. At the cap it is dropped, like one that the network loses: all of them are repeated.
-    pub(super) fn ping(&mut self, to: SocketAddr, purpose: Purpose) {
+    pub(super) fn ping(&mut self, to: Route, purpose: Purpose) {
+        self.ping_within(to, purpose, None);
+    }
+
+    /// The same, for a ping that is to die after so many hops.
+    pub(super) fn ping_within(&mut self, to: Route, purpose: Purpose, ttl: Option<u8>) {
         if self.transmits.len() < self.config.max_remotes.saturating_mul(2) {
-            self.transmits.push_back((to, purpose));
+            self.transmits.push_back((to, purpose, ttl));
         }
     }
 
@@ -303,12 +332,12 @@ impl PathTable {
     }
 
     /// The path at `address` (`None`: the one in use) is proven.
-    pub(super) fn prove(&mut self, id: RemoteId, address: Option<SocketAddr>) {
+    pub(super) fn prove(&mut self, id: RemoteId, route: Option<Route>) {
         let Some(remote) = self.remotes.get_mut(&id) else { return };
-        let index = address.map_or(Some(remote.in_use), |address| remote.index_of(address));
+        let index = route.map_or(Some(remote.in_use), |route| remote.index_of(route));
         let Some(path) = index.and_then(|index| remote.paths.get_mut(index)) else { return };
         path.proven = true;
-        let address = path.address;
+        let address = path.route.to;
         if !remote.up {
             remote.up = true;
             self.events.push_back(PathEvent::Up { remote: id, address });
@@ -316,7 +345,7 @@ impl PathTable {
     }
 
     /// A keyed pong has come from an address that is new for this remote. False: there is no room for it.
-    pub(super) fn add_path(&mut self, now: Time, id: RemoteId, address: SocketAddr) -> bool {
+    pub(super) fn add_path(&mut self, now: Time, id: RemoteId, address: Route) -> bool {
         let taken = self.slots.get(&address).map(|slot| (slot.first, slot.others.len()));
         if let Some((first, others)) = taken {
             let stranger = self.remotes.get(&first).is_some_and(|other| other.is_stranger() && other.holds == 0);
@@ -354,7 +383,7 @@ impl PathTable {
         if remote.in_use > index {
             remote.in_use -= 1;
         }
-        self.vacate(path.address, id);
+        self.vacate(path.route, id);
     }
 
     /// Takes everything away by which a remote can be found, except its handle.
@@ -368,7 +397,7 @@ impl PathTable {
                 self.names.remove(&name);
             }
         }
-        let addresses: Vec<_> = remote.paths.iter().map(|path| path.address).collect();
+        let addresses: Vec<_> = remote.paths.iter().map(|path| path.route).collect();
         let nodes = remote.nodes.clone();
         for address in addresses {
             self.vacate(address, id);
@@ -391,12 +420,13 @@ impl PathTable {
         }
     }
 
-    fn vacate(&mut self, address: SocketAddr, id: RemoteId) {
+    fn vacate(&mut self, address: Route, id: RemoteId) {
         let Some(slot) = self.slots.get_mut(&address) else { return };
         if slot.first != id {
             slot.others.retain(|other| *other != id);
         } else if slot.others.is_empty() {
             self.slots.remove(&address);
+            self.release_via(address.via);
         } else {
             slot.first = slot.others.remove(0);
         }

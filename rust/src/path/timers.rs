@@ -1,18 +1,17 @@
 //! One deadline for each owner, in order.
 
-use std::collections::BTreeSet;
-use std::net::SocketAddr;
-
-use super::PunchId;
-use crate::addr::RemoteId;
+use super::{MeetingId, PunchId};
+use crate::addr::{RemoteId, Route};
 use crate::time::Time;
+use std::collections::BTreeSet;
 
 /// Whose deadline it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Owner {
     Remote(RemoteId),
-    Probe(SocketAddr),
+    Probe(Route),
     Punch(PunchId),
+    Meeting(MeetingId),
 }
 
 /// A sorted set and not a heap: each owner has at most one entry, so nothing stale piles up. The owner keeps the time

@@ -123,8 +123,14 @@ fn pings_are_answered_as_they_were_asked() {
     let mut bench = Bench::new();
     bench.peer(address(1), 1);
     let keyed = bench.keyed_ping(address(1), 1, 1).unwrap();
-    let expected =
-        PongOut { to: address(1), transaction: [1; 12], observed: address(1), key: Some(keys(1).key), room: 92 };
+    let expected = PongOut {
+        via: Via::MAIN,
+        to: address(1),
+        transaction: [1; 12],
+        observed: address(1),
+        key: Some(keys(1).key),
+        room: 92,
+    };
     assert_eq!(keyed, expected);
     let mapped = crate::addr::mapped(address(66));
     let unkeyed = bench.unkeyed_ping(mapped).unwrap();

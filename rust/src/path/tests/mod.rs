@@ -11,6 +11,7 @@ use crate::time::Time;
 
 mod forgery;
 mod keepalive;
+mod meeting;
 mod network;
 mod operations;
 mod punching;
@@ -137,7 +138,7 @@ impl Bench {
 fn check(table: &PathTable) {
     for (address, slot) in &table.slots {
         for id in std::iter::once(&slot.first).chain(&slot.others) {
-            let remote = table.remotes.get(id).unwrap_or_else(|| panic!("{address} leads to {id:?}, which is gone"));
+            let remote = table.remotes.get(id).unwrap_or_else(|| panic!("{address:?} leads to {id:?}, which is gone"));
             assert!(remote.index_of(*address).is_some() && !remote.lost);
         }
     }
@@ -147,7 +148,7 @@ fn check(table: &PathTable) {
     for (node, ids) in &table.nodes {
         assert!(!ids.is_empty() && ids.iter().all(|id| table.remotes[id].nodes.contains(node)));
     }
-    let mut timers = table.punches.timers();
+    let mut timers = table.punches.timers() + table.meetings.timers();
     let mut spares = 0;
     for (id, remote) in &table.remotes {
         assert_eq!(*id, remote.id);
@@ -160,7 +161,7 @@ fn check(table: &PathTable) {
         }
         assert_eq!(remote.spare.is_some(), remote.holds == 0);
         assert!(remote.spare.is_none_or(|(class, ..)| class == remote.class()));
-        assert!(remote.paths.iter().all(|path| table.remotes_at(path.address).any(|other| other == *id)));
+        assert!(remote.paths.iter().all(|path| table.remotes_at(path.route).any(|other| other == *id)));
         assert!(remote.sessions.names().all(|name| table.names.get(&name) == Some(id)));
         assert!(remote.nodes.iter().all(|node| table.nodes[node].contains(id)));
         let deadline = remote.deadline(&table.config);

@@ -1,0 +1,431 @@
+//! Meetings: two nodes that have agreed through a rendezvous to open a path, and share a key for it already (PUNCH.md 3.2;
+//! docs/protocol.md section 7). All pings are keyed, so a meeting can answer whoever comes from an address that nobody listed
+//! (a peer-reflexive candidate, RFC 8445 section 5.1.1.2): it is the peer, or the key is known to somebody else.
+//!
+//! What is tried when is the [`Plan`]; the first address that answers makes the path, and the listed ones go on being tried for
+//! a moment, because a better one may answer later.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use super::address::{canonical, canonical_route, sendable};
+use super::outstanding::{Keys, Purpose};
+use super::table::PathTable;
+use super::timers::Owner;
+use super::PathEvent;
+use crate::addr::{NodeId, PingKeys, RemoteId, Route, Via};
+use crate::config::punch_moment;
+use crate::time::Time;
+
+/// A meeting of the table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct MeetingId(u64);
+
+/// What is to be tried.
+#[derive(Clone, Debug, Default)]
+pub struct Plan {
+    /// Pinged by the punching schedule from the node's own socket, the best first.
+    pub candidates: Vec<SocketAddr>,
+    /// Addresses that the peer's NAT is likely to use next, in the order in which it would. They are pinged before everything
+    /// else: where both NATs count, what else is sent would use up the ports that the peer expects.
+    pub guesses: Vec<SocketAddr>,
+    pub search: Option<Search>,
+    /// The first ping to each candidate dies after so many hops: it opens our NAT and leaves no trace in the peer's.
+    pub opening_ttl: Option<u8>,
+}
+
+/// Finding one of many ports (the birthday search of PUNCH.md 3.1).
+#[derive(Clone, Debug)]
+pub enum Search {
+    /// Our NAT gives each destination another port: many of our sockets ask one address.
+    Sockets { vias: Vec<Via>, to: SocketAddr, begin: Duration },
+    /// The peer's does: our own socket asks many ports of one address.
+    Ports { ip: IpAddr, low: u16, high: u16, start: u32, begin: Duration },
+}
+
+/// How a meeting went.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct MeetingReport {
+    /// Addresses that answered, in that order, with the round trip.
+    pub answered: Vec<(SocketAddr, Duration)>,
+    /// Addresses from which the peer's pings came.
+    pub heard: Vec<SocketAddr>,
+    pub pings: u32,
+}
+
+#[derive(Default)]
+pub(super) struct Meetings {
+    all: HashMap<MeetingId, Meeting>,
+    /// Of those that have not met yet.
+    names: HashMap<[u8; 16], MeetingId>,
+    last_id: u64,
+}
+
+struct Meeting {
+    node: NodeId,
+    keys: PingKeys,
+    started: Time,
+    ends: Time,
+    /// Until then nothing but guesses is sent.
+    candidates_from: Time,
+    candidates: Vec<Route>,
+    rounds: usize,
+    guesses: Vec<Route>,
+    guess_rounds: usize,
+    search: Option<Search>,
+    searched: u32,
+    opening_ttl: Option<u8>,
+    met: Option<RemoteId>,
+    /// When each address was last pinged because a ping came from there.
+    asked_back: HashMap<Route, Time>,
+    report: MeetingReport,
+    timer: Option<Time>,
+}
+
+impl Meetings {
+    pub(super) fn len(&self) -> usize {
+        self.all.len()
+    }
+
+    pub(super) fn key(&self, name: &[u8; 16]) -> Option<(MeetingId, Keys)> {
+        let id = *self.names.get(name)?;
+        Some((id, self.all.get(&id)?.keys()))
+    }
+
+    fn uses(&self, via: Via) -> bool {
+        self.all.values().any(|meeting| match &meeting.search {
+            Some(Search::Sockets { vias, .. }) => vias.contains(&via),
+            _ => false,
+        })
+    }
+
+    #[cfg(test)]
+    pub(super) fn timers(&self) -> usize {
+        self.all.values().filter(|meeting| meeting.timer.is_some()).count()
+    }
+}
+
+impl Meeting {
+    fn keys(&self) -> Keys {
+        let PingKeys { key, local_name, remote_name } = self.keys;
+        Keys { local_name, remote_name, key }
+    }
+
+    /// When the next round of pings to the candidates is due.
+    fn next_round(&self) -> Time {
+        let moment = match (self.opening_ttl, self.rounds) {
+            (Some(_), 0) => Duration::ZERO,
+            (Some(_), n) => OPENING_GAP + punch_moment(n - 1),
+            (None, n) => punch_moment(n),
+        };
+        self.candidates_from + moment
+    }
+
+    fn next_guess(&self) -> Option<Time> {
+        let waiting = self.met.is_none() && !self.guesses.is_empty();
+        waiting.then(|| GUESS_MOMENTS.get(self.guess_rounds).map(|moment| self.started + *moment)).flatten()
+    }
+
+    /// When the next packets of the search are due.
+    fn next_search(&self) -> Option<Time> {
+        let search = self.search.as_ref().filter(|_| self.met.is_none())?;
+        let (begin, moment) = match search {
+            Search::Ports { begin, .. } => (*begin, SEARCH_TICK.saturating_mul(self.searched)),
+            Search::Sockets { begin, vias, .. } => {
+                let ticks = u32::try_from(vias.len().div_ceil(SOCKETS_A_TICK)).unwrap_or(u32::MAX).max(1);
+                let (round, tick) = (self.searched / ticks, self.searched % ticks);
+                (*begin, SOCKETS_AGAIN.saturating_mul(round) + SEARCH_TICK.saturating_mul(tick))
+            }
+        };
+        (self.searched < search.most()).then(|| self.started + begin + moment)
+    }
+
+    fn deadline(&self) -> Time {
+        let moments = [Some(self.next_round()), self.next_guess(), self.next_search()];
+        moments.into_iter().flatten().fold(self.ends, Time::min)
+    }
+}
+
+impl Search {
+    /// Ticks after which it is given up.
+    fn most(&self) -> u32 {
+        match self {
+            Self::Ports { low, high, .. } => MOST_PORTS.min(u32::from(high.saturating_sub(*low)) + 1),
+            Self::Sockets { .. } => u32::MAX,
+        }
+    }
+
+    /// What the `n`-th tick asks.
+    fn tick(&self, n: u32) -> Vec<Route> {
+        match self {
+            Self::Ports { ip, low, high, start, .. } => {
+                let size = u32::from(high.saturating_sub(*low)) + 1;
+                // each port once, in an order that nobody else's search has: a step without a factor in common with the size
+                let step = step_through(size);
+                let nth = (u64::from(*start) + u64::from(n) * u64::from(step)) % u64::from(size);
+                let port = low.saturating_add(u16::try_from(nth).unwrap_or(0));
+                vec![SocketAddr::new(*ip, port).into()]
+            }
+            Self::Sockets { vias, to, .. } => {
+                let ticks = vias.len().div_ceil(SOCKETS_A_TICK).max(1);
+                let tick = n as usize % ticks;
+                vias.iter()
+                    .skip(tick * SOCKETS_A_TICK)
+                    .take(SOCKETS_A_TICK)
+                    .map(|via| Route { via: *via, to: *to })
+                    .collect()
+            }
+        }
+    }
+}
+
+impl PathTable {
+    /// Starts a meeting: tries what the plan says until the peer has answered ([`PathEvent::Met`]) or `timeout` has passed; in
+    /// either case [`PathEvent::MeetingEnded`] is the last word. `None`: there are as many as there may be, or the name of the
+    /// session is taken.
+    pub fn start_meeting(
+        &mut self,
+        now: Time,
+        node: NodeId,
+        keys: PingKeys,
+        plan: Plan,
+        timeout: Duration,
+    ) -> Option<MeetingId> {
+        let taken = self.names.contains_key(&keys.local_name) || self.meetings.names.contains_key(&keys.local_name);
+        if taken || self.meetings.all.len() >= MAX_MEETINGS {
+            return None;
+        }
+        self.meetings.last_id += 1;
+        let id = MeetingId(self.meetings.last_id);
+        let candidates = routes(&plan.candidates, MAX_CANDIDATES);
+        let guesses = routes(&plan.guesses, MAX_GUESSES);
+        let meeting = Meeting {
+            node,
+            started: now,
+            ends: now + timeout,
+            candidates_from: if guesses.is_empty() { now } else { now + AFTER_GUESSES },
+            candidates,
+            rounds: 0,
+            guesses,
+            guess_rounds: 0,
+            search: plan.search,
+            searched: 0,
+            opening_ttl: plan.opening_ttl,
+            met: None,
+            asked_back: HashMap::new(),
+            report: MeetingReport::default(),
+            timer: None,
+            keys,
+        };
+        self.meetings.names.insert(meeting.keys.local_name, id);
+        self.meetings.all.insert(id, meeting);
+        self.meeting_due(now, id);
+        Some(id)
+    }
+
+    /// Ends a meeting before its time; its event still comes.
+    pub fn stop_meeting(&mut self, id: MeetingId) {
+        let Some(mut meeting) = self.meetings.all.remove(&id) else { return };
+        self.timers.set(&mut meeting.timer, Owner::Meeting(id), None);
+        if self.meetings.names.get(&meeting.keys.local_name) == Some(&id) {
+            self.meetings.names.remove(&meeting.keys.local_name);
+        }
+        if let Some(Search::Sockets { vias, .. }) = &meeting.search {
+            for via in vias {
+                self.release_via(*via);
+            }
+        }
+        let Meeting { node, met, report, .. } = meeting;
+        self.events.push_back(PathEvent::MeetingEnded { id, node, met: met.is_some(), report });
+    }
+
+    /// Tells when a socket that was opened for a search is of no use any more.
+    pub(super) fn release_via(&mut self, via: Via) {
+        if via != Via::MAIN && !self.slots.keys().any(|route| route.via == via) && !self.meetings.uses(via) {
+            self.events.push_back(PathEvent::Unused { via });
+        }
+    }
+
+    pub(super) fn meeting_due(&mut self, now: Time, id: MeetingId) {
+        let Some(meeting) = self.meetings.all.get_mut(&id) else { return };
+        if meeting.ends <= now {
+            self.stop_meeting(id);
+            return;
+        }
+        let mut out: Vec<(Route, Option<u8>)> = Vec::new();
+        if meeting.next_guess().is_some_and(|at| at <= now) {
+            meeting.guess_rounds += 1;
+            out.extend(meeting.guesses.iter().map(|route| (*route, None)));
+        }
+        if meeting.next_round() <= now {
+            let ttl = meeting.opening_ttl.filter(|_| meeting.rounds == 0);
+            while meeting.next_round() <= now {
+                // moments that were slept through are not made up for
+                meeting.rounds += 1;
+            }
+            out.extend(meeting.candidates.iter().map(|route| (*route, ttl)));
+        }
+        for _ in 0..MAX_TICKS_AT_ONCE {
+            if meeting.next_search().is_none_or(|at| at > now) {
+                break;
+            }
+            if let Some(search) = &meeting.search {
+                out.extend(search.tick(meeting.searched).into_iter().map(|route| (route, None)));
+            }
+            meeting.searched += 1;
+        }
+        let sent = u32::try_from(out.len()).unwrap_or(u32::MAX);
+        meeting.report.pings = meeting.report.pings.saturating_add(sent);
+        let (keys, met) = (meeting.keys(), meeting.met);
+        for (route, ttl) in out {
+            let keys = keys.clone();
+            let purpose = match met {
+                Some(remote) => Purpose::Path { remote, keys: Some(keys) },
+                None => Purpose::Meeting { id, keys },
+            };
+            self.ping_within(route, purpose, ttl);
+        }
+        self.rearm_meeting(id);
+    }
+
+    /// A genuine ping of the peer came under the meeting's session, before the two have met: the way in is open from there, so
+    /// the way out is tried at once.
+    pub(super) fn meeting_pinged(&mut self, now: Time, id: MeetingId, from: Route) {
+        let Some(meeting) = self.meetings.all.get_mut(&id) else { return };
+        let known = meeting.asked_back.get(&from).copied();
+        if known.is_some_and(|last| now.since(last) < ASK_BACK_SPACING)
+            || (known.is_none() && meeting.asked_back.len() >= MAX_ASKED_BACK)
+        {
+            self.counters.rate_limited += 1;
+            return;
+        }
+        meeting.asked_back.insert(from, now);
+        if !meeting.report.heard.contains(&from.to) {
+            meeting.report.heard.push(from.to);
+        }
+        if from.via == Via::MAIN && !meeting.candidates.contains(&from) && meeting.candidates.len() < 2 * MAX_CANDIDATES
+        {
+            // a ping back that is lost must not be the last
+            meeting.candidates.push(from);
+        }
+        let purpose = Purpose::Meeting { id, keys: meeting.keys() };
+        self.ping(from, purpose);
+    }
+
+    /// A genuine pong came to a ping of the meeting.
+    pub(super) fn meeting_answered(
+        &mut self,
+        now: Time,
+        id: MeetingId,
+        from: Route,
+        rtt: Duration,
+        observed: SocketAddr,
+    ) {
+        let Some(meeting) = self.meetings.all.get_mut(&id) else { return };
+        if meeting.report.answered.len() < 2 * MAX_CANDIDATES {
+            meeting.report.answered.push((from.to, rtt));
+        }
+        let (node, keys) = (meeting.node, meeting.keys.clone());
+        let session = meeting.keys();
+        if let Some(remote) = meeting.met {
+            self.path_answered(now, remote, from, Some(session), rtt);
+            return;
+        }
+        let Some(remote) = self.remote_to_meet(now, &node, from) else { return };
+        self.meetings.names.remove(&keys.local_name);
+        self.bind_node(now, remote, node, keys);
+        self.path_answered(now, remote, from, Some(session), rtt);
+        if let Some(meeting) = self.meetings.all.get_mut(&id) {
+            meeting.met = Some(remote);
+            meeting.ends = meeting.ends.min(now + SETTLE);
+        }
+        self.rearm_meeting(id);
+        self.events.push_back(PathEvent::Met { id, node, remote, via: from.via, address: from.to, rtt, observed });
+    }
+
+    /// The remote that the path is for: the node's own if it has one, else the one at the address, else a new one.
+    fn remote_to_meet(&mut self, now: Time, node: &NodeId, from: Route) -> Option<RemoteId> {
+        let known = self.nodes.get(node).into_iter().flatten().filter_map(|id| self.remotes.get(id));
+        let known = known.filter(|remote| !remote.lost).max_by_key(|remote| (remote.holds > 0, remote.heard));
+        if let Some(remote) = known {
+            return Some(remote.id);
+        }
+        let at_address = self.remote_of(from).and_then(|id| self.remotes.get(&id));
+        if at_address.is_some_and(|remote| !remote.is_stranger()) {
+            return self.new_remote(now, from).ok(); // another node's, from here on with a second one beside it
+        }
+        self.remote_for(now, from).ok()
+    }
+
+    fn rearm_meeting(&mut self, id: MeetingId) {
+        if let Some(meeting) = self.meetings.all.get_mut(&id) {
+            let deadline = Some(meeting.deadline());
+            self.timers.set(&mut meeting.timer, Owner::Meeting(id), deadline);
+        }
+    }
+}
+
+fn routes(addresses: &[SocketAddr], most: usize) -> Vec<Route> {
+    let mut routes: Vec<Route> = Vec::new();
+    for address in addresses.iter().map(|address| canonical(*address)).filter(|address| sendable(*address)) {
+        let route = canonical_route(address);
+        if routes.len() < most && !routes.contains(&route) {
+            routes.push(route);
+        }
+    }
+    routes
+}
+
+/// A number without a factor in common with `size`, near the golden section of it, so that neighbours are far apart in time.
+fn step_through(size: u32) -> u32 {
+    let mut step = (u64::from(size) * 618 / 1000).max(1) as u32;
+    while gcd(step, size) != 1 {
+        step += 1;
+    }
+    step
+}
+
+fn gcd(a: u32, b: u32) -> u32 {
+    if b == 0 {
+        a
+    } else {
+        gcd(b, a % b)
+    }
+}
+
+/// PUNCH.md: at most so many ranked candidates a peer.
+const MAX_CANDIDATES: usize = 16;
+/// PUNCH.md: about 20 ports are predicted; both NATs counting, more only use ports up.
+const MAX_GUESSES: usize = 24;
+/// The pings with few hops need no more than to pass our own NAT.
+const OPENING_GAP: Duration = Duration::from_millis(20);
+/// Guesses are repeated: the peer may be later than we are, and packets get lost.
+const GUESS_MOMENTS: [Duration; 6] = [
+    Duration::ZERO,
+    Duration::from_millis(100),
+    Duration::from_millis(300),
+    Duration::from_millis(700),
+    Duration::from_millis(1_500),
+    Duration::from_millis(3_000),
+];
+/// The guesses have left our NAT by then, in their order.
+const AFTER_GUESSES: Duration = Duration::from_millis(50);
+/// 200 packets of 92 bytes a second: 150 kbit/s.
+const SEARCH_TICK: Duration = Duration::from_millis(5);
+/// With 256 sockets at the other end 2,048 of 64,512 ports find none once in 3,800 searches (PUNCH.md 3.1), in 10 s.
+const MOST_PORTS: u32 = 2_048;
+/// Sockets that ask in one tick: 256 in 80 ms.
+const SOCKETS_A_TICK: usize = 16;
+/// And again after this: the other side may be later, and mappings must live (30 s is the shortest life that NATs are known for).
+const SOCKETS_AGAIN: Duration = Duration::from_secs(2);
+/// After a long sleep the search goes on and makes up for little of it.
+const MAX_TICKS_AT_ONCE: usize = 4;
+/// Between two pings back to one address: the first step of the punching schedule.
+const ASK_BACK_SPACING: Duration = Duration::from_millis(33);
+/// Addresses that the peer's pings came from: its candidates and one for each socket of a search.
+const MAX_ASKED_BACK: usize = 512;
+/// How long the other candidates go on being tried once one has answered: two more rounds, and their round trips.
+const SETTLE: Duration = Duration::from_millis(1_500);
+/// At once; each is the work of two nodes' users.
+const MAX_MEETINGS: usize = 1_024;

@@ -1,0 +1,326 @@
+//! What two nodes tell each other about where they are, and what follows from both sides' words: which addresses to try, what to
+//! predict, what to search, and what is hopeless (PUNCH.md 3.2, phase 2). Both sides compute it from the same two texts, so that
+//! each does its part.
+
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use super::address::is_local;
+use super::candidate::{decode_candidates, encode_candidates, rank_candidates, Candidate, CandidateKind};
+use super::meeting::{Plan, Search};
+use super::profile::{Filtering, Mapping, NatProfile, Ports};
+use crate::addr::Via;
+
+/// What a node tells a peer about where it is; sealed, so that only the peer reads it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Whereabouts {
+    pub candidates: Vec<Candidate>,
+    pub profile: NatProfile,
+    /// It takes part in a search of ports.
+    pub searches: bool,
+}
+
+/// How a meeting is going to be, as far as both profiles tell.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outlook {
+    /// The addresses that are known will do.
+    Direct,
+    /// The next ports of one NAT, or of both, are guessed.
+    Prediction,
+    /// One side opens many sockets, the other asks many ports.
+    Search,
+    /// Both NATs give each destination another port, unpredictably: only an address outside of them can help.
+    BothSymmetric,
+}
+
+/// A plan before its sockets are there.
+#[derive(Clone, Debug)]
+pub struct Draft {
+    pub plan: Plan,
+    /// So many sockets are to ask this address, from then on.
+    pub sockets: Option<(usize, SocketAddr, Duration)>,
+    pub outlook: Outlook,
+}
+
+impl Whereabouts {
+    pub fn encode(&self) -> Vec<u8> {
+        let mut profile = Vec::new();
+        self.profile.encode(&mut profile);
+        // a profile has 26 bytes at most
+        let mut out = vec![VERSION, u8::from(self.searches), profile.len() as u8];
+        out.extend_from_slice(&profile);
+        encode_candidates(&mut out, &self.candidates);
+        out
+    }
+
+    /// `None`: broken, or of a version that is not known.
+    pub fn decode(bytes: &[u8]) -> Option<Self> {
+        let ([version, flags, length], rest) = bytes.split_first_chunk()?;
+        let (profile, candidates) = rest.split_at_checked(usize::from(*length))?;
+        (*version == VERSION).then_some(())?;
+        Some(Self {
+            candidates: decode_candidates(candidates).ok()?,
+            profile: NatProfile::decode(profile).ok()?,
+            searches: flags & 1 == 1,
+        })
+    }
+
+    /// The address that the NAT shows to others, for IPv4, where NATs are.
+    fn outside(&self) -> Option<SocketAddr> {
+        let reflexive = |kind| {
+            let mut of_kind = self.candidates.iter().filter(move |one| one.kind == kind && one.address.is_ipv4());
+            of_kind.next().map(|one| one.address)
+        };
+        reflexive(CandidateKind::ServerReflexive)
+    }
+
+    fn is_symmetric(&self) -> bool {
+        matches!(self.profile.mapping, Mapping::AddressDependent | Mapping::AddressAndPortDependent)
+    }
+
+    /// Packets from a port that was not asked before do not come in, or that is not known.
+    fn is_strict(&self) -> bool {
+        matches!(self.profile.filtering, Filtering::AddressAndPortDependent | Filtering::Unknown)
+    }
+
+    /// Ports that the NAT is likely to give next, the next one first.
+    fn next_ports(&self, count: u16) -> Vec<SocketAddr> {
+        let (Some(outside), Ports::Sequential { last, delta }) = (self.outside(), self.profile.ports) else {
+            return Vec::new();
+        };
+        let nth = |n: u16| last.wrapping_add_signed(delta.wrapping_mul(n.cast_signed()));
+        (1..=count).map(|n| SocketAddr::new(outside.ip(), nth(n))).filter(|address| address.port() != 0).collect()
+    }
+}
+
+/// What this side does. `near`: one of our own networks has this address in it. `start` is random: where a search begins.
+pub fn draft(own: &Whereabouts, peer: &Whereabouts, near: impl Fn(IpAddr) -> bool, start: u32) -> Draft {
+    let mut candidates: Vec<Candidate> =
+        peer.candidates.iter().copied().filter(|one| may_try(one.address.ip(), &near)).collect();
+    rank_candidates(&mut candidates, &near);
+    let translated = own.profile.translated == Some(true) && peer.profile.translated == Some(true);
+    let mut draft = Draft {
+        plan: Plan {
+            candidates: candidates.iter().map(|one| one.address).collect(),
+            opening_ttl: translated.then_some(OPENING_TTL),
+            ..Plan::default()
+        },
+        sockets: None,
+        outlook: Outlook::Direct,
+    };
+    match (own.is_symmetric(), peer.is_symmetric()) {
+        (false, false) => {}
+        (true, true) => both_symmetric(&mut draft, own, peer),
+        (false, true) if own.is_strict() => ask_many_ports(&mut draft, own, peer, start),
+        (true, false) if peer.is_strict() => ask_from_many_ports(&mut draft, own, peer),
+        // whoever lets in what it has sent anything to, or anybody, has only to be asked
+        _ => {}
+    }
+    draft
+}
+
+/// Where both NATs count, each side's n-th new destination meets the other's.
+fn both_symmetric(draft: &mut Draft, own: &Whereabouts, peer: &Whereabouts) {
+    let counts = |side: &Whereabouts| matches!(side.profile.ports, Ports::Sequential { .. });
+    let open = |side: &Whereabouts| side.profile.filtering == Filtering::EndpointIndependent;
+    if open(own) || open(peer) {
+        return;
+    }
+    if counts(own) && counts(peer) {
+        draft.plan.guesses = peer.next_ports(GUESSES_EACH);
+        draft.plan.opening_ttl = None;
+        draft.outlook = Outlook::Prediction;
+    } else {
+        draft.outlook = Outlook::BothSymmetric;
+    }
+}
+
+/// The peer's NAT gives us another port than it gave its servers, and ours lets in only that one.
+fn ask_many_ports(draft: &mut Draft, own: &Whereabouts, peer: &Whereabouts, start: u32) {
+    let Some(outside) = peer.outside() else { return };
+    let (low, high) = match peer.profile.ports {
+        Ports::Sequential { .. } => {
+            draft.plan.guesses = peer.next_ports(GUESSES_ONE);
+            draft.plan.opening_ttl = None;
+            draft.outlook = Outlook::Prediction;
+            return;
+        }
+        Ports::Block { low, high } => (low, high),
+        Ports::Unknown | Ports::Preserved | Ports::Uniform => (FIRST_PORT, u16::MAX),
+    };
+    if own.searches && peer.searches {
+        let begin = search_begin(own);
+        draft.plan.search = Some(Search::Ports { ip: outside.ip(), low, high, start, begin });
+        draft.plan.opening_ttl = None;
+        draft.outlook = Outlook::Search;
+    }
+}
+
+/// The other half of that.
+fn ask_from_many_ports(draft: &mut Draft, own: &Whereabouts, peer: &Whereabouts) {
+    let Some(outside) = peer.outside() else { return };
+    draft.plan.opening_ttl = None;
+    let block = match own.profile.ports {
+        Ports::Sequential { .. } => {
+            // the peer guesses our next ports: let this be the first new destination
+            draft.plan.guesses = vec![outside];
+            draft.outlook = Outlook::Prediction;
+            return;
+        }
+        Ports::Block { low, high } => usize::from(high - low) + 1,
+        Ports::Unknown | Ports::Preserved | Ports::Uniform => usize::from(u16::MAX - FIRST_PORT) + 1,
+    };
+    if own.searches && peer.searches {
+        let count = (block / PORTS_A_SOCKET).clamp(LEAST_SOCKETS, MOST_SOCKETS);
+        draft.sockets = Some((count, outside, Duration::ZERO));
+        draft.outlook = Outlook::Search;
+    }
+}
+
+/// Sockets that are not asked yet do no harm, so the side that opens them begins at once; the one that asks waits a moment when
+/// it is not known whether its NAT is strict at all.
+fn search_begin(own: &Whereabouts) -> Duration {
+    match own.profile.filtering {
+        Filtering::Unknown => SEARCH_AFTER_DOUBT,
+        _ => SEARCH_AFTER,
+    }
+}
+
+impl Draft {
+    /// The plan, once its sockets are there.
+    pub fn with_sockets(mut self, vias: Vec<Via>) -> Plan {
+        if let Some((_, to, begin)) = self.sockets.filter(|_| !vias.is_empty()) {
+            self.plan.search = Some(Search::Sockets { vias, to, begin });
+        }
+        self.plan
+    }
+}
+
+/// Addresses of networks that are not for everybody are tried only from inside of them: elsewhere they are somebody else's.
+fn may_try(ip: IpAddr, near: impl Fn(IpAddr) -> bool) -> bool {
+    let shared = matches!(ip, IpAddr::V4(v4) if v4.octets()[0] == 100 && v4.octets()[1] & 0xc0 == 64);
+    near(ip) || !(is_local(ip) || shared)
+}
+
+const VERSION: u8 = 1;
+/// Enough to pass the NAT next door, and not so many as to reach the peer's: two NATs have at least two routers between them.
+const OPENING_TTL: u8 = 2;
+/// Each ping to a new destination takes a port, so neither side may have many more than the other.
+const GUESSES_EACH: u16 = 12;
+/// The lab needed about 13 (PUNCH.md); packets of other programs take some.
+const GUESSES_ONE: u16 = 20;
+/// NATs leave the well-known ports alone (RFC 4787 REQ-3 a).
+const FIRST_PORT: u16 = 1024;
+/// PUNCH.md 3.1: of a block of 1024 ports, 64 sockets and 128 questions meet with 98.7 %.
+const PORTS_A_SOCKET: usize = 16;
+const LEAST_SOCKETS: usize = 64;
+const MOST_SOCKETS: usize = 256;
+/// The sockets of the other side have asked by then.
+const SEARCH_AFTER: Duration = Duration::from_millis(150);
+/// Two round trips of a long path: what can be had by plain punching is there by then.
+const SEARCH_AFTER_DOUBT: Duration = Duration::from_millis(600);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn side(last: u8, mapping: Mapping, filtering: Filtering, ports: Ports) -> Whereabouts {
+        let outside = SocketAddr::from(([198, 51, 100, last], 5_000));
+        Whereabouts {
+            candidates: vec![
+                Candidate { kind: CandidateKind::Host, address: SocketAddr::from(([192, 168, last, 2], 4_000)) },
+                Candidate { kind: CandidateKind::ServerReflexive, address: outside },
+            ],
+            profile: NatProfile { mapping, filtering, ports, translated: Some(true), ..NatProfile::default() },
+            searches: true,
+        }
+    }
+
+    fn cone(last: u8, filtering: Filtering) -> Whereabouts {
+        side(last, Mapping::EndpointIndependent, filtering, Ports::Preserved)
+    }
+
+    fn symmetric(last: u8, ports: Ports) -> Whereabouts {
+        side(last, Mapping::AddressAndPortDependent, Filtering::AddressAndPortDependent, ports)
+    }
+
+    fn far(_: IpAddr) -> bool {
+        false
+    }
+
+    #[test]
+    fn both_sides_come_to_the_same_outlook() {
+        use Filtering::{AddressAndPortDependent, AddressDependent, EndpointIndependent, Unknown};
+        let counting = Ports::Sequential { last: 7_000, delta: 1 };
+        let table = [
+            (cone(1, EndpointIndependent), symmetric(2, Ports::Uniform), Outlook::Direct),
+            (cone(1, AddressDependent), symmetric(2, Ports::Uniform), Outlook::Direct),
+            (cone(1, AddressAndPortDependent), cone(2, AddressAndPortDependent), Outlook::Direct),
+            (cone(1, AddressAndPortDependent), symmetric(2, Ports::Uniform), Outlook::Search),
+            (cone(1, Unknown), symmetric(2, Ports::Uniform), Outlook::Search),
+            (cone(1, AddressAndPortDependent), symmetric(2, Ports::Block { low: 2_048, high: 3_071 }), Outlook::Search),
+            (cone(1, AddressAndPortDependent), symmetric(2, counting), Outlook::Prediction),
+            (symmetric(1, counting), symmetric(2, counting), Outlook::Prediction),
+            (symmetric(1, counting), symmetric(2, Ports::Uniform), Outlook::BothSymmetric),
+            (symmetric(1, Ports::Uniform), symmetric(2, Ports::Uniform), Outlook::BothSymmetric),
+        ];
+        for (a, b, outlook) in table {
+            let (at_a, at_b) = (draft(&a, &b, far, 1), draft(&b, &a, far, 2));
+            assert_eq!((at_a.outlook, at_b.outlook), (outlook, outlook), "{a:?} and {b:?}");
+            if outlook == Outlook::Search {
+                assert!(at_b.sockets.is_some() && at_a.plan.search.is_some(), "each does its half");
+            }
+        }
+    }
+
+    #[test]
+    fn private_addresses_are_tried_only_from_inside() {
+        let peer = cone(2, Filtering::EndpointIndependent);
+        let tried = |near: fn(IpAddr) -> bool| draft(&cone(1, Filtering::Unknown), &peer, near, 0).plan.candidates;
+        assert_eq!(tried(far), ["198.51.100.2:5000".parse().unwrap()]);
+        assert_eq!(tried(|_| true)[0], "192.168.2.2:4000".parse().unwrap(), "the nearest first");
+        for ip in ["10.0.0.1", "100.64.0.1", "169.254.1.1", "127.0.0.1", "::1", "fe80::1", "fd00::1"] {
+            assert!(!may_try(ip.parse().unwrap(), far), "{ip}");
+        }
+        assert!(may_try("100.128.0.1".parse().unwrap(), far) && may_try("2001:db8::1".parse().unwrap(), far));
+    }
+
+    #[test]
+    fn guesses_follow_the_count_and_its_direction() {
+        let up = symmetric(2, Ports::Sequential { last: 65_534, delta: 1 }).next_ports(3);
+        assert_eq!(up.iter().map(SocketAddr::port).collect::<Vec<_>>(), [65_535, 1], "port 0 is no port");
+        let down = symmetric(2, Ports::Sequential { last: 7_000, delta: -2 }).next_ports(3);
+        assert_eq!(down.iter().map(SocketAddr::port).collect::<Vec<_>>(), [6_998, 6_996, 6_994]);
+    }
+
+    #[test]
+    fn nobody_searches_who_was_not_agreed_with() {
+        let mut b = symmetric(2, Ports::Uniform);
+        b.searches = false;
+        let a = cone(1, Filtering::AddressAndPortDependent);
+        assert!(draft(&a, &b, far, 0).plan.search.is_none() && draft(&b, &a, far, 0).sockets.is_none());
+    }
+
+    #[test]
+    fn a_small_block_takes_few_sockets() {
+        let small = symmetric(2, Ports::Block { low: 2_048, high: 3_071 });
+        let (sockets, to, _) = draft(&small, &cone(1, Filtering::AddressAndPortDependent), far, 0).sockets.unwrap();
+        assert_eq!((sockets, to), (64, "198.51.100.1:5000".parse().unwrap()));
+        let any = symmetric(2, Ports::Uniform);
+        let (sockets, ..) = draft(&any, &cone(1, Filtering::AddressAndPortDependent), far, 0).sockets.unwrap();
+        assert_eq!(sockets, 256);
+    }
+
+    #[test]
+    fn what_is_told_is_read_back() {
+        let told = symmetric(9, Ports::Block { low: 1, high: 2 });
+        let bytes = told.encode();
+        assert_eq!(Whereabouts::decode(&bytes), Some(told));
+        for end in 0..bytes.len() {
+            assert_eq!(Whereabouts::decode(&bytes[..end]), None, "cut at {end}");
+        }
+        let mut later = bytes;
+        later[0] = 2;
+        assert_eq!(Whereabouts::decode(&later), None);
+    }
+}
