@@ -85,6 +85,8 @@ impl Connection {
             || self.recovery.in_episode()
             || !self.may_send(payload)
             || self.pacer_budget(now) == 0
+            // a probe could take the room of a packet that was cut for a larger path, again and again
+            || self.recovery.next_lost(&self.tx).is_some()
         {
             return None;
         }
