@@ -166,6 +166,55 @@ fn an_upgrade_and_the_way_back_resend_nothing_and_keep_what_is_known() {
     }
 }
 
+/// Its RTT is four times the timeout of the path that is used from then on.
+#[test]
+fn what_is_under_way_on_a_slow_path_is_waited_for() {
+    for kind in KINDS {
+        let mut pair = sending(kind, LinkConfig::path(100, ms(10), 8.0), LinkConfig::path(20, ms(800), 8.0));
+        (pair.app(A, 0).to_write, pair.app(A, 0).finish) = (0, false);
+        pair.run_for(ms(1_000));
+        both_move(&mut pair, 1, true);
+        for _ in 0..2 {
+            pair.app(A, 0).to_write = pair.app(A, 0).written + 30_000;
+            pair.pump(A);
+            pair.run_for(ms(5_000));
+        }
+        pair.app(A, 0).to_write += 30_000;
+        pair.pump(A);
+        pair.run_for(ms(20));
+        let before = pair.stats(A, 0);
+        assert!(before.in_flight > 0 && before.rtt >= ms(800), "{kind:?}: {before:?}");
+        both_move(&mut pair, 0, true);
+        pair.run_for(ms(2_000));
+        let after = pair.stats(A, 0);
+        // the last packet may be repeated as a tail-loss probe
+        assert!(after.resent <= before.resent + 1, "{kind:?}: {after:?}");
+        assert_eq!((after.timeouts, after.bytes_out), (before.timeouts, pair.app(A, 0).written), "{kind:?}");
+    }
+}
+
+#[test]
+fn what_the_old_path_loses_is_no_signal_for_the_new_one() {
+    let slow = LinkConfig::path(20, ms(100), 8.0);
+    let mut pair = sending(ControllerKind::Cubic, slow, LinkConfig::path(1_000, ms(20), 8.0));
+    pair.run_for(ms(2_000));
+    pair.links[A].config.loss = 0.3;
+    pair.run_for(ms(20));
+    let (resent, dropped) = (pair.stats(A, 0).resent, pair.links[A].dropped);
+    assert!(dropped > 0);
+    both_move(&mut pair, 1, true);
+    let mut window = 0;
+    while pair.stats(A, 0).window < 4_000_000 {
+        pair.run_for(ms(1));
+        let stats = pair.stats(A, 0);
+        assert!(stats.window >= window, "it shrank: {stats:?}");
+        window = stats.window;
+    }
+    assert_eq!((pair.link(1, A).dropped, pair.stats(A, 0).timeouts), (0, 0));
+    pair.run_for(ms(500));
+    assert!(pair.stats(A, 0).resent > resent, "what was lost is sent again all the same");
+}
+
 #[test]
 fn a_smaller_path_gets_its_own_size_and_what_was_cut_before_arrives_in_fragments() {
     for kind in KINDS {
