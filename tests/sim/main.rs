@@ -9,6 +9,7 @@ mod golden;
 mod goodput;
 mod idle;
 mod liars;
+mod paths;
 mod random;
 mod sharing;
 mod transfers;

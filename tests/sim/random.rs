@@ -57,10 +57,22 @@ fn case(seed: u64) {
     pair.hosts[B].template = App { writes: 2, expects: 1, ..random_app(&mut rng) };
     pair.connect(A, &utp, App { writes: 1, expects: 2, ..random_app(&mut rng) });
     let mut harm = Harm::default();
+    // numbers of their own, so that committed seeds stay what they were
+    let mut moves = Rng::new(!seed);
+    let moving = moves.chance(0.5) && !FAILED_BEFORE.contains(&seed);
+    if moving {
+        for n in 0..4 {
+            let link = random_link(&mut moves);
+            pair.add_path(n, link);
+        }
+    }
     for _ in 0..rng.below(30) {
         let wait = rng.pick(&[0, 1, 10, 50, 300, 2_000]);
         pair.run_for(Duration::from_millis(rng.below(wait + 1)));
         operate(&mut pair, &mut rng, &mut harm);
+        if moving && moves.chance(0.3) {
+            relocate(&mut pair, &mut moves);
+        }
     }
     heal(&mut pair);
     judge(&mut pair, &harm);
@@ -173,9 +185,22 @@ fn operate(pair: &mut Pair, rng: &mut Rng, harm: &mut Harm) {
     pair.pump(host);
 }
 
+/// A host takes another path, or is told that the one it has is back, rightly or wrongly.
+fn relocate(pair: &mut Pair, moves: &mut Rng) {
+    let host = moves.pick(&[A, B]);
+    if moves.chance(0.2) {
+        return pair.path_back(host);
+    }
+    let path = moves.below(5) as usize;
+    if path > 0 && moves.chance(0.3) {
+        pair.link(path, host).config = random_link(moves);
+    }
+    pair.move_to(host, path, moves.chance(0.5));
+}
+
 /// From here on the path is good, and the programs write what they have, read everything and end.
 fn heal(pair: &mut Pair) {
-    for link in &mut pair.links {
+    for link in pair.links.iter_mut().chain(pair.detours.iter_mut().flatten()) {
         link.config = LinkConfig { delay: Duration::from_millis(10), ..LinkConfig::default() };
     }
     pair.hosts[B].template.finish = true;

@@ -8,7 +8,7 @@ use std::time::Duration;
 use keynet::addr::{Origin, RemoteId};
 use keynet::config::{EndpointConfig, UtpConfig};
 use keynet::time::Time;
-use keynet::utp::{Connection, End, Endpoint, Handle, ReadOutcome, Routed, UtpStats};
+use keynet::utp::{Connection, End, Endpoint, Handle, PathKey, ReadOutcome, Routed, UtpStats};
 
 use super::link::{Link, LinkConfig};
 use super::rng::{fill, Rng};
@@ -172,8 +172,12 @@ pub struct Host {
 pub struct Pair {
     pub now: Time,
     pub hosts: [Host; 2],
-    /// From A to B, and back.
+    /// From A to B, and back: path 0.
     pub links: [Link; 2],
+    /// Paths 1 and up.
+    pub detours: Vec<[Link; 2]>,
+    /// The path that each host sends over.
+    pub over: [usize; 2],
     pub datagrams: u64,
     pub max_segments: usize,
     /// Acceptors trust whoever connects, at once.
@@ -208,6 +212,8 @@ impl Pair {
             now: Time::from_millis(1),
             hosts,
             links,
+            detours: Vec::new(),
+            over: [0, 0],
             datagrams: 0,
             max_segments: 44,
             trust: true,
@@ -229,15 +235,47 @@ impl Pair {
     pub fn connect(&mut self, from: usize, utp: &UtpConfig, app: App) -> Handle {
         let host = &mut self.hosts[from];
         let now = host.clock.local(self.now);
-        let (handle, connection) = host
+        let (handle, mut connection) = host
             .endpoint
             .connect(now, host.remote, utp, u16::MAX, host.shared_key.as_ref())
             .expect("room for a connection");
+        connection.handle_path(now, PathKey(self.over[from] as u64), u16::MAX, true);
         host.connections.insert(handle, Box::new(connection));
         host.apps.insert(handle, app);
         host.handles.push(handle);
         self.pump(from);
         handle
+    }
+
+    /// One more way between the hosts, the same in both directions: its number.
+    pub fn add_path(&mut self, seed: u64, link: LinkConfig) -> usize {
+        self.detours.push([Link::new(link.clone(), seed), Link::new(link, seed ^ 1)]);
+        self.detours.len()
+    }
+
+    /// What carries the datagrams of a host over this path.
+    pub fn link(&mut self, path: usize, from: usize) -> &mut Link {
+        match path.checked_sub(1) {
+            None => &mut self.links[from],
+            Some(n) => &mut self.detours[n][from],
+        }
+    }
+
+    /// A host sends over another path from now on.
+    pub fn move_to(&mut self, host: usize, path: usize, old_alive: bool) {
+        let now = self.local_now(host);
+        self.over[host] = path;
+        for connection in self.hosts[host].connections.values_mut() {
+            connection.handle_path(now, PathKey(path as u64), u16::MAX, old_alive);
+        }
+        self.pump(host);
+    }
+
+    /// The path of a host had been silent and answers.
+    pub fn path_back(&mut self, host: usize) {
+        let now = self.local_now(host);
+        self.hosts[host].connections.values_mut().for_each(|connection| connection.handle_path_back(now));
+        self.pump(host);
     }
 
     pub fn local_now(&self, host: usize) -> Time {
@@ -304,8 +342,12 @@ impl Pair {
     pub fn transmit(&mut self, from: usize, datagram: &[u8], may_fragment: bool) {
         let to = 1 - from;
         self.datagrams += 1;
-        let Self { links, arrivals, bodies, next_body, now, .. } = self;
-        links[from].send(*now, datagram, may_fragment, |at, body| {
+        let Self { links, detours, over, arrivals, bodies, next_body, now, .. } = self;
+        let link = match over[from].checked_sub(1) {
+            None => &mut links[from],
+            Some(n) => &mut detours[n][from],
+        };
+        link.send(*now, datagram, may_fragment, |at, body| {
             bodies.insert(*next_body, (to, body));
             arrivals.push(Reverse((at, *next_body)));
             *next_body += 1;
@@ -326,7 +368,7 @@ impl Pair {
     /// A datagram arrives now, wherever it comes from.
     pub fn arrive(&mut self, host: usize, datagram: &[u8]) {
         let now = self.local_now(host);
-        let trust = self.trust;
+        let (trust, path) = (self.trust, PathKey(self.over[host] as u64));
         let Host { endpoint, connections, apps, handles, template, remote, shared_key, .. } = &mut self.hosts[host];
         let handle = match endpoint.handle(now, *remote, datagram, Origin::default(), shared_key.as_ref()) {
             Routed::Known(handle, packet) => {
@@ -336,6 +378,7 @@ impl Pair {
                 Some(handle)
             }
             Routed::New(handle, mut connection, packet) => {
+                connection.handle_path(now, path, u16::MAX, true);
                 connection.handle_packet(now, &packet);
                 if trust {
                     connection.trust();

@@ -19,6 +19,6 @@ mod send;
 mod seq;
 mod turns;
 
-pub use connection::{Connection, End, ReadOutcome, State, Transmit, UtpStats, Wakes};
+pub use connection::{Connection, End, PathKey, ReadOutcome, State, Transmit, UtpStats, Wakes};
 pub use endpoint::{ConnectError, Dropped, Endpoint, Handle, Routed};
 pub use turns::{Load, Turn, Turns};

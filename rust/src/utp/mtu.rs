@@ -62,10 +62,21 @@ impl MtuSearch {
         Some(size)
     }
 
-    /// The probe that [`MtuSearch::poll_probe`] asked for could not be sent after all (no data of the right size).
+    /// The probe that [`MtuSearch::poll_probe`] asked for could not be sent after all (no data of the right size), or what
+    /// becomes of it will not be told here.
     pub fn handle_probe_unsent(&mut self) {
         if let State::Waiting { size, lost } = self.state {
             self.state = State::Probing { size, lost };
+        }
+    }
+
+    /// The path carries no more than this, as its owner knows.
+    pub fn limit(&mut self, max_datagram: u16) {
+        let max = self.max.min(max_datagram).max(self.base);
+        if max < self.max {
+            self.max = max;
+            self.current = self.current.min(max);
+            self.start();
         }
     }
 
@@ -224,6 +235,25 @@ mod tests {
         search.handle_probe_lost(Time::ZERO, size);
         search.handle_probe_acked(Time::ZERO, size);
         assert_eq!(search.current(), 1232);
+    }
+
+    #[test]
+    fn a_limit_that_comes_later_holds() {
+        let mut search = MtuSearch::new(&config(1232, 1472), u16::MAX);
+        run(&mut search, Time::ZERO, 1400);
+        search.limit(1472);
+        assert!(search.current() > 1380, "no news");
+        search.limit(1300);
+        assert_eq!(search.current(), 1300);
+        let mut waiting = MtuSearch::new(&config(1232, 1472), u16::MAX);
+        assert_eq!(waiting.poll_probe(Time::ZERO), Some(1472));
+        waiting.limit(1452);
+        waiting.handle_probe_acked(Time::ZERO, 1472);
+        assert_eq!(waiting.current(), 1232, "of a size that is not wanted any more");
+        run(&mut waiting, Time::ZERO, 1472);
+        assert_eq!(waiting.current(), 1452);
+        waiting.limit(900);
+        assert_eq!((waiting.current(), waiting.poll_probe(Time::ZERO)), (1232, None), "never below the base");
     }
 
     #[test]

@@ -31,9 +31,28 @@ pub struct Recovery {
     /// RTOs in a row.
     pub backoff: u32,
     delivered: u64,
+    /// What was confirmed after its path was left: no measure of the present one.
+    elsewhere: u64,
     delivered_at: Time,
     first_sent: Time,
     app_limited_until: u64,
+    /// Until then what left over earlier paths may still be on its way.
+    settled_at: Time,
+    /// No ack has come since then: it is not clear yet what arrived over earlier paths.
+    unsettled: bool,
+}
+
+/// What reordering taught about one path.
+#[derive(Clone, Copy, Debug)]
+pub struct Reordering {
+    seen: bool,
+    factor: u32,
+}
+
+impl Default for Reordering {
+    fn default() -> Self {
+        Self { seen: false, factor: 1 }
+    }
 }
 
 /// RFC 8985 section 5.2.
@@ -44,9 +63,8 @@ struct Rack {
     rtt: Duration,
     /// The number after the highest one delivered.
     high: Seq,
-    reordering_seen: bool,
-    /// Widens the reordering window after false alarms.
-    factor: u32,
+    /// `factor` widens the reordering window after false alarms.
+    reordering: Reordering,
 }
 
 /// One stretch of recovery: from the first loss until everything then in flight is confirmed.
@@ -62,9 +80,13 @@ struct Episode {
 /// What one packet from the peer taught.
 #[derive(Debug, Default)]
 pub struct Acked {
-    /// Bytes newly confirmed, cumulatively or selectively.
+    /// Bytes newly confirmed, cumulatively or selectively, that left over the present path.
     pub bytes: u64,
     pub packets: u32,
+    /// Packets newly confirmed that left over an earlier path.
+    pub strays: u32,
+    /// There are bytes among both.
+    news: bool,
     /// RTT of the newest packet that was sent once.
     pub rtt: Option<Duration>,
     /// Bytes per second.
@@ -82,7 +104,7 @@ pub struct Acked {
 /// What was declared lost at one moment.
 #[derive(Debug, Default)]
 pub struct Losses {
-    /// Bytes, without MTU probes (their loss says nothing about congestion).
+    /// Bytes, without MTU probes and what left over an earlier path (their loss says nothing about congestion).
     pub bytes: u64,
     pub packets: u32,
     pub newest_sent: Time,
@@ -105,7 +127,7 @@ pub enum Alarm {
 impl Recovery {
     pub fn new(now: Time, next: Seq) -> Self {
         Self {
-            rack: Rack { factor: 1, ..Rack::default() },
+            rack: Rack::default(),
             judged: next,
             resent: VecDeque::new(),
             lost: VecDeque::new(),
@@ -117,15 +139,28 @@ impl Recovery {
             probed: false,
             backoff: 0,
             delivered: 0,
+            elsewhere: 0,
             delivered_at: now,
             first_sent: now,
             app_limited_until: 0,
+            settled_at: Time::ZERO,
+            unsettled: false,
         }
     }
 
-    /// Bytes confirmed so far.
+    /// Bytes confirmed so far, each over the path on which it left.
     pub fn delivered(&self) -> u64 {
         self.delivered
+    }
+
+    /// Bytes confirmed so far, however they got there.
+    pub fn confirmed(&self) -> u64 {
+        self.delivered + self.elsewhere
+    }
+
+    /// What left over an earlier path may still arrive, and what the peer says may be about that.
+    pub fn is_settling(&self, now: Time) -> bool {
+        now < self.settled_at
     }
 
     pub fn in_episode(&self) -> bool {
@@ -146,6 +181,7 @@ impl Recovery {
             delivered: self.delivered,
             delivered_at: self.delivered_at,
             first_sent: self.first_sent,
+            path: queue.path(),
             len: 0,
             probe: 0,
             fin: false,
@@ -154,6 +190,7 @@ impl Recovery {
             counted: false,
             app_limited: self.app_limited_until > self.delivered,
             window_limited,
+            moved: self.unsettled,
             transmissions: 0,
         }
     }
@@ -195,7 +232,7 @@ impl Recovery {
         let una = queue.una();
         while let Some((seq, segment)) = queue.pop_confirmed(end) {
             if !segment.sacked {
-                self.note_delivered(now, rtt, seq, &segment, &mut acked);
+                self.note_delivered(now, rtt, queue.path(), (seq, &segment), &mut acked);
             }
         }
         self.check_reneging(queue);
@@ -207,14 +244,13 @@ impl Recovery {
             left -= named;
             for seq in first..first + named {
                 if let Some(segment) = queue.mark_sacked(seq).filter(|segment| !segment.counted) {
-                    self.note_delivered(now, rtt, seq, &segment, &mut acked);
+                    self.note_delivered(now, rtt, queue.path(), (seq, &segment), &mut acked);
                 }
             }
         }
-        if queue.una() > una || acked.bytes > 0 {
-            self.timer_start = now;
-            self.probed = false;
-            self.backoff = 0;
+        self.unsettled &= self.is_settling(now);
+        if queue.una() > una || acked.news {
+            self.restart_timer(now);
         }
         if queue.una() > una {
             self.duplicate_acks = 0;
@@ -230,7 +266,7 @@ impl Recovery {
     fn check_reneging(&mut self, queue: &mut SendQueue) {
         if queue.segment(queue.una()).is_some_and(|oldest| oldest.sacked) {
             queue.forget_sacked();
-            self.lost = queue.segments().filter(|(_, segment)| segment.lost).map(|(seq, _)| seq).collect();
+            self.collect_lost(queue);
         }
     }
 
@@ -250,7 +286,7 @@ impl Recovery {
         let patience = self.rack.rtt + self.reorder_window(queue, rtt);
         self.judged = self.judged.max(queue.una());
         while let Some(segment) = queue.segment(self.judged) {
-            if segment.is_in_flight() && segment.transmissions == 1 {
+            if segment.is_in_flight() && segment.transmissions == 1 && segment.path == queue.path() {
                 if !self.is_overdue(now, patience, segment.sent, self.judged) {
                     break;
                 }
@@ -259,7 +295,8 @@ impl Recovery {
             self.judged += 1;
         }
         while let Some(&(sent, seq)) = self.resent.front() {
-            let current = queue.segment(seq).is_some_and(|s| s.is_in_flight() && s.sent == sent);
+            let here = queue.path();
+            let current = queue.segment(seq).is_some_and(|s| s.is_in_flight() && s.sent == sent && s.path == here);
             if current {
                 if !self.is_overdue(now, patience, sent, seq) {
                     break;
@@ -268,6 +305,7 @@ impl Recovery {
             }
             self.resent.pop_front();
         }
+        self.detect_strays(now, queue, &mut losses);
         self.note_episode(queue, &mut losses, false);
         losses
     }
@@ -279,7 +317,8 @@ impl Recovery {
             return reorder;
         }
         let may_probe = !self.probed && self.backoff == 0 && queue.sacked_count() == 0 && self.lost.is_empty();
-        let rto = (self.timer_start.max(self.oldest_sent(queue)) + self.timeout(rtt), Alarm::Timeout);
+        let silence = self.timer_start.max(self.oldest_sent(queue)) + self.timeout(rtt);
+        let rto = (silence.max(self.settled_at), Alarm::Timeout);
         let probe = may_probe.then(|| (self.last_sent + rtt.pto(), Alarm::Probe));
         [reorder, probe, Some(rto)].into_iter().flatten().min_by_key(|(at, _)| *at)
     }
@@ -293,18 +332,55 @@ impl Recovery {
     /// The retransmission timer went off: presume everything lost, double the timer.
     pub fn handle_timeout(&mut self, now: Time, queue: &mut SendQueue) -> Losses {
         let mut losses = Losses::default();
-        self.lost.clear();
-        self.resent.clear();
-        for seq in queue.una()..queue.next() {
-            self.lose(queue, seq, &mut losses);
-        }
-        self.lost = queue.segments().filter(|(_, segment)| segment.lost).map(|(seq, _)| seq).collect();
-        self.judged = queue.next();
-        self.reorder_at = None;
+        self.lose_all(queue, &mut losses);
         self.backoff = (self.backoff + 1).min(10);
         self.timer_start = now;
         self.note_episode(queue, &mut losses, true);
         losses
+    }
+
+    /// What leaves from now on goes over another path. `lost`: what was in flight on the old one goes again over this one, and
+    /// is no loss of it; otherwise that has `grace` to arrive, from when the last of it left. Takes what is known of reordering
+    /// on the new path, and gives what was found out about it on the old one.
+    pub fn handle_path(
+        &mut self,
+        now: Time,
+        queue: &mut SendQueue,
+        grace: Duration,
+        lost: bool,
+        reordering: Reordering,
+    ) -> Reordering {
+        queue.leave_path();
+        if lost {
+            self.lose_all(queue, &mut Losses::default());
+        }
+        self.settled_at = self.settled_at.max(self.last_sent + grace);
+        self.unsettled = true;
+        self.episode = Episode::default();
+        self.reorder_at = None;
+        self.restart_timer(now);
+        (self.delivered_at, self.first_sent, self.app_limited_until) = (now, now, 0);
+        // a packet that was sent before says nothing about the order of those that follow
+        let rack = Rack { high: queue.una(), reordering, ..Rack::default() };
+        std::mem::replace(&mut self.rack, rack).reordering
+    }
+
+    /// The path answers again after a silence: whatever was sent into it a round trip ago or earlier goes once more, without
+    /// the wait that grew meanwhile. Before the first timeout that is the oldest packet only: others may have arrived. Returns
+    /// whether something is to be sent.
+    pub fn handle_path_back(&mut self, now: Time, queue: &mut SendQueue, rtt: &Rtt) -> bool {
+        let timed_out = self.backoff > 0;
+        let end = if timed_out { queue.next() } else { queue.una() + 1 };
+        for seq in queue.una()..end {
+            if queue.segment(seq).is_some_and(|segment| now.since(segment.sent) >= rtt.srtt()) {
+                queue.mark_lost(seq);
+            }
+        }
+        self.collect_lost(queue);
+        if timed_out {
+            self.restart_timer(now);
+        }
+        !self.lost.is_empty()
     }
 
     /// The peer threw everything away on purpose: it is sent again, and says nothing about the path.
@@ -323,6 +399,43 @@ impl Recovery {
         }
     }
 
+    /// What left over earlier paths and is still missing when it had time enough and later packets have arrived is lost.
+    fn detect_strays(&mut self, now: Time, queue: &mut SendQueue, losses: &mut Losses) {
+        if queue.strays() == 0 || self.rack.newest.0 == Time::ZERO {
+            return;
+        }
+        if self.is_settling(now) {
+            self.reorder_at = Some(self.reorder_at.map_or(self.settled_at, |before| before.min(self.settled_at)));
+            return;
+        }
+        for seq in queue.una()..queue.next() {
+            if queue.segment(seq).is_some_and(|segment| segment.path != queue.path()) {
+                self.lose(queue, seq, losses);
+            }
+        }
+    }
+
+    fn lose_all(&mut self, queue: &mut SendQueue, losses: &mut Losses) {
+        for seq in queue.una()..queue.next() {
+            self.lose(queue, seq, losses);
+        }
+        self.resent.clear();
+        self.collect_lost(queue);
+        self.judged = queue.next();
+        self.reorder_at = None;
+    }
+
+    fn collect_lost(&mut self, queue: &SendQueue) {
+        self.lost.clear();
+        self.lost.extend(queue.segments().filter(|(_, segment)| segment.lost).map(|(seq, _)| seq));
+    }
+
+    fn restart_timer(&mut self, now: Time) {
+        self.timer_start = now;
+        self.probed = false;
+        self.backoff = 0;
+    }
+
     fn timeout(&self, rtt: &Rtt) -> Duration {
         rtt.rto().saturating_mul(1 << self.backoff).min(rtt.rto().max(MAX_BACKED_OFF))
     }
@@ -332,11 +445,19 @@ impl Recovery {
         queue.segments().next().filter(|(_, s)| s.is_in_flight()).map_or(Time::ZERO, |(_, s)| s.sent)
     }
 
-    fn note_delivered(&mut self, now: Time, rtt: &Rtt, seq: Seq, segment: &Segment, acked: &mut Acked) {
-        acked.packets += 1;
+    fn note_delivered(&mut self, now: Time, rtt: &Rtt, here: u32, sent: (Seq, &Segment), acked: &mut Acked) {
+        let (seq, segment) = sent;
         if segment.counted {
+            acked.packets += 1;
             return;
         }
+        acked.news |= segment.len > 0;
+        if segment.path != here {
+            acked.strays += 1;
+            self.elsewhere += u64::from(segment.len);
+            return;
+        }
+        acked.packets += 1;
         self.delivered += u64::from(segment.len);
         self.delivered_at = now;
         acked.bytes += u64::from(segment.len);
@@ -344,12 +465,12 @@ impl Recovery {
         let elapsed = now.since(segment.sent);
         let resent = segment.transmissions > 1;
         // an ack sooner than a round trip can take is for an earlier copy
-        let early = resent && elapsed < rtt.min() / 2;
-        if (segment.lost && !resent) || early {
+        let early = resent && rtt.has_sample() && elapsed < rtt.min() / 2;
+        if (segment.lost && !resent) || (early && !segment.moved) {
             self.episode.false_alarms += 1;
         }
         if !resent && seq < self.rack.high {
-            self.rack.reordering_seen = true;
+            self.rack.reordering.seen = true;
         }
         self.rack.high = self.rack.high.max(seq + 1);
         if !early && (!resent || elapsed >= rtt.min()) && (segment.sent, seq) > self.rack.newest {
@@ -386,10 +507,10 @@ impl Recovery {
 
     /// RFC 8985 section 6.2 step 4: no patience while nothing was ever reordered and a loss is evident.
     fn reorder_window(&self, queue: &SendQueue, rtt: &Rtt) -> Duration {
-        if !self.rack.reordering_seen && (self.in_episode() || queue.sacked_count() >= 3) {
+        if !self.rack.reordering.seen && (self.in_episode() || queue.sacked_count() >= 3) {
             return Duration::ZERO;
         }
-        (rtt.min() / 4).saturating_mul(self.rack.factor).min(rtt.srtt())
+        (rtt.min() / 4).saturating_mul(self.rack.reordering.factor).min(rtt.srtt())
     }
 
     fn is_overdue(&mut self, now: Time, patience: Duration, sent: Time, seq: Seq) -> bool {
@@ -407,6 +528,9 @@ impl Recovery {
     fn lose(&mut self, queue: &mut SendQueue, seq: Seq, losses: &mut Losses) {
         let Some(segment) = queue.mark_lost(seq) else { return };
         self.lost.push_back(seq);
+        if segment.path != queue.path() {
+            return;
+        }
         if segment.probe > 0 {
             losses.probe = segment.probe;
             return;
@@ -434,11 +558,12 @@ impl Recovery {
         let timeout_was_false = self.episode.by_timeout && self.episode.false_alarms > 0;
         let all_false = self.episode.lost > 0 && self.episode.false_alarms >= self.episode.lost;
         if timeout_was_false || all_false {
-            for seq in std::mem::take(&mut self.lost) {
+            self.lost.retain(|&seq| {
                 queue.unmark_lost(seq);
-            }
+                queue.segment(seq).is_some_and(|segment| segment.lost)
+            });
             self.judged = queue.una();
-            self.rack.factor = (self.rack.factor + 1).min(MAX_FACTOR);
+            self.rack.reordering.factor = (self.rack.reordering.factor + 1).min(MAX_FACTOR);
             self.episode = Episode::default();
             return true;
         }

@@ -18,6 +18,8 @@ pub struct Segment {
     pub delivered: u64,
     pub delivered_at: Time,
     pub first_sent: Time,
+    /// [`SendQueue::path`] when it last left.
+    pub path: u32,
     pub len: u16,
     /// Size of the padded datagram when it was last sent as an MTU probe, else 0.
     pub probe: u16,
@@ -28,6 +30,8 @@ pub struct Segment {
     pub counted: bool,
     pub app_limited: bool,
     pub window_limited: bool,
+    /// An earlier copy left over another path: an ack that comes too soon may be of that one.
+    pub moved: bool,
     /// How often it left; Karn's rule takes no RTT from more than one.
     pub transmissions: u8,
 }
@@ -63,9 +67,12 @@ pub struct SendQueue {
     unsent: u64,
     fin: FinState,
     limit: usize,
+    path: u32,
     in_flight: u64,
-    /// Packets in flight: FIN counts here, though it has no bytes.
+    /// Packets in flight over whichever path: FIN counts here, though it has no bytes.
     flying: usize,
+    /// Those of them that left over an earlier path.
+    strays: usize,
     sacked_bytes: u64,
     sacked_count: usize,
     most_outstanding: usize,
@@ -80,8 +87,10 @@ impl SendQueue {
             unsent: 0,
             fin: FinState::Open,
             limit,
+            path: 0,
             in_flight: 0,
             flying: 0,
+            strays: 0,
             sacked_bytes: 0,
             sacked_count: 0,
             most_outstanding: 0,
@@ -102,14 +111,31 @@ impl SendQueue {
         self.fin
     }
 
-    /// Bytes sent and neither confirmed nor lost.
+    /// The number of the stretch of time in which everything leaves over one path.
+    pub fn path(&self) -> u32 {
+        self.path
+    }
+
+    /// What leaves from now on goes over another path, on which nothing is in flight yet.
+    pub fn leave_path(&mut self) {
+        self.path = self.path.wrapping_add(1);
+        self.in_flight = 0;
+        self.strays = self.flying;
+    }
+
+    /// Bytes sent over the present path and neither confirmed nor lost.
     pub fn in_flight(&self) -> u64 {
         self.in_flight
     }
 
-    /// Packets sent and neither confirmed nor lost.
+    /// Packets sent over any path and neither confirmed nor lost.
     pub fn flying(&self) -> usize {
         self.flying
+    }
+
+    /// Those of them that left over an earlier path.
+    pub fn strays(&self) -> usize {
+        self.strays
     }
 
     /// Packets sent and not cumulatively confirmed.
@@ -194,7 +220,15 @@ impl SendQueue {
         if fin {
             self.fin = FinState::Sent;
         }
-        let segment = Segment { offset: self.unsent, len: len as u16, fin, transmissions: 1, ..template };
+        let segment = Segment {
+            offset: self.unsent,
+            len: len as u16,
+            fin,
+            transmissions: 1,
+            path: self.path,
+            moved: false,
+            ..template
+        };
         let seq = self.next();
         self.unsent += len as u64;
         self.in_flight += len as u64;
@@ -204,20 +238,28 @@ impl SendQueue {
         Some((seq, segment))
     }
 
-    /// Notes that a packet leaves once more.
+    /// Notes that a packet leaves once more. What left elsewhere counts as sent for the first time here, unless
+    /// `template.moved` says that the copy which is there may still be confirmed.
     pub fn resend(&mut self, seq: Seq, template: Segment) -> Option<Segment> {
         let at = usize::try_from(seq.checked_sub(self.una)?).ok()?;
         let segment = self.segments.get_mut(at)?;
         if !segment.is_in_flight() {
             self.in_flight += segment.len as u64;
             self.flying += 1;
+        } else if segment.path != self.path {
+            self.in_flight += segment.len as u64;
+            self.strays -= 1;
         }
+        let first_here = segment.path != self.path && !template.moved;
+        let moved = segment.moved || segment.path != self.path;
         *segment = Segment {
             offset: segment.offset,
             len: segment.len,
             fin: segment.fin,
             counted: segment.counted,
-            transmissions: segment.transmissions.saturating_add(1),
+            moved: moved && !first_here,
+            transmissions: if first_here { 1 } else { segment.transmissions.saturating_add(1) },
+            path: self.path,
             ..template
         };
         Some(*segment)
@@ -232,8 +274,7 @@ impl SendQueue {
         let seq = self.una;
         self.una += 1;
         if segment.is_in_flight() {
-            self.in_flight -= segment.len as u64;
-            self.flying -= 1;
+            self.land(&segment);
         }
         if segment.sacked {
             self.sacked_bytes -= segment.len as u64;
@@ -255,8 +296,7 @@ impl SendQueue {
         segment.counted = true;
         segment.lost = false;
         if before.is_in_flight() {
-            self.in_flight -= before.len as u64;
-            self.flying -= 1;
+            self.land(&before);
         }
         self.sacked_bytes += before.len as u64;
         self.sacked_count += 1;
@@ -277,19 +317,29 @@ impl SendQueue {
         let segment = self.segments.get_mut(at).filter(|segment| segment.is_in_flight())?;
         let before = *segment;
         segment.lost = true;
-        self.in_flight -= before.len as u64;
-        self.flying -= 1;
+        self.land(&before);
         Some(before)
     }
 
-    /// The presumption was wrong.
+    /// The presumption was wrong; of another path nothing is presumed.
     pub fn unmark_lost(&mut self, seq: Seq) {
         let Some(at) = seq.checked_sub(self.una) else { return };
-        if let Some(segment) = self.segments.get_mut(at as usize).filter(|segment| segment.lost) {
+        let here = self.path;
+        if let Some(segment) = self.segments.get_mut(at as usize).filter(|s| s.lost && s.path == here) {
             segment.lost = false;
             self.in_flight += segment.len as u64;
             self.flying += 1;
         }
+    }
+
+    /// It is not in flight any more.
+    fn land(&mut self, segment: &Segment) {
+        if segment.path == self.path {
+            self.in_flight -= segment.len as u64;
+        } else {
+            self.strays -= 1;
+        }
+        self.flying -= 1;
     }
 
     /// Forgets everything: the connection is over.
@@ -297,7 +347,8 @@ impl SendQueue {
         self.ring.release_to(self.ring.tail());
         self.segments = VecDeque::new();
         self.unsent = self.ring.tail();
-        (self.in_flight, self.flying, self.sacked_bytes, self.sacked_count) = (0, 0, 0, 0);
+        (self.in_flight, self.flying, self.strays) = (0, 0, 0);
+        (self.sacked_bytes, self.sacked_count) = (0, 0);
         self.shrink();
     }
 
@@ -327,6 +378,7 @@ mod tests {
             delivered: 0,
             delivered_at: Time::ZERO,
             first_sent: Time::ZERO,
+            path: 0,
             len: 0,
             probe: 0,
             fin: false,
@@ -335,6 +387,7 @@ mod tests {
             counted: false,
             app_limited: false,
             window_limited: false,
+            moved: false,
             transmissions: 0,
         }
     }
@@ -342,7 +395,7 @@ mod tests {
     proptest! {
         /// In flight is always the sum over the descriptors, whatever happens in whatever order.
         #[test]
-        fn sums_agree_with_the_descriptors(steps in prop::collection::vec((0u8..8, 0u64..40), 1..200)) {
+        fn sums_agree_with_the_descriptors(steps in prop::collection::vec((0u8..10, 0u64..40), 1..200)) {
             let mut queue = SendQueue::new(1_000, 100_000);
             for (kind, number) in steps {
                 let seq = queue.una() + number;
@@ -353,12 +406,17 @@ mod tests {
                     4 => { queue.mark_sacked(seq); }
                     5 => { queue.mark_lost(seq); }
                     6 => queue.forget_sacked(),
+                    7 => queue.unmark_lost(seq),
+                    8 => queue.leave_path(),
                     _ => { if queue.segment(seq).is_some_and(|s| s.lost) { queue.resend(seq, template()); } }
                 }
-                let in_flight: u64 = queue.segments().filter(|(_, s)| s.is_in_flight()).map(|(_, s)| s.len as u64).sum();
+                let here = |s: &Segment| s.is_in_flight() && s.path == queue.path();
+                let in_flight: u64 = queue.segments().filter(|(_, s)| here(s)).map(|(_, s)| s.len as u64).sum();
                 let sacked = queue.segments().filter(|(_, s)| s.sacked).count();
                 let all: u64 = queue.segments().filter(|(_, s)| !s.sacked).map(|(_, s)| s.len as u64).sum();
                 prop_assert_eq!(queue.in_flight(), in_flight);
+                let strays = queue.segments().filter(|(_, s)| s.is_in_flight() && s.path != queue.path()).count();
+                prop_assert_eq!(queue.strays(), strays);
                 prop_assert_eq!(queue.flying(), queue.segments().filter(|(_, s)| s.is_in_flight()).count());
                 prop_assert_eq!(queue.sacked_count(), sacked);
                 prop_assert_eq!(queue.unreceived(), all);

@@ -47,6 +47,9 @@ impl Game {
         // nothing arrives by itself
         let held = LinkConfig { delay: FOR_EVER, ..LinkConfig::default() };
         let mut pair = Pair::symmetric(u64::from(input.u8()), &utp, held);
+        for n in 0..2 {
+            pair.add_path(n, LinkConfig { delay: FOR_EVER, ..LinkConfig::default() });
+        }
         pair.max_segments = input.pick(&[1, 44]);
         pair.hosts[B].template = App { writes: 2, expects: 1, finish: false, ..App::default() };
         pair.connect(A, &utp, App { writes: 1, expects: 2, finish: false, ..App::default() });
@@ -118,6 +121,10 @@ impl Game {
             6 | 7 => self.pair.app(host, 0).paused ^= true,
             8 => self.pair.app(host, 0).gulp = 1 + usize::from(input.u16()),
             9..=11 => self.pair.app(host, 0).finish = true,
+            12 if input.u8() & 1 == 1 => match input.u8() {
+                how @ 0..=191 => self.pair.move_to(host, usize::from(how % 3), how & 64 == 0),
+                _ => self.pair.path_back(host),
+            },
             12 | 13 => {
                 let kind = input.pick(&CONTROLLERS);
                 if let Some(connection) = self.pair.hosts[host].connections.get_mut(&handle) {
@@ -143,6 +150,9 @@ impl Game {
     fn heal(&mut self) {
         let Self { pair, .. } = self;
         pair.links = [1, 2].map(|seed| Link::new(LinkConfig::default(), seed));
+        for path in &mut pair.detours {
+            *path = [1, 2].map(|seed| Link::new(LinkConfig::default(), seed));
+        }
         pair.hosts[B].template.finish = true;
         for host in [A, B] {
             for app in pair.hosts[host].apps.values_mut() {

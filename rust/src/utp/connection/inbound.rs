@@ -203,7 +203,7 @@ impl Connection {
             self.recovery.handle_duplicate_ack(&mut self.tx, &mut losses);
             self.report_losses(now, &losses);
         }
-        if acked.packets == 0 {
+        if acked.packets + acked.strays == 0 {
             return advanced;
         }
         self.last_progress = now;
@@ -224,12 +224,16 @@ impl Connection {
         }
         let losses = self.recovery.detect(now, &mut self.tx, &self.rtt);
         self.report_losses(now, &losses);
-        self.report_ack(now, header, &acked, prior_in_flight);
+        if acked.packets > 0 {
+            self.report_ack(now, header, &acked, prior_in_flight);
+        }
         self.note_room();
         true
     }
 
     fn report_ack(&mut self, now: Time, header: &Header, acked: &Acked, prior_in_flight: u64) {
+        // the peer measures it on whatever came last, perhaps over another path
+        let settled = !self.recovery.is_settling(now);
         let delay = header.timestamp_difference;
         self.controller.on_ack(&AckSample {
             now,
@@ -239,7 +243,7 @@ impl Connection {
             rtt: acked.rtt,
             min_rtt: self.rtt.min(),
             srtt: self.rtt.srtt(),
-            delay_micros: (!matches!(delay, 0 | NO_DIFFERENCE)).then_some(delay),
+            delay_micros: (settled && !matches!(delay, 0 | NO_DIFFERENCE)).then_some(delay),
             delivery_rate: acked.rate,
             app_limited: acked.app_limited,
             delivered: self.recovery.delivered(),

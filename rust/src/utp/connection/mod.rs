@@ -1,13 +1,17 @@
 //! One uTP connection. BEP 29; RFC 9293 sections 3.4-3.6 (what TCP does where BEP 29 is silent), RFC 8985, RFC 1122 4.2.2.17.
-//! `inbound` is what packets do, `outbound` what leaves, `timers` when; this file is the face and the states.
+//! `inbound` is what packets do, `outbound` what leaves, `timers` when, `paths` over which; this file is the face and the states.
 
 mod inbound;
 mod outbound;
+mod paths;
 mod timers;
+
+pub use paths::PathKey;
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use self::paths::Paths;
 use super::congestion::{self, Controller, Handover};
 use super::half_open::Agreement;
 use super::mtu::MtuSearch;
@@ -128,6 +132,7 @@ pub struct Connection {
     controller: Box<dyn Controller>,
     pacer: Pacer,
     mtu: MtuSearch,
+    paths: Paths,
     ack: AckState,
     /// Free bytes at the peer, as it last said.
     peer_window: u64,
@@ -281,6 +286,7 @@ impl Connection {
             controller: congestion::new(config.controller, &config, payload),
             pacer: Pacer::new(),
             mtu,
+            paths: Paths::new(now),
             ack: AckState { pending: 0, at: None, now: false, quick: QUICK_ACKS, edge: config.initial_window as u64 },
             peer_window: DEFAULT_PEER_WINDOW,
             difference: 0,
@@ -511,7 +517,7 @@ impl Connection {
             window: self.controller.window(),
             in_flight: self.tx.in_flight(),
             pacing_rate: self.controller.pacing_rate(),
-            bytes_out: self.recovery.delivered(),
+            bytes_out: self.recovery.confirmed(),
             bytes_in: self.rx.total(),
             datagram: self.mtu.current(),
             capable: self.peer.is_some(),

@@ -85,6 +85,8 @@ impl Connection {
             || self.recovery.in_episode()
             || !self.may_send(payload)
             || self.pacer_budget(now) == 0
+            // a probe could take the room of a packet that was cut for a larger path, again and again
+            || self.recovery.next_lost(&self.tx).is_some()
         {
             return None;
         }
@@ -143,7 +145,7 @@ impl Connection {
         if let Some(seq) = self.recovery.next_lost(&self.tx) {
             let segment = *self.tx.segment(seq)?;
             let len = u64::from(segment.len);
-            let room = self.tx.in_flight() + len <= self.flight_limit() || self.tx.flying() == 0 || self.probe_due;
+            let room = self.tx.in_flight() + len <= self.flight_limit() || self.tx.in_flight() == 0 || self.probe_due;
             return room.then_some(Next::Again(seq, segment));
         }
         if self.tx.has_unsent() && self.share.allowance > 0 {
@@ -196,7 +198,7 @@ impl Connection {
     }
 
     fn may_send(&self, len: usize) -> bool {
-        let window = self.tx.in_flight() + len as u64 <= self.flight_limit() || self.tx.flying() == 0;
+        let window = self.tx.in_flight() + len as u64 <= self.flight_limit() || self.tx.in_flight() == 0;
         window && self.peer_has_room(len) && self.tx.outstanding() < self.max_outstanding()
     }
 

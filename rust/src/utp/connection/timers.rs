@@ -98,6 +98,10 @@ impl Connection {
         if losses.probe > 0 {
             self.mtu.handle_probe_lost(now, losses.probe);
         }
+        if losses.packets == 0 && losses.probe == 0 {
+            // only what another path was given: no news of this one
+            return;
+        }
         if self.peer_window < u64::from(self.max_payload()) {
             // the peer has no room and drops what we probe with: this is no congestion
             return;
