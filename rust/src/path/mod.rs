@@ -16,9 +16,11 @@
 
 mod address;
 mod alive;
+mod candidate;
 mod limit;
 mod outstanding;
 mod ping;
+mod profile;
 mod punch;
 mod remote;
 mod session;
@@ -36,6 +38,11 @@ use std::time::Duration;
 use crate::addr::{NodeId, RemoteId};
 
 pub use address::sendable;
+pub use candidate::{
+    decode_candidates, encode_candidates, is_virtual_range, rank_candidates, BadCandidates, Candidate, CandidateKind,
+    MAX_CANDIDATES,
+};
+pub use profile::{judge_ports, BadProfile, Filtering, Mapping, NatProfile, Ports};
 pub use table::PathTable;
 
 /// Keys that both ends of a path know by now, whose pings have shown it.
