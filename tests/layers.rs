@@ -202,6 +202,7 @@ const LAYERS: &[(&str, u8)] = &[
     ("tls", 1),
     ("net", 2),
     ("peer", 3),
+    ("nat", 3),
     ("proxy", 4),
     ("python", 5),
 ];

@@ -304,6 +304,85 @@ impl Default for ProxyLimits {
     }
 }
 
+/// Knobs of the STUN server.
+#[derive(Clone, Debug)]
+pub struct StunConfig {
+    /// Answers a second, over all sources: at 92 bytes at most 4 Mbit/s. 20 questions each five minutes, from 75,000 nodes.
+    pub answers_per_second: u32,
+    /// The same for one source network (IPv4 /24, IPv6 /56). Half a second's may come at once: two nodes that find out all
+    /// about their NAT at the same time.
+    pub answers_per_second_per_network: u32,
+    /// Networks told apart; beyond it some share their limit. 24 bytes each.
+    pub networks: usize,
+}
+
+impl Default for StunConfig {
+    fn default() -> Self {
+        Self { answers_per_second: 5_000, answers_per_second_per_network: 100, networks: 4_096 }
+    }
+}
+
+/// Knobs of NAT behaviour discovery.
+#[derive(Clone, Debug)]
+pub struct DiscoveryConfig {
+    /// A question is repeated after this, as Tailscale does: losses are rare, and RFC 8489's 500 ms would be felt by a dialler.
+    pub retransmit: Duration,
+    /// How often it is asked.
+    pub attempts: u32,
+    /// When a server counts as silent.
+    pub query_timeout: Duration,
+    /// Sockets opened to see how the NAT hands out ports. Eight tell a block of 1024 from all ports with certainty (`path/profile.rs`).
+    pub port_samples: usize,
+    /// Between two of them: more than a network reorders by.
+    pub sample_spacing: Duration,
+}
+
+impl Default for DiscoveryConfig {
+    fn default() -> Self {
+        Self {
+            retransmit: Duration::from_millis(100),
+            attempts: 3,
+            query_timeout: Duration::from_secs(3),
+            port_samples: 8,
+            sample_spacing: Duration::from_millis(10),
+        }
+    }
+}
+
+/// Knobs of what a node learns from its own machine and from its LAN.
+#[derive(Clone, Debug)]
+pub struct HostConfig {
+    /// The interfaces are read this often: a change is noticed within 10 s, as a dead peer is, together with `settle`.
+    pub watch_every: Duration,
+    /// A change is told when nothing more has changed for this long: an interface gets its addresses one after the other.
+    pub settle: Duration,
+    /// Lifetime asked for a mapped port: RFC 6886 section 3.3 and RFC 6887 section 15 recommend two hours. It is renewed after half.
+    pub mapping_lifetime: Duration,
+    /// The gateway is asked this long at most: first by PCP, then by NAT-PMP. 250, 500, 1000 ms (RFC 6886 section 3.1).
+    pub gateway_retransmit: Duration,
+    pub gateway_attempts: u32,
+    /// After a failure, or without a gateway: again after this.
+    pub mapping_retry: Duration,
+    /// Neighbours remembered, and addresses of each: a LAN has a few dozen; the rest is somebody's flood.
+    pub max_neighbours: usize,
+    pub max_neighbour_addresses: usize,
+}
+
+impl Default for HostConfig {
+    fn default() -> Self {
+        Self {
+            watch_every: Duration::from_secs(5),
+            settle: Duration::from_secs(1),
+            mapping_lifetime: Duration::from_secs(7_200),
+            gateway_retransmit: Duration::from_millis(250),
+            gateway_attempts: 3,
+            mapping_retry: Duration::from_secs(300),
+            max_neighbours: 256,
+            max_neighbour_addresses: 8,
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

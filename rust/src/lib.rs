@@ -9,6 +9,7 @@
 //! | 1 | [`utp`], [`path`], [`stun`], [`http_connect`], [`open`], [`tls`] | state machines and codecs: no sockets, no clock, no runtime |
 //! | 2 | `net` | the one task that owns the UDP socket (tokio starts here) |
 //! | 3 | `peer` | a link: uTP stream + TLS + the node at its other end |
+//! | 3 | `nat` | what a node finds out about itself and its network, and a STUN server that helps others to |
 //! | 4 | `proxy` | forward and reverse proxy, access list, splice |
 //! | 5 | `python` | conversions for the Python package, nothing else |
 //!
@@ -23,6 +24,8 @@ pub mod classify;
 pub mod config;
 pub mod error;
 pub mod http_connect;
+#[cfg(feature = "runtime")]
+pub mod nat;
 #[cfg(feature = "runtime")]
 pub mod net;
 pub mod open;

@@ -324,5 +324,7 @@ const LARGEST: usize = 92;
 /// PADDING of RFC 5780.
 const HARMLESS_IN_RESPONSES: [u16; 9] = [0x0001, 0x0004, 0x0005, 0x0008, 0x0014, 0x0015, 0x001d, 0x001e, 0x0026];
 
+pub mod discovery;
+
 #[cfg(test)]
 mod tests;

@@ -118,6 +118,18 @@ fn block(ports: &[u16]) -> Option<Ports> {
     Some(Ports::Block { low: u16::try_from(low).ok()?, high: u16::try_from(high).unwrap_or(u16::MAX) })
 }
 
+impl Ports {
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Unknown => "unknown",
+            Self::Preserved => "preserved",
+            Self::Sequential { .. } => "sequential",
+            Self::Block { .. } => "block",
+            Self::Uniform => "uniform",
+        }
+    }
+}
+
 impl NatProfile {
     /// Appends the profile: mapping, filtering, flags, kind of ports and its two numbers, family and address.
     pub fn encode(&self, out: &mut Vec<u8>) {
@@ -215,11 +227,9 @@ impl fmt::Display for Filtering {
 impl fmt::Display for Ports {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Unknown => f.write_str("unknown"),
-            Self::Preserved => f.write_str("preserved"),
-            Self::Sequential { last, delta } => write!(f, "sequential ({delta:+} from {last})"),
-            Self::Block { low, high } => write!(f, "a block ({low} to {high})"),
-            Self::Uniform => f.write_str("uniform"),
+            Self::Sequential { last, delta } => write!(f, "{} ({delta:+} from {last})", self.name()),
+            Self::Block { low, high } => write!(f, "{} ({low} to {high})", self.name()),
+            Self::Unknown | Self::Preserved | Self::Uniform => f.write_str(self.name()),
         }
     }
 }

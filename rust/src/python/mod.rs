@@ -11,6 +11,7 @@ mod errors;
 mod events;
 mod identity;
 mod logging;
+mod nat;
 mod proxy;
 mod runtime;
 mod settings;
@@ -29,6 +30,8 @@ mod _keynet {
     use super::events::EventStream;
     #[pymodule_export]
     use super::identity::Identity;
+    #[pymodule_export]
+    use super::nat::{discover, StunServer};
     #[pymodule_export]
     use super::proxy::{Forward, Proxy};
     #[pymodule_export]
