@@ -90,7 +90,7 @@ bench-wan: | rust-tools ## measure over an emulated WAN, beside the kernel's TCP
 	$(PYTHON) benches/wan $(WAN)
 
 bench-rendezvous: $(VENV)/core-release ## measure a rendezvous with thousands of registered nodes (Linux)
-	$(RUN) benches.rendezvous_scale $(RENDEZVOUS)
+	$(VENV)/bin/python benches/rendezvous_scale.py $(RENDEZVOUS)
 
 fmt: $(VENV)/ready | rust-tools ## format everything
 	cargo fmt

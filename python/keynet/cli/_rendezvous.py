@@ -47,7 +47,12 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
         metavar="HOST:PORT",
         help="a STUN server to recommend to nodes; repeatable",
     )
-    parser.add_argument("--nats", metavar="URL", help="the NATS server that joins several rendezvous: nats://host:4222")
+    parser.add_argument(
+        "--nats",
+        metavar="URL",
+        help="the NATS server that joins several rendezvous: nats://host:4222; one with a password is better given "
+        "as KEYNET_NATS in the environment, which other users do not see",
+    )
     parser.add_argument(
         "--allow", action="append", default=[], metavar="NODE", help='who may register: node ids, or "anyone" (default)'
     )
@@ -76,7 +81,7 @@ def run(options: argparse.Namespace, out: Output) -> int:
             allow=allow,
             stun=options.stun,
             public_stun=options.public_stun,
-            nats=options.nats,
+            nats=options.nats or os.environ.get("KEYNET_NATS"),
             settings=settings,
         )
         async with server:

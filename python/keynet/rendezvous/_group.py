@@ -117,34 +117,54 @@ class Group:
     # -- the connection and its subscriptions ----------------------------------------------------------------------
 
     async def _run(self) -> None:
-        """Connects, however long that takes, and from then on keeps the subscriptions equal to the names."""
-        import nats
+        """Keeps a connection, however long it takes to get one, and the subscriptions equal to the names."""
+        import nats.errors
+
+        while True:
+            try:
+                client = await self._connect()
+                # the client resubscribes by itself when it reconnects, not when it has given up
+                self._client, self._subscriptions = client, {}
+                self._changes = dict.fromkeys(self._wanted)
+                while not client.is_closed:
+                    while self._changes:
+                        name = next(iter(self._changes))
+                        del self._changes[name]
+                        await self._follow(name)
+                    await self._changed.wait()
+                    self._changed.clear()
+            except (OSError, asyncio.TimeoutError, nats.errors.Error) as error:
+                _log.warning("NATS: %s", error or type(error).__name__)
+            await asyncio.sleep(_RECONNECT_PAUSE)
+
+    async def _connect(self) -> Client:
         from nats.aio.client import Client
 
-        self._client = Client()
-        await self._client.connect(
-            servers=[self._url],
-            name="keynet rendezvous",
-            allow_reconnect=True,
-            max_reconnect_attempts=-1,
-            reconnect_time_wait=_RECONNECT_PAUSE,
-            ping_interval=_PING_INTERVAL,
-            connect_timeout=_PING_INTERVAL,
-            error_cb=_complain,
-            disconnected_cb=functools.partial(_tell, logging.WARNING, "the connection to NATS is lost"),
-            reconnected_cb=functools.partial(_tell, logging.INFO, "connected to NATS again"),
-        )
+        async def closed() -> None:
+            self._changed.set()
+
+        # a client that has given up cannot be used again
+        client = Client()
+        try:
+            await client.connect(
+                servers=[self._url],
+                name="keynet rendezvous",
+                allow_reconnect=True,
+                max_reconnect_attempts=-1,
+                reconnect_time_wait=_RECONNECT_PAUSE,
+                ping_interval=_PING_INTERVAL,
+                connect_timeout=_PING_INTERVAL,
+                error_cb=_complain,
+                closed_cb=closed,
+                disconnected_cb=functools.partial(_tell, logging.WARNING, "the connection to NATS is lost"),
+                reconnected_cb=functools.partial(_tell, logging.INFO, "connected to NATS again"),
+            )
+        except BaseException:
+            with contextlib.suppress(Exception):
+                await client.close()
+            raise
         _log.info("connected to NATS")
-        while True:
-            await self._changed.wait()
-            self._changed.clear()
-            while self._changes:
-                name = next(iter(self._changes))
-                del self._changes[name]
-                try:
-                    await self._follow(name)
-                except nats.errors.Error as error:
-                    _log.warning("the subject of node %s: %s", name, error)
+        return client
 
     async def _follow(self, name: NodeId) -> None:
         """Subscribes or unsubscribes, in the order in which names come and go."""

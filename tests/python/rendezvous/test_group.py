@@ -155,6 +155,19 @@ async def test_without_nats_from_the_start(nats: NatsServer, alice: keynet.Ident
             await meet(one, a, b)
 
 
+async def test_a_client_that_has_given_up_is_replaced(
+    nats: NatsServer, alice: keynet.Identity, bob: keynet.Identity
+) -> None:
+    async with group(nats, 2) as (one, two), registered(one, alice) as a, registered(two, bob) as b:
+        await meet(one, a, b)
+        given_up = two._group._client
+        await given_up.close()
+        await until(lambda: two._group._client is not given_up)
+        await connected(two)
+        await meet(one, a, b)
+        await meet(two, b, a)
+
+
 async def test_an_instance_that_does_not_answer(nats: NatsServer, alice: keynet.Identity, bob: keynet.Identity) -> None:
     silent = await _client(nats)
     await silent.subscribe(_group.PREFIX + bob.node_id, cb=_nothing)
