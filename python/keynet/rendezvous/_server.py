@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import logging
 import pathlib
 import resource
@@ -42,8 +43,10 @@ _STREAMS_PER_NODE = 4
 """A node needs one; it may hold an old one while it moves to another network, or have a second process."""
 _FILES_PER_NODE = 2
 """Both ends of the socket between keynet and gRPC are in this process."""
-_SPARE = 1024
-"""Streams and open files beside those of the registered nodes: newcomers, and everything else."""
+_SPARE_STREAMS = 256
+"""Streams beside those of the registered nodes: newcomers, who have 10 s for their Hello, and those to be refused."""
+_SPARE_FILES = 512
+"""Open files beside those of streams: Python, gRPC, NATS and the core have a few dozen."""
 _GRACE = 1.0
 """Seconds in which the streams' last words are written on closing."""
 
@@ -72,7 +75,7 @@ class Server:
         nats: str | None = None,
         settings: Settings | None = None,
     ) -> None:
-        self._settings = settings or Settings()
+        self._settings = _fitting(settings or Settings())
         self._stun_addresses = list(stun)
         self._recommended = [f":{_port(address)}" for address in stun] + list(public_stun)
         for address in public_stun:
@@ -124,7 +127,6 @@ class Server:
 
     async def start(self) -> None:
         """Binds the sockets and begins. Raises `BindError`, `InvalidArgument`."""
-        _raise_open_files(self._settings.max_nodes)
         self._stun = await start_stun(self._stun_addresses)
         try:
             self._grpc = grpc.aio.server(
@@ -209,7 +211,7 @@ async def serve(
 
 
 def _proxy_limits(settings: Settings) -> Limits:
-    streams = settings.max_nodes + _SPARE
+    streams = settings.max_nodes + _SPARE_STREAMS
     return {
         "max_streams": streams,
         "max_streams_per_node": _STREAMS_PER_NODE,
@@ -220,18 +222,29 @@ def _proxy_limits(settings: Settings) -> Limits:
     }
 
 
-def _raise_open_files(max_nodes: int) -> None:
-    """Takes the open files that so many nodes need, as far as the system lets this process."""
-    wanted = max_nodes * _FILES_PER_NODE + _SPARE
+def _fitting(settings: Settings) -> Settings:
+    """Takes the open files that so many nodes need; with fewer nodes if the system does not let this process.
+
+    Full is something that nodes can be told; a process without a file left can tell nobody.
+    """
+    wanted = _files(settings.max_nodes)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return settings
     limit = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-    if soft != resource.RLIM_INFINITY and soft < limit:
-        with contextlib.suppress(ValueError, OSError):
-            resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
-            soft = limit
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        nodes = max(0, (soft - _SPARE) // _FILES_PER_NODE)
-        _log.warning("this process may open %d files, enough for %d nodes of %d (ulimit -n)", soft, nodes, max_nodes)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+    except (ValueError, OSError):
+        limit = soft
+    if limit >= wanted:
+        return settings
+    nodes = max(1, (limit - _files(0)) // _FILES_PER_NODE)
+    _log.warning("%d open files are enough for %d nodes, not %d (ulimit -Hn)", limit, nodes, settings.max_nodes)
+    return dataclasses.replace(settings, max_nodes=nodes)
+
+
+def _files(nodes: int) -> int:
+    return _FILES_PER_NODE * (nodes + _SPARE_STREAMS) + _SPARE_FILES
 
 
 def _port(address: str) -> int:

@@ -41,6 +41,20 @@ async def test_talkative(tmp_path: pathlib.Path, alice: keynet.Identity) -> None
         running.stop()
 
 
+def test_few_open_files(tmp_path: pathlib.Path) -> None:
+    """There are no more nodes than files for them, so that the last is told and not left waiting."""
+    program = """if True:
+        import resource, sys
+        resource.setrlimit(resource.RLIMIT_NOFILE, (1200, 1200))
+        import keynet, keynet.rendezvous
+        server = keynet.rendezvous.Server(keynet.Identity.generate())
+        print(server._settings.max_nodes)
+    """
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False)
+    assert 1 < int(done.stdout) < 600
+    assert f"enough for {done.stdout.strip()} nodes" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("flags", "wanted"),
     [
