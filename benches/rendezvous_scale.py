@@ -41,6 +41,7 @@ NODES_PER_PROCESS = 2500
 AT_ONCE = 20
 """Nodes of one process that register at the same time."""
 SIGNALS = 500
+REFRESH = 60.0
 QUIET = 20.0
 """Seconds over which the CPU of an idle server is measured: longer than the keep-alive of 15 s."""
 
@@ -88,13 +89,17 @@ async def measure(kind: str, count: int) -> None:
             await asyncio.sleep(QUIET)
             busy = (processor(server.pid) - cpu) / (time.monotonic() - started)
             print(f"server, nobody signals: {100 * busy:.1f} % of a core")
-            clients[0].stdin.write(b"signal\n")
             cpu = processor(server.pid)
+            clients[0].stdin.write(b"signal\n")
             times = (await said(clients[0]))["times"]
             busy = processor(server.pid) - cpu
             median, late = 1000 * statistics.median(times), 1000 * times[len(times) * 99 // 100]
             print(f"{len(times)} signals one by one: median {median:.2f} ms, 99 % {late:.2f} ms")
             print(f"server: {1e6 * busy / len(times):.0f} us of CPU for each of them")
+            for client in clients:
+                client.stdin.write(b"count\n")
+            left = sum([(await said(client))["registered"] for client in clients])
+            print(f"{left} nodes are still registered")
         finally:
             for process in (*clients, server):
                 process.kill()
@@ -137,12 +142,18 @@ async def nodes(where: str, count: int) -> None:
 
     async def refresh() -> None:
         while True:
-            await asyncio.sleep(30)
-            for _, call in calls:
-                await call.write(pb.NodeMessage(refresh=pb.Refresh()))
+            # spread over the time, as those of nodes on their own are
+            for _, call in tuple(calls):
+                await asyncio.sleep(REFRESH / len(calls))
+                if not call.done():
+                    await call.write(pb.NodeMessage(refresh=pb.Refresh()))
 
     refreshing = asyncio.create_task(refresh())
-    async for _ in _lines():
+    async for line in _lines():
+        calls = [(key, call) for key, call in calls if not call.done()]
+        if line == b"count\n":
+            print(json.dumps({"registered": len(calls)}), flush=True)
+            continue
         times = []
         for _ in range(SIGNALS):
             (_, sender), (key, receiver) = random.sample(calls, 2)

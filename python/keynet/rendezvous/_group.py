@@ -51,6 +51,7 @@ class Group:
         self._connecting: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._requests = 0
+        self._closing = False
         # names as the registry has them, and the subscriptions that stand for them
         self._wanted: set[NodeId] = set()
         self._subscriptions: dict[NodeId, Subscription] = {}
@@ -68,6 +69,7 @@ class Group:
 
     async def close(self) -> None:
         """Leaves the group."""
+        self._closing = True
         tasks = [*self._tasks, *([self._connecting] if self._connecting else [])]
         for task in tasks:
             task.cancel()
@@ -156,15 +158,19 @@ class Group:
                 connect_timeout=_PING_INTERVAL,
                 error_cb=_complain,
                 closed_cb=closed,
-                disconnected_cb=functools.partial(_tell, logging.WARNING, "the connection to NATS is lost"),
-                reconnected_cb=functools.partial(_tell, logging.INFO, "connected to NATS again"),
+                disconnected_cb=self._lost,
+                reconnected_cb=_connected,
             )
         except BaseException:
             with contextlib.suppress(Exception):
                 await client.close()
             raise
-        _log.info("connected to NATS")
+        await _connected()
         return client
+
+    async def _lost(self) -> None:
+        if not self._closing:
+            _log.warning("the connection to NATS is lost")
 
     async def _follow(self, name: NodeId) -> None:
         """Subscribes or unsubscribes, in the order in which names come and go."""
@@ -253,5 +259,5 @@ async def _complain(error: Exception) -> None:
     _log.info("NATS: %s", error or type(error).__name__)
 
 
-async def _tell(level: int, text: str) -> None:
-    _log.log(level, text)
+async def _connected() -> None:
+    _log.info("connected to NATS")

@@ -12,7 +12,7 @@ import pytest
 import keynet
 from keynet.cli import ExitCode
 from keynet.demo.run import Process
-from nodes import registered
+from nodes import nats_server, registered
 
 
 async def test_it_runs_and_ends(tmp_path: pathlib.Path, alice: keynet.Identity, bob: keynet.Identity) -> None:
@@ -31,6 +31,30 @@ async def test_it_runs_and_ends(tmp_path: pathlib.Path, alice: keynet.Identity, 
             closed = running.expect("closed")
             assert (closed["registrations"], closed["signals_delivered"]) == (2, 1)
             running.finish()
+
+
+def test_control_c_is_clean(tmp_path: pathlib.Path) -> None:
+    with nats_server(tmp_path) as nats:
+        flags = ["--identity", str(tmp_path / "r.pem"), "--listen", "127.0.0.1:0", "--nats", nats.url]
+        running = subprocess.Popen(
+            [sys.executable, "-m", "keynet", "rendezvous", *flags],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert running.stdout is not None
+        with running:
+            head = []
+            while not head or head[-1] != "ready":
+                head.append(running.stdout.readline().rstrip())
+            node = keynet.Identity.load(tmp_path / "r.pem").node_id
+            assert any(f"{node}@127.0.0.1:" in line for line in head)
+            running.send_signal(signal.SIGINT)
+            out, complaints = running.communicate(timeout=60)
+            assert running.returncode == 0
+            assert out == "closed\n"
+            # how many files it may open is this machine's matter
+            assert [line for line in complaints.splitlines() if "open files are enough" not in line] == []
 
 
 async def test_talkative(tmp_path: pathlib.Path, alice: keynet.Identity) -> None:
