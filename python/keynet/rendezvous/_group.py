@@ -73,7 +73,9 @@ class Group:
         tasks = [*self._tasks, *([self._connecting] if self._connecting else [])]
         for task in tasks:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        if tasks:
+            # not for ever: the client for NATS may swallow a cancellation while it connects
+            await asyncio.wait(tasks, timeout=_CLOSE_TIMEOUT)
         if self._client is not None:
             with contextlib.suppress(Exception):
                 await asyncio.wait_for(self._client.close(), _CLOSE_TIMEOUT)
@@ -122,13 +124,13 @@ class Group:
         """Keeps a connection, however long it takes to get one, and the subscriptions equal to the names."""
         import nats.errors
 
-        while True:
+        while not self._closing:
             try:
                 client = await self._connect()
                 # the client resubscribes by itself when it reconnects, not when it has given up
                 self._client, self._subscriptions = client, {}
                 self._changes = dict.fromkeys(self._wanted)
-                while not client.is_closed:
+                while not (client.is_closed or self._closing):
                     while self._changes:
                         name = next(iter(self._changes))
                         del self._changes[name]
@@ -163,7 +165,7 @@ class Group:
             )
         except BaseException:
             with contextlib.suppress(Exception):
-                await client.close()
+                await asyncio.wait_for(client.close(), _CLOSE_TIMEOUT)
             raise
         await _connected()
         return client

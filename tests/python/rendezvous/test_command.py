@@ -46,7 +46,9 @@ def test_control_c_is_clean(tmp_path: pathlib.Path) -> None:
         with running:
             head = []
             while not head or head[-1] != "ready":
-                head.append(running.stdout.readline().rstrip())
+                line = running.stdout.readline()
+                assert line, head
+                head.append(line.rstrip())
             node = keynet.Identity.load(tmp_path / "r.pem").node_id
             assert any(f"{node}@127.0.0.1:" in line for line in head)
             running.send_signal(signal.SIGINT)

@@ -14,7 +14,7 @@ from nats.aio.client import Client
 
 import keynet
 from keynet.demo.run import Process
-from keynet.rendezvous import Server, _group
+from keynet.rendezvous import Server, Settings, _group
 from keynet.rendezvous._limits import MAX_BODY, Rate
 from keynet.rendezvous.v1 import rendezvous_pb2 as pb
 from nodes import NatsServer, Node, nats_server, registered, rendezvous, until
@@ -166,6 +166,16 @@ async def test_a_client_that_has_given_up_is_replaced(
         await connected(two)
         await meet(one, a, b)
         await meet(two, b, a)
+
+
+async def test_closing_while_it_connects(nats: NatsServer) -> None:
+    for turns in range(60):
+        joining = _group.Group(nats.url, Settings(), lambda *_: None)
+        joining.start()
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        await asyncio.wait_for(joining.close(), 30)
+        assert not joining.is_connected
 
 
 async def test_an_instance_that_does_not_answer(nats: NatsServer, alice: keynet.Identity, bob: keynet.Identity) -> None:
