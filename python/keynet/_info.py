@@ -128,6 +128,7 @@ class Limits(TypedDict, total=False):
     max_addresses: int
     max_connections: int
     max_half_open: int
+    max_remotes: int
     max_head_bytes: int
     head_timeout: float
     dial_timeout: float

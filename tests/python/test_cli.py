@@ -46,8 +46,8 @@ def test_help_lists_every_exit_code() -> None:
     assert done.returncode == 0
     listed = {int(code) for code in re.findall(r"^  (\d+) +", done.stdout, re.MULTILINE)}
     assert listed == {code for name, code in vars(ExitCode).items() if name.isupper()}
-    for name in ("id", "up", "ping", "forward", "demo"):
-        assert re.search(rf"^ +{name} ", done.stdout, re.MULTILINE)
+    for name in ("id", "up", "ping", "forward", "rendezvous", "demo"):
+        assert re.search(rf"^ +{name}\s", done.stdout, re.MULTILINE)
         assert command(name, "--help").returncode == 0
 
 

@@ -12,10 +12,11 @@ import pytest
 import keynet
 import keynet.errors
 import keynet.grpc
+import keynet.rendezvous
 import keynet.sync
 from keynet import _keynet
 
-PUBLIC = [keynet, keynet.errors, keynet.sync, keynet.grpc]
+PUBLIC = [keynet, keynet.errors, keynet.sync, keynet.grpc, keynet.rendezvous]
 
 
 @pytest.mark.parametrize("module", PUBLIC, ids=lambda module: module.__name__)
@@ -38,7 +39,7 @@ def test_every_exception_and_event_is_at_the_top() -> None:
 
 def test_importing_keynet_needs_no_grpc() -> None:
     for info in pkgutil.iter_modules(keynet.__path__):
-        if info.name not in ("grpc", "demo", "cli", "__main__"):
+        if info.name not in ("grpc", "rendezvous", "demo", "cli", "__main__"):
             assert "grpc" not in vars(importlib.import_module(f"keynet.{info.name}")), info.name
 
 

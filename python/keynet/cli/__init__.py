@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 from .. import errors
 from .._keynet import __version__
-from . import _demo, _forward, _id, _ping, _up
+from . import _demo, _forward, _id, _ping, _rendezvous, _up
 from ._output import Output
 
 __all__ = ["ExitCode", "main"]
@@ -33,7 +33,7 @@ class ExitCode:
 
 _EPILOG = """\
 exit codes:
-  0    done; `up` and `forward`: ended by Ctrl-C or SIGTERM in good order
+  0    done; `up`, `forward` and `rendezvous`: ended by Ctrl-C or SIGTERM in good order
   1    failed in another way than those below
   2    wrong usage, or a wrong value in a flag or the configuration file
   3    the identity file is missing, unreadable, wrong, or readable by others
@@ -100,6 +100,6 @@ def _parser() -> argparse.ArgumentParser:
     common.add_argument("--json", action="store_true", help="one JSON object a line, for programs")
     common.add_argument("-v", "--verbose", action="count", default=0, help="log more to standard error (-vv: debug)")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for module in (_id, _up, _ping, _forward, _demo):
+    for module in (_id, _up, _ping, _forward, _rendezvous, _demo):
         module.add(commands, common)
     return parser

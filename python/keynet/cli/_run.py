@@ -36,7 +36,7 @@ async def follow(proxy: Proxy, out: Output, ready: Callable[[], None]) -> None:
         if proxy.connections():
             out.note("waiting for open connections to end; once more cuts them off")
         for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, _second_signal)
+            loop.add_signal_handler(number, second_signal)
         await proxy.close(drain=True)
         # the events of the end, too
         await asyncio.wait([printing], timeout=1.0)
@@ -45,7 +45,8 @@ async def follow(proxy: Proxy, out: Output, ready: Callable[[], None]) -> None:
         stop.cancel()
 
 
-def _second_signal() -> None:
+def second_signal() -> None:
+    """Ends the process at once."""
     # the kernel closes the sockets, and the peers notice by themselves
     os._exit(130)
 

@@ -141,6 +141,7 @@ limits! {
     "max_addresses" => limits.max_addresses, count;
     "max_connections" => net.endpoint.max_connections, count;
     "max_half_open" => net.endpoint.max_half_open, count;
+    "max_remotes" => net.path.max_remotes, count;
     "max_head_bytes" => limits.max_head, count;
     "head_timeout" => limits.head_timeout, seconds;
     "dial_timeout" => limits.dial_timeout, seconds;

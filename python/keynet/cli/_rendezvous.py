@@ -1,0 +1,148 @@
+"""`keynet rendezvous`: where nodes find each other."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import dataclasses
+import datetime
+import os
+import signal
+from typing import TYPE_CHECKING, Any
+
+from .._access import ANYONE, Allow
+from .._node import NodeId
+from ._common import add_identity, invalid, load_identity
+from ._output import Output
+from ._run import second_signal, show
+
+if TYPE_CHECKING:
+    from ..rendezvous import Server
+
+_STATS_EVERY = 60.0
+"""Seconds between two lines of counters with -v: as often as nodes refresh."""
+
+
+def add(commands: Any, common: argparse.ArgumentParser) -> None:
+    parser = commands.add_parser(
+        "rendezvous",
+        parents=[common],
+        help="run a rendezvous: nodes that register there find each other by their node ids",
+        description="Runs a rendezvous until Ctrl-C, and prints what nodes are to be told: NODE@HOST:PORT. With -v it "
+        "also prints what happens, and counters every minute. Needs: pip install keynet[rendezvous].",
+    )
+    add_identity(parser)
+    parser.add_argument("--listen", default="[::]:7348", metavar="ADDRESS", help="UDP address (default [::]:7348)")
+    parser.add_argument(
+        "--stun",
+        action="append",
+        default=[],
+        metavar="ADDRESS",
+        help="answer STUN at this UDP address, too; repeatable",
+    )
+    parser.add_argument(
+        "--public-stun",
+        action="append",
+        default=[],
+        metavar="HOST:PORT",
+        help="a STUN server to recommend to nodes; repeatable",
+    )
+    parser.add_argument(
+        "--nats",
+        metavar="URL",
+        help="the NATS server that joins several rendezvous: nats://host:4222; one with a password is better given "
+        "as KEYNET_NATS in the environment, which other users do not see",
+    )
+    parser.add_argument(
+        "--allow", action="append", default=[], metavar="NODE", help='who may register: node ids, or "anyone" (default)'
+    )
+    parser.add_argument("--max-nodes", type=int, metavar="N", help="nodes registered at once (default 100000)")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace, out: Output) -> int:
+    try:
+        import google.protobuf  # noqa: F401
+        import grpc  # noqa: F401
+    except ImportError as missing:
+        raise invalid(f"a rendezvous needs grpcio and protobuf ({missing}): pip install 'keynet[rendezvous]'") from None
+    from ..rendezvous import Server, Settings
+
+    settings = Settings()
+    if options.max_nodes is not None:
+        settings = dataclasses.replace(settings, max_nodes=options.max_nodes)
+    allow = _allow(options.allow)
+    identity = load_identity(options.identity)
+
+    async def work() -> None:
+        server = Server(
+            identity,
+            listen=options.listen,
+            allow=allow,
+            stun=options.stun,
+            public_stun=options.public_stun,
+            nats=options.nats or os.environ.get("KEYNET_NATS"),
+            settings=settings,
+        )
+        async with server:
+            await _until_signal(server, out, talkative=options.verbose > 0)
+        out.result({"event": "closed", **server.stats()}, "closed")
+
+    asyncio.run(work())
+    return 0
+
+
+async def _until_signal(server: Server, out: Output, *, talkative: bool) -> None:
+    loop = asyncio.get_running_loop()
+    told = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, told.set)
+    telling = [asyncio.create_task(_events(server, out)), asyncio.create_task(_stats(server, out))] if talkative else []
+    # only now: whoever reads it may send a signal at once
+    _ready(server, out)
+    stop = asyncio.create_task(told.wait())
+    try:
+        done, _ = await asyncio.wait([stop, *telling], return_when=asyncio.FIRST_COMPLETED)
+        for task in done - {stop}:
+            task.result()  # the output is gone
+    finally:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, second_signal)
+        for task in (stop, *telling):
+            task.cancel()
+
+
+def _ready(server: Server, out: Output) -> None:
+    fields = {
+        "event": "ready",
+        "node_id": server.node_id,
+        "proxy_address": server.proxy.proxy_address,
+        "rendezvous": server.address,
+        "pid": os.getpid(),
+    }
+    lines = [
+        f"node id     {server.node_id}",
+        f"listens on  {server.proxy.proxy_address} (UDP)",
+        f"tell nodes  {server.address}",
+        "ready",
+    ]
+    out.result(fields, "\n".join(lines))
+
+
+async def _events(server: Server, out: Output) -> None:
+    async for event in server.proxy.events():
+        show(event, out)
+
+
+async def _stats(server: Server, out: Output) -> None:
+    while True:
+        await asyncio.sleep(_STATS_EVERY)
+        now, stats = datetime.datetime.now(datetime.timezone.utc), server.stats()
+        text = ", ".join(f"{name.replace('_', ' ')} {count}" for name, count in stats.items() if count)
+        out.result({"event": "stats", "time": now, **stats}, f"{now.astimezone():%H:%M:%S} {text or 'nothing yet'}")
+
+
+def _allow(names: list[str]) -> Allow:
+    if not names or "anyone" in names:
+        return ANYONE
+    return [NodeId(name) for name in names]

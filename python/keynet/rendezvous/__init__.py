@@ -1,0 +1,13 @@
+"""A rendezvous: where nodes that know only each other's key find each other (needs `pip install keynet[rendezvous]`).
+
+    async with keynet.rendezvous.Server(identity, listen="[::]:7348") as server:
+        print(server.address)                       # "<node id>@host:port", for `Proxy(rendezvous=[...])`
+
+A rendezvous is itself a node. What two nodes tell each other through it is sealed for them; it sees who asks for whom,
+when, and from which address.
+"""
+
+from ._limits import Settings
+from ._server import SERVICE_PORT, Server, serve
+
+__all__ = ["SERVICE_PORT", "Server", "Settings", "serve"]

@@ -1,0 +1,266 @@
+"""`Server`: a keynet node that offers the rendezvous service."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import logging
+import pathlib
+import resource
+import socket
+import tempfile
+import time
+import types
+from collections.abc import Sequence
+
+import grpc
+import grpc.aio
+
+from .. import grpc as keynet_grpc
+from .._access import ANYONE, Allow
+from .._identity import Identity
+from .._info import Limits
+from .._node import NodeId
+from .._proxy import Proxy
+from ._group import Group
+from ._limits import MAX_MESSAGE, Settings, invalid
+from ._registry import Registry
+from ._router import Router
+from ._service import Service
+from ._stats import Stats
+from ._stun import StunServer, start_stun
+from .v1 import rendezvous_pb2_grpc as rpc
+
+__all__ = ["SERVICE_PORT", "Server", "serve"]
+
+_log = logging.getLogger("keynet.rendezvous")
+
+SERVICE_PORT = 7348
+"""The service port of a rendezvous among its keynet services, and by default its UDP port."""
+
+_STREAMS_PER_NODE = 4
+"""A node needs one; it may hold an old one while it moves to another network, or have a second process."""
+_FILES_PER_NODE = 2
+"""Both ends of the socket between keynet and gRPC are in this process."""
+_SPARE_STREAMS = 256
+"""Streams beside those of the registered nodes: newcomers, who have 10 s for their Hello, and those to be refused."""
+_SPARE_FILES = 512
+"""Open files beside those of streams: Python, gRPC, NATS and the core have a few dozen."""
+_GRACE = 1.0
+"""Seconds in which the streams' last words are written on closing."""
+
+
+class Server:
+    """A rendezvous: a `keynet.Proxy` whose one service introduces nodes to each other.
+
+        async with keynet.rendezvous.Server(identity) as server: ...
+
+    - `listen`: the UDP address.
+    - `allow`: who may use it, as for `keynet.Proxy`; anyone unless given.
+    - `stun`: UDP addresses "host:port" at which it answers STUN.
+    - `public_stun`: "host:port" of other STUN servers that it recommends.
+    - `nats`: the NATS server that joins it with others to a group, "nats://host:4222".
+    - `settings`: its bounds.
+    """
+
+    def __init__(
+        self,
+        identity: Identity,
+        *,
+        listen: str = f"[::]:{SERVICE_PORT}",
+        allow: Allow = ANYONE,
+        stun: Sequence[str] = (),
+        public_stun: Sequence[str] = (),
+        nats: str | None = None,
+        settings: Settings | None = None,
+    ) -> None:
+        self._settings = _fitting(settings or Settings())
+        self._stun_addresses = list(stun)
+        self._recommended = [f":{_port(address)}" for address in stun] + list(public_stun)
+        for address in public_stun:
+            _port(address)
+        self._folder = tempfile.TemporaryDirectory(prefix="keynet-rendezvous-")
+        self._backend = f"unix:{pathlib.Path(self._folder.name, 'grpc')}"
+        self._proxy = Proxy(
+            identity,
+            services={SERVICE_PORT: self._backend},
+            allow=allow,
+            listen=listen,
+            limits=_proxy_limits(self._settings),
+        )
+        self._stats = Stats()
+        self._group = None if nats is None else Group(nats, self._settings, self._deliver)
+        self._registry = Registry(self._settings, appeared=self._appeared, gone=self._gone)
+        self._router = Router(self._settings, self._registry, self._stats, time.monotonic, self._group)
+        self._service = Service(
+            self._settings, self._registry, self._router, self._stats, stun=self._recommended, clock=time.monotonic
+        )
+        self._grpc: grpc.aio.Server | None = None
+        self._sweeping: asyncio.Task[None] | None = None
+        self._stun: StunServer | None = None
+
+    @property
+    def proxy(self) -> Proxy:
+        """The node itself."""
+        return self._proxy
+
+    @property
+    def node_id(self) -> NodeId:
+        """The name of the rendezvous."""
+        return self._proxy.node_id
+
+    @property
+    def address(self) -> str:
+        """What nodes are told: "<node id>@host:port".
+
+        Listening everywhere, the host is the address of this machine that leads outside, as it knows it itself: behind
+        a NAT put the NAT's in its place.
+        """
+        host, _, port = self._proxy.proxy_address.rpartition(":")
+        return f"{self.node_id}@{_outside(host)}:{port}"
+
+    def stats(self) -> dict[str, int]:
+        """Counters since the start, and how many nodes are registered now."""
+        group = {} if self._group is None else {"group_connected": int(self._group.is_connected)}
+        return {"registered": len(self._registry), "names": self._registry.names, **self._stats.snapshot(), **group}
+
+    async def start(self) -> None:
+        """Binds the sockets and begins. Raises `BindError`, `InvalidArgument`."""
+        self._stun = await start_stun(self._stun_addresses)
+        try:
+            self._grpc = grpc.aio.server(
+                # of this proxy alone: another node of this process vouches for nobody here
+                interceptors=[keynet_grpc.aio_server_interceptor(self._proxy)],
+                options=[
+                    ("grpc.max_receive_message_length", MAX_MESSAGE),
+                    ("grpc.max_concurrent_streams", _STREAMS_PER_NODE),
+                    # headers of strangers: ours have none
+                    ("grpc.max_metadata_size", 4096),
+                ],
+            )
+            rpc.add_RendezvousServicer_to_server(self._service, self._grpc)
+            self._grpc.add_insecure_port(self._backend)
+            await self._grpc.start()
+            await self._proxy.start()
+            if self._group is not None:
+                self._group.start()
+            self._sweeping = asyncio.create_task(self._sweep())
+        except BaseException:
+            await self.close()
+            raise
+
+    async def close(self) -> None:
+        """Ends it: registered nodes are told, and find another rendezvous. May be called again."""
+        self._service.close()
+        if self._sweeping is not None:
+            self._sweeping.cancel()
+        if self._grpc is not None:
+            await self._grpc.stop(_GRACE)
+        if self._group is not None:
+            await self._group.close()
+        if self._stun is not None:
+            await self._stun.close()
+        await self._proxy.close(drain=False)
+        self._folder.cleanup()
+
+    async def __aenter__(self) -> Server:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: types.TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def _sweep(self) -> None:
+        """Looks for expired registrations, often enough that they are late by a quarter of their time at most."""
+        while True:
+            await asyncio.sleep(self._settings.refresh * self._settings.expire_after / 4)
+            self._service.expire()
+
+    # the registry and the group know each other through these only
+    def _appeared(self, name: NodeId) -> None:
+        if self._group is not None:
+            self._group.appeared(name)
+
+    def _gone(self, name: NodeId) -> None:
+        if self._group is not None:
+            self._group.gone(name)
+
+    def _deliver(self, *parcel: object) -> None:
+        self._router.from_group(*parcel)  # type: ignore[arg-type]
+
+
+async def serve(
+    identity: Identity,
+    *,
+    listen: str = f"[::]:{SERVICE_PORT}",
+    allow: Allow = ANYONE,
+    stun: Sequence[str] = (),
+    public_stun: Sequence[str] = (),
+    nats: str | None = None,
+    settings: Settings | None = None,
+) -> None:
+    """Runs a `Server` until the task is cancelled."""
+    server = Server(
+        identity, listen=listen, allow=allow, stun=stun, public_stun=public_stun, nats=nats, settings=settings
+    )
+    async with server:
+        await asyncio.Event().wait()
+
+
+def _proxy_limits(settings: Settings) -> Limits:
+    streams = settings.max_nodes + _SPARE_STREAMS
+    return {
+        "max_streams": streams,
+        "max_streams_per_node": _STREAMS_PER_NODE,
+        "max_connections": streams,
+        "max_peers": streams,
+        # with as many again for those that come, and for nodes seen at two addresses
+        "max_remotes": 2 * streams,
+    }
+
+
+def _fitting(settings: Settings) -> Settings:
+    """Takes the open files that so many nodes need; with fewer nodes if the system does not let this process.
+
+    Full is something that nodes can be told; a process without a file left can tell nobody.
+    """
+    wanted = _files(settings.max_nodes)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return settings
+    limit = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+    except (ValueError, OSError):
+        limit = soft
+    if limit >= wanted:
+        return settings
+    nodes = max(1, (limit - _files(0)) // _FILES_PER_NODE)
+    _log.warning("%d open files are enough for %d nodes, not %d (ulimit -Hn)", limit, nodes, settings.max_nodes)
+    return dataclasses.replace(settings, max_nodes=nodes)
+
+
+def _files(nodes: int) -> int:
+    return _FILES_PER_NODE * (nodes + _SPARE_STREAMS) + _SPARE_FILES
+
+
+def _port(address: str) -> int:
+    host, colon, port = address.rpartition(":")
+    if not (host and colon and port.isdecimal() and 0 < int(port) < 65536):
+        raise invalid(f'{address!r} is not of the form "host:port"')
+    return int(port)
+
+
+def _outside(host: str) -> str:
+    if host not in ("[::]", "0.0.0.0"):
+        return host
+    # connecting a UDP socket sends nothing: the system only looks up its route (to an address for documentation)
+    for family, far in ((socket.AF_INET, "192.0.2.1"), (socket.AF_INET6, "2001:db8::1")):
+        with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.connect((far, 9))
+            address = probe.getsockname()[0]
+            return f"[{address}]" if family == socket.AF_INET6 else str(address)
+    return socket.gethostname()

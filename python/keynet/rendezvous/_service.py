@@ -1,0 +1,156 @@
+"""The gRPC service: one stream for each registered node."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import grpc
+import grpc.aio
+
+from .. import grpc as keynet_grpc
+from .._info import ConnectionInfo
+from ._limits import MAX_AGENT, Buckets, Settings
+from ._registry import GONE, Parcel, Registration, Registry
+from ._router import Router
+from ._stats import Stats
+from .v1 import rendezvous_pb2 as pb
+from .v1 import rendezvous_pb2_grpc as rpc
+
+__all__ = ["Service"]
+
+_log = logging.getLogger("keynet.rendezvous")
+
+Context = grpc.aio.ServicerContext["pb.NodeMessage", "pb.RendezvousMessage"]
+
+
+class Service(rpc.RendezvousServicer):
+    """Registers nodes and reads and writes their streams; what becomes of a signal is the router's."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        registry: Registry,
+        router: Router,
+        stats: Stats,
+        *,
+        stun: list[str],
+        clock: Callable[[], float],
+        peer: Callable[[Context], ConnectionInfo] = keynet_grpc.peer,
+    ) -> None:
+        self._settings, self._registry, self._router, self._stats = settings, registry, router, stats
+        self._stun, self._clock, self._peer = stun, clock, peer
+        self._arrivals = Buckets(settings.registrations, settings.max_buckets)
+        self._closing = False
+
+    async def Register(self, request_iterator: Any, context: Context) -> None:  # noqa: N802
+        """A coroutine that reads and writes by itself: gRPC's other form needs two more tasks a stream."""
+        info = self._peer(context)
+        hello = await self._hello(context)
+        if hello is None:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the first message must be a Hello, and come soon")
+        refusal = self._refusal(info)
+        if refusal is not None:
+            self._stats.add("registrations_refused")
+            await context.abort(*refusal)
+        registration = Registration(info.node_ids, self._clock(), self._registry.totals)
+        self._welcome(registration, info.remote_address)
+        reading = asyncio.create_task(self._read(context, registration))
+        try:
+            await self._write(context, registration)
+        finally:
+            reading.cancel()
+            self._registry.remove(registration)
+            with contextlib.suppress(asyncio.CancelledError):
+                await reading
+        code, detail = registration.ending or (grpc.StatusCode.CANCELLED, "")
+        _log.debug("node %s has gone: %s %s", registration.leaf, code.name, detail)
+        if code is not grpc.StatusCode.OK:
+            await context.abort(code, detail)
+
+    def expire(self) -> None:
+        """Ends the registrations that have not been heard for too long; to be called every so often."""
+        for registration in self._registry.expired(self._clock()):
+            self._stats.add("expired")
+            self._registry.remove(registration)
+            registration.end(grpc.StatusCode.DEADLINE_EXCEEDED, "no Refresh came for too long")
+
+    def close(self) -> None:
+        """Ends every stream, and lets nobody register again."""
+        self._closing = True
+        for registration in self._registry:
+            registration.end(grpc.StatusCode.UNAVAILABLE, _GOING)
+
+    async def _hello(self, context: Context) -> pb.Hello | None:
+        try:
+            first = await asyncio.wait_for(context.read(), self._settings.hello_timeout)
+        except asyncio.TimeoutError:
+            return None
+        if not isinstance(first, pb.NodeMessage) or first.WhichOneof("kind") != "hello":
+            return None
+        _log.debug("hello from %r", first.hello.agent[:MAX_AGENT])
+        return first.hello
+
+    def _refusal(self, info: ConnectionInfo) -> tuple[grpc.StatusCode, str] | None:
+        if self._closing:
+            return grpc.StatusCode.UNAVAILABLE, _GOING
+        if not self._arrivals.take(info.node_id.encode(), self._clock()):
+            return grpc.StatusCode.RESOURCE_EXHAUSTED, "this node registers too often"
+        if not self._registry.has_room(info.node_ids):
+            return grpc.StatusCode.RESOURCE_EXHAUSTED, "this rendezvous is full"
+        return None
+
+    def _welcome(self, registration: Registration, observed: str) -> None:
+        # first in its queue: signals may wait already for the stream that this one replaces
+        welcome = pb.Welcome(observed=observed, refresh_seconds=self._settings.refresh, stun=self._stun)
+        registration.reply(pb.RendezvousMessage(welcome=welcome))
+        self._stats.add("registrations")
+        for earlier in self._registry.add(registration):
+            self._stats.add("replaced")
+            earlier.end(grpc.StatusCode.ABORTED, "the node has registered again, and that stream counts")
+        _log.debug("node %s at %s", registration.leaf, observed)
+
+    async def _read(self, context: Context, registration: Registration) -> None:
+        try:
+            while registration.ending is None:
+                message = await context.read()
+                if not isinstance(message, pb.NodeMessage):
+                    registration.end(grpc.StatusCode.OK, "the node has finished")
+                    return
+                self._registry.heard(registration, self._clock())
+                match message.WhichOneof("kind"):
+                    case "signal":
+                        if not self._router.from_node(registration, message.signal):
+                            await asyncio.sleep(self._settings.refusal_pause)
+                        await registration.room()
+                    case "refresh":
+                        self._registry.reclaim(registration)
+                    case _:
+                        registration.end(grpc.StatusCode.INVALID_ARGUMENT, "neither a Signal nor a Refresh")
+        except asyncio.CancelledError:
+            raise
+        except Exception as error:
+            # gRPC raises various things when the stream has broken; anything else must not leave a stream unread
+            level = logging.DEBUG if isinstance(error, grpc.RpcError | asyncio.InvalidStateError) else logging.WARNING
+            _log.log(level, "reading from node %s failed: %s", registration.leaf, error)
+            registration.end(grpc.StatusCode.INTERNAL, "reading failed")
+
+    async def _write(self, context: Context, registration: Registration) -> None:
+        while (item := await registration.take()) is not None:
+            message = pb.RendezvousMessage(signal=item.signal) if isinstance(item, Parcel) else item
+            written = False
+            try:
+                await asyncio.wait_for(context.write(message), self._settings.write_timeout)
+                written = True
+            except asyncio.TimeoutError:
+                self._stats.add("stuck")
+                registration.end(grpc.StatusCode.RESOURCE_EXHAUSTED, "the node does not read")
+            finally:
+                if isinstance(item, Parcel):
+                    item.settle(*((None, "") if written else (pb.CAUSE_OFFLINE, GONE)))
+
+
+_GOING = "this rendezvous is going away"

@@ -1,0 +1,85 @@
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class Cause(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    CAUSE_UNSPECIFIED: _ClassVar[Cause]
+    CAUSE_OFFLINE: _ClassVar[Cause]
+    CAUSE_RATE_LIMITED: _ClassVar[Cause]
+    CAUSE_RECEIVER_BUSY: _ClassVar[Cause]
+    CAUSE_INVALID: _ClassVar[Cause]
+    CAUSE_UNAVAILABLE: _ClassVar[Cause]
+CAUSE_UNSPECIFIED: Cause
+CAUSE_OFFLINE: Cause
+CAUSE_RATE_LIMITED: Cause
+CAUSE_RECEIVER_BUSY: Cause
+CAUSE_INVALID: Cause
+CAUSE_UNAVAILABLE: Cause
+
+class NodeMessage(_message.Message):
+    __slots__ = ("hello", "signal", "refresh")
+    HELLO_FIELD_NUMBER: _ClassVar[int]
+    SIGNAL_FIELD_NUMBER: _ClassVar[int]
+    REFRESH_FIELD_NUMBER: _ClassVar[int]
+    hello: Hello
+    signal: Signal
+    refresh: Refresh
+    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., signal: _Optional[_Union[Signal, _Mapping]] = ..., refresh: _Optional[_Union[Refresh, _Mapping]] = ...) -> None: ...
+
+class RendezvousMessage(_message.Message):
+    __slots__ = ("welcome", "signal", "undelivered")
+    WELCOME_FIELD_NUMBER: _ClassVar[int]
+    SIGNAL_FIELD_NUMBER: _ClassVar[int]
+    UNDELIVERED_FIELD_NUMBER: _ClassVar[int]
+    welcome: Welcome
+    signal: Signal
+    undelivered: Undelivered
+    def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., signal: _Optional[_Union[Signal, _Mapping]] = ..., undelivered: _Optional[_Union[Undelivered, _Mapping]] = ...) -> None: ...
+
+class Hello(_message.Message):
+    __slots__ = ("agent",)
+    AGENT_FIELD_NUMBER: _ClassVar[int]
+    agent: str
+    def __init__(self, agent: _Optional[str] = ...) -> None: ...
+
+class Refresh(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class Welcome(_message.Message):
+    __slots__ = ("observed", "refresh_seconds", "stun")
+    OBSERVED_FIELD_NUMBER: _ClassVar[int]
+    REFRESH_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    STUN_FIELD_NUMBER: _ClassVar[int]
+    observed: str
+    refresh_seconds: int
+    stun: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, observed: _Optional[str] = ..., refresh_seconds: _Optional[int] = ..., stun: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class Signal(_message.Message):
+    __slots__ = ("node", "exchange", "body")
+    NODE_FIELD_NUMBER: _ClassVar[int]
+    EXCHANGE_FIELD_NUMBER: _ClassVar[int]
+    BODY_FIELD_NUMBER: _ClassVar[int]
+    node: bytes
+    exchange: bytes
+    body: bytes
+    def __init__(self, node: _Optional[bytes] = ..., exchange: _Optional[bytes] = ..., body: _Optional[bytes] = ...) -> None: ...
+
+class Undelivered(_message.Message):
+    __slots__ = ("node", "exchange", "cause", "detail")
+    NODE_FIELD_NUMBER: _ClassVar[int]
+    EXCHANGE_FIELD_NUMBER: _ClassVar[int]
+    CAUSE_FIELD_NUMBER: _ClassVar[int]
+    DETAIL_FIELD_NUMBER: _ClassVar[int]
+    node: bytes
+    exchange: bytes
+    cause: Cause
+    detail: str
+    def __init__(self, node: _Optional[bytes] = ..., exchange: _Optional[bytes] = ..., cause: _Optional[_Union[Cause, str]] = ..., detail: _Optional[str] = ...) -> None: ...
