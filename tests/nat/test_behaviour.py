@@ -51,6 +51,7 @@ def server(lab: Lab) -> Answerer:
     return Answerer(lab.hosts["server"])
 
 
+IPV6_KINDS = ("firewall:ipv6=yes", "symmetric:ipv6=yes", "firewall:ipv4=no,ipv6=yes")
 WITH_UDP = [kind for kind in KINDS if seen(kind).udp]
 
 
@@ -160,7 +161,7 @@ def test_ipv6_behind_a_firewall():
     """Out and back yes, unasked no; and two firewalled hosts reach each other when both have begun."""
     lab = Lab()
     server = lab.server("server")
-    hosts = [lab.host("a", "firewall"), lab.host("b", "symmetric:ipv6=yes"), lab.host("c", "firewall:ipv4=no")]
+    hosts = [lab.host(name, kind) for name, kind in zip("abc", IPV6_KINDS, strict=True)]
     with lab:
         ask, other = (server.socket(socket.AF_INET6) for _ in range(2))
         for port, made in enumerate((ask, other), 5000):

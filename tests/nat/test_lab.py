@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import os
 import signal
 import subprocess
 import sys
@@ -50,6 +51,25 @@ def test_whatever_ends_it_leaves_nothing(how: str):
         assert tag in sweep()
     assert left(tag) == []
     assert started_at(child) is None
+
+
+@pytest.mark.parametrize(("variable", "code"), [("CI", 1), ("KEYNET_NO_SKIPS", 1), ("", 0)])
+def test_what_is_missing_is_said(variable: str, code: int, tmp_path: Path):
+    """And where everything must run, that is a failure and no skip."""
+    environment = {name: value for name, value in os.environ.items() if name not in ("CI", "KEYNET_NO_SKIPS")}
+    environment |= {"PATH": str(tmp_path)} | ({variable: "true"} if variable else {})
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", str(HERE / "test_behaviour.py"), "-k", "test_no_udp"],
+        cwd=HERE.parents[1],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == code, done.stdout + done.stderr
+    assert "1 skipped" in done.stdout
+    assert "nft (nftables)" in done.stdout
 
 
 def test_what_cannot_be_built_leaves_nothing():

@@ -60,7 +60,7 @@ KINDS: dict[str, tuple[Box, ...]] = {
     "linux-open-input": (dataclasses.replace(_MASQUERADE, open_input=True),),
     "cgnat": (_MASQUERADE, Box(filtering="endpoint-independent")),
     "cgnat-symmetric": (_MASQUERADE, Box(mapping="address-and-port-dependent")),
-    "firewall": (Box(engine="firewall", ports="preserved", ipv6=True),),
+    "firewall": (Box(engine="firewall", ports="preserved"),),
     "udp-blocked": (dataclasses.replace(_MASQUERADE, udp=False),),
 }
 

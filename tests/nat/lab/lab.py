@@ -178,7 +178,11 @@ class Lab:
             lines.append(f"route add {network} {via} dev {port} {'onlink' if via and '.' in network else ''}")
         ip(lines, self.internet)
         lines = ["link set lo up", "link set wan0 up"]
-        lines += [f"addr add {a} dev wan0 {'nodad' if ':' in a else ''}" for a in addresses]
+        lines += [f"addr add {address} dev wan0" for address in addresses if "." in address]
+        # the first one is the source of what chooses none itself
+        sixes = [address for address in addresses if ":" in address]
+        lines += [f"addr add {address} dev wan0 nodad preferred_lft 0" for address in sixes[1:]]
+        lines += [f"addr add {address} dev wan0 nodad" for address in sixes[:1]]
         ip([*lines, *([] if delay_ms else ["addr add fe80::2/64 dev wan0 nodad"])], node.namespace)
         ip(self.default_route(port), node.namespace)
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from .kinds import Box
-from .rules import ruleset
+from .rules import SHUT, ruleset
 from .system import LabError, in_namespace, ip, run
 
 if TYPE_CHECKING:
@@ -68,8 +68,10 @@ class Nat(Node):
 
     def forget(self) -> None:
         """Loses every mapping, as a router does that starts again: what goes on behind it is mapped anew."""
-        self.load_rules()
+        # in between nothing may pass: a packet of a flow that is still known would bring its mapping back
+        run("nft", "-f", "-", namespace=self.namespace, text=f"flush ruleset\n{SHUT}")
         run("conntrack", "-F", namespace=self.namespace)
+        self.load_rules()
 
     def set_address(self, address: str) -> None:
         """The provider hands out another address; the mappings are lost."""
@@ -108,6 +110,11 @@ class Host(Node):
         if self.uplinks:
             return self.inside[0][1]
         return next((address for address in self.public if ":" in address), None)
+
+    @property
+    def has_ipv4(self) -> bool:
+        """Whether IPv4 leads anywhere from here."""
+        return not self.uplinks or self.uplinks[0].box.ipv4
 
     @property
     def seen_as(self) -> str:

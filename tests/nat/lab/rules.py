@@ -12,6 +12,14 @@ from .kinds import Box, Filtering
 # as many as a carrier gives a NAT's public address, more or less; sequential ports wrap within the first few
 LOWEST, HIGHEST, SEQUENTIAL = 20000, 59999, 8192
 
+# a box that is just starting: before conntrack, so that it learns nothing
+SHUT = """
+table inet shut {
+  chain prerouting {
+    type filter hook prerouting priority raw - 10; policy drop
+  }
+}"""
+
 # the router that stands for the internet: who is in `ports` has lost its path, and hears nothing of it
 CUT = """
 table inet cut {
@@ -105,24 +113,32 @@ _ALLOWED: dict[Filtering, tuple[str, str, str, str, str]] = {
 }
 
 
+def _hairpin(box: Box, outside: str) -> dict[str, str]:
+    """Rules for what goes from the inside to an outside address of the inside, by the chain that has them."""
+    if not box.hairpin:
+        return {"pre": "", "post": "", "track": ""}
+    back = 'iifname "lan0" oifname "lan0" ct status dnat'
+    track = [f"{back} ct direction original jump from_inside", f"{back} ct direction reply jump to_outside"]
+    if box.filtering != "endpoint-independent":
+        own = _ALLOWED[box.filtering][-1]
+        track.append(f"{back} ct direction original meta l4proto udp {own} != @allowed drop")
+    return {
+        "pre": f'iifname "lan0" ip daddr {outside} meta l4proto udp dnat ip to udp dport map @inward',
+        "post": f"{back} meta l4proto udp goto translate",
+        "track": "\n    ".join(track),
+    }
+
+
 def _independent(box: Box, outside: str) -> str:
     lasting = f"flags dynamic,timeout; timeout {box.timeout}s; size 65535"
     allowed = refuse = allow_out = allow_in = ""
-    hairpin = {"pre": "", "post": "", "track": ""}
+    hairpin = _hairpin(box, outside)
     if box.filtering != "endpoint-independent":
-        kind, packet, began_inside, began_outside, hair = _ALLOWED[box.filtering]
+        kind, packet, began_inside, began_outside, _ = _ALLOWED[box.filtering]
         allowed = f"set allowed {{ type {kind}; {lasting}; }}"
         refuse = f'iifname "wan0" ip daddr {outside} udp dport @inward {packet} != @allowed drop'
         allow_out = f"meta l4proto udp update @allowed {{ {began_inside} }}"
         allow_in = f"meta l4proto udp update @allowed {{ {began_outside} }}"
-    if box.hairpin:
-        back = 'iifname "lan0" oifname "lan0" ct status dnat'
-        hairpin["pre"] = f'iifname "lan0" ip daddr {outside} meta l4proto udp dnat ip to udp dport map @inward'
-        hairpin["post"] = f"{back} meta l4proto udp goto translate"
-        hairpin["track"] = f"{back} ct direction original jump from_inside\n"
-        hairpin["track"] += f"    {back} ct direction reply jump to_outside"
-        if allowed:
-            hairpin["track"] += f"\n    {back} ct direction original meta l4proto udp {hair} != @allowed drop"
     return f"""
 table ip nat {{
   map outward {{ type ipv4_addr . inet_service : inet_service; {lasting}; }}

@@ -128,7 +128,8 @@ def why_not(*, links: bool = False) -> str:
         needed.append(("cc", "gcc libc6-dev"))
     missing = {program: package for program, package in needed if not shutil.which(program)}
     if missing:
-        return f"{prefix}: needs {', '.join(missing)}: apt-get install {' '.join(missing.values())}"
+        words = ", ".join(f"{program} ({package})" for program, package in missing.items())
+        return f"{prefix}: missing {words}"
     if links and not Path("/dev/net/tun").exists():
         return f"{prefix}: /dev/net/tun is missing: the kernel has no TUN driver, or the container does not pass it on"
     tried = subprocess.run(
