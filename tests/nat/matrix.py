@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from lab import KINDS, end_on_sigterm, why_not
-from pairs import Case, Outcome, Result, every, missed_searches, possible, run_all
+from pairs import Case, Result, every, missed_searches, possible, run_all
 
 FILE = Path(__file__).resolve().parents[2] / "docs" / "nat-matrix.md"
 RUNS = 3
@@ -42,10 +42,8 @@ def write(results: Iterable[Result]) -> None:
         for rtt_ms in sorted({result.case.rtt_ms for result in results})
     ]
     others = [result for result in results if result.case.where != "apart" or ":" in result.case.a]
-    rows = "\n".join(
-        f"| {_words(result.case)} | {cell(result)} |" for result in sorted(others, key=lambda r: str(r.case))
-    )
-    parts.append(f"## Behind one NAT, and with IPv6\n\n| | |\n|---|---|\n{rows}\n")
+    rows = sorted(f"| {_words(result.case)} | {cell(result)} | {', '.join(paths(result))} |\n" for result in others)
+    parts.append(f"## Behind one NAT, and with IPv6\n\n| | | reached at |\n|---|---|---|\n{''.join(rows)}")
     missed, _ = missed_searches(results)
     searches = sum(len(result.outcomes) for result in results if result.expected.how == "by search")
     parts.append(f"Searches among random ports: {searches}, of which {missed} found nothing.\n")
@@ -73,6 +71,11 @@ def cell(result: Result) -> str:
     return "; ".join([*words, *(reason.replace("_", " ") for reason in reasons)])
 
 
+def paths(result: Result) -> list[str]:
+    """Where the other node was reached, without the port."""
+    return sorted({outcome.path.rpartition(":")[0] for outcome in result.outcomes if outcome.path})
+
+
 def _words(case: Case) -> str:
     rtt = f", {case.rtt_ms} ms" if case.rtt_ms else ""
     if case.where == "one LAN":
@@ -84,13 +87,8 @@ def _words(case: Case) -> str:
 
 def _line(result: Result) -> str:
     verdict = f"MISMATCH, expected {result.expected.outcome}" if result.misses else result.expected.how
-    paths = sorted({outcome.path.rpartition(":")[0] for outcome in result.outcomes if outcome.path})
-    details = [_short(outcome) for outcome in result.misses]
-    return "  ".join([f"{result.case!s:48}", f"{cell(result):24}", verdict, *paths, *details])
-
-
-def _short(outcome: Outcome) -> str:
-    return outcome.detail[:160]
+    details = [outcome.detail for outcome in result.misses]
+    return "  ".join([f"{result.case!s:48}", f"{cell(result):24}", verdict, *paths(result), *details])
 
 
 def main() -> int:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from driver import Failed, Node
-from lab import KINDS, Host, Lab, boxes, seen
+from lab import KINDS, Host, Lab, boxes, seen, stop_all
 from meeting import HAS_RENDEZVOUS, Meeting, meet
 
 # laboratories at a time: a pair mostly waits, and two processors have time for more than two of them
@@ -150,8 +150,14 @@ def every(kinds: Iterable[str] = KINDS) -> list[Case]:
 def run_all(cases: list[Case], runs: int) -> Iterator[Result]:
     """Runs the cases, several at a time; gives each as it ends."""
     with concurrent.futures.ThreadPoolExecutor(WORKERS) as pool:
-        for done in concurrent.futures.as_completed([pool.submit(run, case, runs) for case in cases]):
-            yield done.result()
+        try:
+            for done in concurrent.futures.as_completed([pool.submit(run, case, runs) for case in cases]):
+                yield done.result()
+        except BaseException:
+            # whoever interrupts does not wait for the rest
+            pool.shutdown(wait=False, cancel_futures=True)
+            stop_all()
+            raise
 
 
 def run(case: Case, runs: int) -> Result:

@@ -133,8 +133,9 @@ class Host(Node):
     def popen(self, command: Sequence[str], **options: Any) -> subprocess.Popen[bytes]:
         """A child process in this host. It ends with the laboratory."""
         self.lab.must_stand()
+        # in a session of its own: Ctrl-C is for the owner, who ends it in its own way
         with in_namespace(self.namespace):
-            child = subprocess.Popen(command, **options)
+            child = subprocess.Popen(command, start_new_session=True, **options)
         self.lab.children.append(child)
         return child
 
