@@ -25,7 +25,8 @@ class AtRendezvous:
 
     def introduce(self, dialler: Node, other: Node) -> None:
         """Only waits until the other is there; whoever has no UDP never will be."""
-        other.ask("registered")
+        if all(nat.box.udp for nat in other.host.uplinks):
+            other.ask("registered")
 
 
 class Told:
