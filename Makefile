@@ -17,7 +17,7 @@ unexport CONDA_PREFIX PYTHONHOME PIP_USER PIP_TARGET PIP_PREFIX
 CORE := Cargo.toml Cargo.lock $(shell find rust -name '*.rs')
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-rust test-python test-long lint lint-rust lint-core lint-python sizes bench bench-compare
+.PHONY: help demo test test-rust test-python test-nat test-long lint lint-rust lint-core lint-python sizes bench bench-compare
 .PHONY: bench-connect bench-instructions bench-wan bench-rendezvous fuzz fmt proto venv clean rust-tools
 # cargo uses every core by itself; two of them would wait for each other
 .NOTPARALLEL:
@@ -42,6 +42,9 @@ test-long: $(VENV)/core-dev ## run every test, ten times the random cases
 	@cargo build --locked --quiet --examples
 	@KEYNET_CASES=100000 sh scripts/cargo-test.sh long
 	@KEYNET_NO_SKIPS=1 $(RUN) pytest
+
+test-nat: $(VENV)/core-dev ## test NAT traversal between every pair of kinds (Linux, root; writes docs with KEYNET_WRITE_MATRIX=1)
+	@KEYNET_NO_SKIPS=1 $(RUN) pytest tests/nat -m "matrix or not matrix"
 
 lint: lint-rust lint-core lint-python sizes ## check format, lints, types and stubs
 

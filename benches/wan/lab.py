@@ -12,9 +12,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from emulator import EMULATOR, build
+
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
-EMULATOR = ROOT / "target" / "wan-link"
 BRIDGE = ROOT / "target" / "release" / "examples" / "utp_bridge"
 A, B = "10.99.0.1", "10.99.0.2"
 
@@ -52,9 +53,7 @@ def prepare() -> None:
         raise Impossible("/dev/net/tun is missing: the kernel has no TUN driver, or the container does not pass it on")
     if not BRIDGE.exists():
         raise Impossible(f"{BRIDGE.relative_to(ROOT)} is missing: cargo build --release --examples")
-    source = HERE / "link.c"
-    if not EMULATOR.exists() or EMULATOR.stat().st_mtime < source.stat().st_mtime:
-        subprocess.run(["cc", "-O2", "-Wall", "-Wextra", "-o", str(EMULATOR), str(source)], check=True)
+    build()
 
 
 class Lab:

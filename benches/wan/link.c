@@ -1,8 +1,8 @@
 /* A slow link between two network namespaces, for kernels without netem.
  *
- *   link NS_A NS_B [rate=MBIT] [delay=MS] [queue=BYTES] [loss=SHARE] [seed=N]
+ *   link NS_A[:DEVICE] NS_B[:DEVICE] [rate=MBIT] [delay=MS] [queue=BYTES] [loss=SHARE] [seed=N]
  *
- * Makes the TUN device "wan" in each namespace and carries IPv4 between the two. Each direction has a drop-tail queue in front of
+ * Makes a TUN device ("wan") in each namespace and carries IP between the two. Each direction has a drop-tail queue in front of
  * `rate`, then `delay`; random losses fall on the way from A to B only. Prints "ready". Each line on stdin is answered by a line
  * of JSON with the counters since the line before; it ends when stdin does.
  *
@@ -47,7 +47,8 @@ struct packet {
     int64_t due;
     uint16_t len;
     uint16_t head;      /* length of the IP and TCP or UDP headers when it can be joined, else 0 */
-    uint8_t unsummed;   /* the checksum is left to the receiving kernel */
+    /* where the checksum is that is left to the receiving kernel, as virtio has it; 0: it is done */
+    uint16_t sum_start, sum_offset;
     uint8_t data[WIRE];
 };
 
@@ -174,7 +175,8 @@ static void enter_super(struct direction *d, const uint8_t *ip, int len, int hea
         memcpy(p->data + head, ip + at, n);
         p->len = head + n;
         p->head = head;
-        p->unsummed = 1;
+        p->sum_start = IP;
+        p->sum_offset = udp ? 6 : 16;
         if (!udp) {
             put32(p->data + IP + 4, get32(ip + IP + 4) + at - head);
             if (at + n < len)
@@ -213,8 +215,9 @@ static int receive(struct direction *d, int64_t now)
         struct packet *p = take();
         memcpy(p->data, ip, len);
         p->len = len;
-        p->unsummed = v->flags & VIRTIO_NET_HDR_F_NEEDS_CSUM && (ip[9] == IPPROTO_TCP || ip[9] == IPPROTO_UDP);
-        p->head = p->unsummed ? head : 0;
+        p->sum_start = v->flags & VIRTIO_NET_HDR_F_NEEDS_CSUM ? v->csum_start : 0;
+        p->sum_offset = v->csum_offset;
+        p->head = p->sum_start ? head : 0;
         enter(d, p, now);
     }
     return 1;
@@ -245,10 +248,10 @@ static void leave(struct direction *d, struct packet **group, int count, int byt
     struct virtio_net_hdr v = {0};
     struct iovec parts[JOINED + 2] = {{&v, sizeof v}};
     int used = 1;
-    if (first->unsummed) {
+    if (first->sum_start) {
         v.flags = VIRTIO_NET_HDR_F_NEEDS_CSUM;
-        v.csum_start = IP;
-        v.csum_offset = udp ? 6 : 16;
+        v.csum_start = first->sum_start;
+        v.csum_offset = first->sum_offset;
     }
     if (count > 1) {
         v.gso_type = udp ? VIRTIO_NET_HDR_GSO_UDP_L4 : VIRTIO_NET_HDR_GSO_TCPV4;
@@ -285,10 +288,12 @@ static void deliver(struct direction *d, int64_t now)
         leave(d, group, count, bytes);
 }
 
-static int make_device(const char *namespace)
+static int make_device(char *end)
 {
     char path[256];
-    struct ifreq request = {.ifr_flags = IFF_TUN | IFF_NO_PI | IFF_VNET_HDR, .ifr_name = "wan"};
+    char *namespace = strsep(&end, ":");
+    struct ifreq request = {.ifr_flags = IFF_TUN | IFF_NO_PI | IFF_VNET_HDR};
+    snprintf(request.ifr_name, sizeof request.ifr_name, "%s", end ? end : "wan");
     int own = open("/proc/self/ns/net", O_RDONLY | O_CLOEXEC);
     snprintf(path, sizeof path, "/run/netns/%s", namespace);
     int other = open(path, O_RDONLY | O_CLOEXEC);
@@ -349,7 +354,7 @@ static void report(struct direction *ways)
 int main(int argc, char **argv)
 {
     if (argc < 3) {
-        fprintf(stderr, "usage: link NS_A NS_B [rate=MBIT] [delay=MS] [queue=BYTES] [loss=SHARE] [seed=N]\n");
+        fprintf(stderr, "usage: link NS_A[:DEVICE] NS_B[:DEVICE] [rate=MBIT] [delay=MS] [queue=BYTES] [loss=SHARE] [seed=N]\n");
         return 2;
     }
     static struct direction ways[2];
