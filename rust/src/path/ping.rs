@@ -111,9 +111,9 @@ impl PathTable {
             }
         }
         self.prove(id, Some(from));
-        let better = self.remotes.get(&id).is_some_and(|remote| elsewhere && remote.is_better(index));
+        let better = self.remotes.get(&id).is_some_and(|remote| elsewhere && remote.is_better(now, index));
         if moves || better {
-            self.move_to(id, index);
+            self.move_to(now, id, index);
         } else if contested {
             // both may work: the path in use has until the next ping to show that it still does
             self.keep_alive(now, id);
