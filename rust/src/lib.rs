@@ -36,6 +36,8 @@ pub mod peer;
 pub mod proxy;
 #[cfg(feature = "python")]
 mod python;
+#[cfg(feature = "runtime")]
+pub mod rendezvous;
 pub mod stun;
 pub mod time;
 pub mod tls;

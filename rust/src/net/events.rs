@@ -39,9 +39,9 @@ impl Driver<'_> {
                 }
             }
             PathEvent::Unused { via } => self.sockets.close(via, inner),
-            PathEvent::Observed { address } => {
+            PathEvent::Observed { address, by } => {
                 tracing::debug!(%address, "own address as seen from outside");
-                let _ = inner.events.send(NetEvent::Observed { address });
+                let _ = inner.events.send(NetEvent::Observed { address, by });
             }
             other => self.handle_remote_event(now, core, other),
         }

@@ -81,6 +81,7 @@ pub enum NetEvent {
     /// A peer or a server saw our datagrams come from an address that is news.
     Observed {
         address: SocketAddr,
+        by: SocketAddr,
     },
 }
 

@@ -161,7 +161,7 @@ pub enum PathEvent {
     /// Nothing goes through this socket any more, and nobody waits for anything on it.
     Unused { via: Via },
     /// A peer or server saw our datagrams come from this address, which is news.
-    Observed { address: SocketAddr },
+    Observed { address: SocketAddr, by: SocketAddr },
 }
 
 /// Counters since the start, and how full the tables are.

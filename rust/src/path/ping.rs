@@ -68,7 +68,7 @@ impl PathTable {
             return;
         };
         self.counters.pongs_in += 1;
-        self.observe(pong.observed);
+        self.observe(pong.observed, from.to);
         let rtt = now.since(sent);
         match purpose {
             Purpose::Path { remote, keys } => self.path_answered(now, remote, from, keys, rtt),

@@ -351,7 +351,7 @@ impl PathTable {
     }
 
     /// Reports an address of our own, if it is news.
-    pub(super) fn observe(&mut self, address: SocketAddr) {
+    pub(super) fn observe(&mut self, address: SocketAddr, by: SocketAddr) {
         let address = canonical(address);
         if !sendable(address) || self.observed.contains(&address) {
             return;
@@ -360,7 +360,7 @@ impl PathTable {
             self.observed.pop_front();
         }
         self.observed.push_back(address);
-        self.events.push_back(PathEvent::Observed { address });
+        self.events.push_back(PathEvent::Observed { address, by });
     }
 
     /// The path at `address` (`None`: the one in use) is proven.
