@@ -124,6 +124,7 @@ impl Peers {
     /// resolve).
     pub(super) async fn resolve_all(&self, node: NodeId, timeout: Duration) -> Result<Vec<SocketAddr>> {
         let mut addresses: Vec<_> = self.live_routes(&node).into_iter().map(|route| route.to).collect();
+        addresses.extend(self.neighbour_addresses(&node));
         let named = self.table().addresses(&node);
         let mut failed = None;
         for name in &named {
@@ -226,6 +227,7 @@ impl Race {
         let (first, rest) = live.split_at(live.len().min(1));
         race.add_all(first.iter().copied(), now);
         race.add_all(rest.iter().copied(), race.others_at);
+        race.add_all(peers.neighbour_addresses(&dial.node).into_iter().map(Route::from), race.others_at);
         for name in dial.address.iter().chain(&named) {
             match name.parse::<SocketAddr>() {
                 Ok(address) => race.add_all([address.into()], race.others_at),

@@ -7,9 +7,9 @@ mod dial;
 mod link;
 mod table;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::future::Future;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, Weak};
 use std::time::SystemTime;
@@ -46,6 +46,8 @@ pub struct Peers {
     handshakes: Mutex<HashMap<IpAddr, usize>>,
     /// Who opens paths to nodes whose addresses are not known.
     finder: OnceLock<Weak<dyn Finder>>,
+    /// Nodes of the local network, by their own word.
+    neighbours: Mutex<BTreeMap<NodeId, Vec<SocketAddr>>>,
 }
 
 /// Opens paths to nodes of which only the key is known.
@@ -78,6 +80,7 @@ impl Peers {
             turns: Mutex::default(),
             handshakes: Mutex::default(),
             finder: OnceLock::new(),
+            neighbours: Mutex::default(),
         }))
     }
 
@@ -131,6 +134,22 @@ impl Peers {
 
     fn finder(&self) -> Option<Arc<dyn Finder>> {
         self.finder.get()?.upgrade()
+    }
+
+    /// Who is in the local network now, in place of whoever was.
+    pub fn set_neighbours(&self, neighbours: BTreeMap<NodeId, Vec<SocketAddr>>) {
+        *self.neighbours.lock().unwrap_or_else(PoisonError::into_inner) = neighbours;
+    }
+
+    /// Where a node of the local network says it is.
+    pub fn neighbour_addresses(&self, node: &NodeId) -> Vec<SocketAddr> {
+        let neighbours = self.neighbours.lock().unwrap_or_else(PoisonError::into_inner);
+        neighbours.get(node).cloned().unwrap_or_default()
+    }
+
+    /// Whether the program named this node, or has reached it.
+    pub fn knows(&self, node: &NodeId) -> bool {
+        self.table().knows(node) || !self.net.live_routes(node).is_empty()
     }
 
     /// Remembers the names that a node has proven.
