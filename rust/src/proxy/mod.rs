@@ -240,6 +240,9 @@ impl Proxy {
     /// New handshakes use this identity; live connections go on. Errors: what is wrong with it.
     pub fn rotate(&self, identity: Identity) -> Result<()> {
         self.shared().peers.rotate(identity)?;
+        if let Some(finding) = self.shared().finding.get() {
+            finding.renew();
+        }
         tracing::info!(node = %self.node_id(), "identity replaced");
         Ok(())
     }

@@ -178,6 +178,11 @@ impl Rendezvous {
         self.inner.reports().find(node)
     }
 
+    /// The node has another key: it registers anew, under its new name too.
+    pub fn renew(&self) {
+        self.inner.stations.iter().for_each(|station| station.renew.notify_one());
+    }
+
     /// Gives back what the gateway opened.
     pub async fn close(&self) {
         self.tasks.iter().for_each(JoinHandle::abort);
@@ -235,7 +240,8 @@ impl Inner {
 
     async fn add_named_server(&self, name: &str) -> bool {
         match resolve(name).await {
-            Ok(found) => found.into_iter().fold(false, |news, server| self.surroundings.add_server(server) || news),
+            // every one of them is added
+            Ok(found) => found.into_iter().filter(|server| self.surroundings.add_server(*server)).count() > 0,
             Err(error) => {
                 tracing::info!(%error, "a STUN server is not found");
                 false
