@@ -329,7 +329,8 @@ pub struct DiscoveryConfig {
     pub retransmit: Duration,
     /// How often it is asked.
     pub attempts: u32,
-    /// When a server counts as silent.
+    /// When all servers count as silent: several round trips over a geostationary satellite. Where one has answered, what
+    /// others say is waited for as long as two of its round trips and the repetitions take.
     pub query_timeout: Duration,
     /// Sockets opened to see how the NAT hands out ports. Eight tell a block of 1024 from all ports with certainty (`path/profile.rs`).
     pub port_samples: usize,
