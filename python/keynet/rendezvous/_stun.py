@@ -3,22 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
 
-from ._limits import invalid
+from .. import _keynet
+from .._runtime import call
 
 __all__ = ["StunServer", "start_stun"]
 
 
-class StunServer(Protocol):
+class StunServer:
     """What `start_stun` gives."""
 
+    def __init__(self, core: _keynet.StunServer) -> None:
+        self._core = core
+
+    @property
+    def addresses(self) -> list[str]:
+        """Where it listens: "host:port"."""
+        return self._core.addresses()
+
+    def stats(self) -> dict[str, int]:
+        """Counters since the start, by name."""
+        return self._core.stats()
+
     async def close(self) -> None:
-        """Closes its sockets."""
+        """Closes its sockets. May be called again."""
+        await call(self._core.close)
 
 
 async def start_stun(addresses: Sequence[str]) -> StunServer | None:
-    """Answers STUN (RFC 8489, RFC 5780) at these UDP addresses; None for none."""
+    """Answers STUN (RFC 8489, RFC 5780) at these UDP addresses; None for none. Raises `BindError`, `InvalidArgument`.
+
+    Two ports let nodes find out what their NAT does; two IP addresses, with two ports each, let them find out all.
+    """
     if not addresses:
         return None
-    raise invalid("the STUN server is not built yet: recommend one of others with --public-stun")
+    listed = list(addresses)
+    return StunServer(await call(lambda loop: _keynet.StunServer.bind(listed, loop)))
