@@ -203,8 +203,9 @@ const LAYERS: &[(&str, u8)] = &[
     ("net", 2),
     ("peer", 3),
     ("nat", 3),
-    ("proxy", 4),
-    ("python", 5),
+    ("rendezvous", 4),
+    ("proxy", 5),
+    ("python", 6),
 ];
 
 /// Something that layers up to `up_to` may not name.
@@ -255,8 +256,8 @@ const BANS: &[Ban] = &[
     Ban::krate(&["tracing"], 1, "the core tells by its return values and events"),
     Ban::krate(&["quinn_udp"], 1, SOCKETS),
     Ban::krate(&["socket2"], 1, SOCKETS),
-    Ban::krate(&["pyo3"], 4, "Python is layer 5"),
-    Ban::krate(&["pyo3_async_runtimes"], 4, "Python is layer 5"),
+    Ban::krate(&["pyo3"], 5, "Python is layer 6"),
+    Ban::krate(&["pyo3_async_runtimes"], 5, "Python is layer 6"),
     Ban::new(&["UdpSocket"], SOCKETS),
     Ban::new(&["TcpStream"], SOCKETS),
     Ban::new(&["TcpListener"], SOCKETS),

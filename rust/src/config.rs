@@ -349,6 +349,63 @@ impl Default for DiscoveryConfig {
     }
 }
 
+/// Knobs of the rendezvous: how nodes find each other.
+#[derive(Clone, Debug)]
+pub struct RendezvousConfig {
+    /// A rendezvous node must be reached and have answered by then: as long as a dial may take.
+    pub connect_timeout: Duration,
+    /// After a session that ended: again after this, and twice as long each time. A rendezvous takes five registrations at once and
+    /// one in five seconds after that.
+    pub reconnect_after: Duration,
+    pub reconnect_most: Duration,
+    /// An answer to an invitation: two round trips around the world by way of a third node, and what the peer needs to ask its
+    /// servers.
+    pub answer_timeout: Duration,
+    /// A dial that comes before any rendezvous node is connected waits so long for one.
+    pub patience: Duration,
+    /// What a first dial waits for what is not known yet of the own NAT.
+    pub discovery_patience: Duration,
+    /// The NAT is asked again this often, and when the network changes (PUNCH.md, phase 0).
+    pub discover_every: Duration,
+    /// How long plain addresses are tried, predictions (each round with fresh ports), and a search.
+    pub direct_timeout: Duration,
+    pub prediction_timeout: Duration,
+    pub search_timeout: Duration,
+    pub prediction_rounds: u32,
+    /// Where both NATs are symmetric plain addresses rarely help: three round trips of a long path.
+    pub hopeless_timeout: Duration,
+    /// Invitations taken a second, and at once; each costs two signatures and two key agreements, about 0.3 ms.
+    pub invitations_per_second: u32,
+    pub invitations_at_once: usize,
+    /// A peer whose path fell silent is met again this often at most.
+    pub again_after: Duration,
+    /// Meetings that can still be explained.
+    pub max_reports: usize,
+}
+
+impl Default for RendezvousConfig {
+    fn default() -> Self {
+        Self {
+            connect_timeout: Duration::from_secs(10),
+            reconnect_after: Duration::from_millis(500),
+            reconnect_most: Duration::from_secs(30),
+            answer_timeout: Duration::from_secs(5),
+            patience: Duration::from_secs(5),
+            discovery_patience: Duration::from_secs(3),
+            discover_every: Duration::from_secs(300),
+            direct_timeout: Duration::from_secs(10),
+            prediction_timeout: Duration::from_secs(4),
+            search_timeout: Duration::from_secs(14),
+            prediction_rounds: 3,
+            hopeless_timeout: Duration::from_secs(3),
+            invitations_per_second: 20,
+            invitations_at_once: 64,
+            again_after: Duration::from_secs(2),
+            max_reports: 1_024,
+        }
+    }
+}
+
 /// Knobs of what a node learns from its own machine and from its LAN.
 #[derive(Clone, Debug)]
 pub struct HostConfig {

@@ -10,8 +10,9 @@
 //! | 2 | `net` | the one task that owns the UDP socket (tokio starts here) |
 //! | 3 | `peer` | a link: uTP stream + TLS + the node at its other end |
 //! | 3 | `nat` | what a node finds out about itself and its network, and a STUN server that helps others to |
-//! | 4 | `proxy` | forward and reverse proxy, access list, splice |
-//! | 5 | `python` | conversions for the Python package, nothing else |
+//! | 4 | `rendezvous` | nodes that find each other by their keys |
+//! | 5 | `proxy` | forward and reverse proxy, access list, splice |
+//! | 6 | `python` | conversions for the Python package, nothing else |
 //!
 //! The core is driven from outside: bytes and the time go in (`handle_*`), datagrams, deadlines and events come out
 //! (`poll_*`). Time, randomness and sockets are always arguments.
@@ -36,6 +37,8 @@ pub mod peer;
 pub mod proxy;
 #[cfg(feature = "python")]
 mod python;
+#[cfg(feature = "runtime")]
+pub mod rendezvous;
 pub mod stun;
 pub mod time;
 pub mod tls;

@@ -9,12 +9,12 @@ use std::sync::Arc;
 
 use super::conn::{Conn, ConnState};
 use super::{NetConfig, NetStats};
-use crate::addr::{Origin, RemoteId};
+use crate::addr::{NodeId, Origin, RemoteId, Route};
 use crate::config::UtpConfig;
 use crate::error::{Error, Reason, Result, Stage};
 use crate::path::{sendable, PathTable};
 use crate::time::Time;
-use crate::utp::{ConnectError, Connection, Endpoint, Handle, Turn, Turns};
+use crate::utp::{ConnectError, Connection, Endpoint, Handle, PathKey, Turn, Turns};
 
 pub struct Core {
     pub endpoint: Endpoint,
@@ -39,15 +39,30 @@ impl Core {
         })
     }
 
-    /// A connection towards `address`, and whether that path is known to work.
-    pub fn dial(&mut self, now: Time, address: SocketAddr, utp: &UtpConfig) -> Result<(Arc<Conn>, bool)> {
+    /// A connection along `route`, and whether that path is known to work. Where several remotes are at the address, the one of
+    /// `node` is meant.
+    pub fn dial(
+        &mut self,
+        now: Time,
+        route: Route,
+        node: Option<&NodeId>,
+        utp: &UtpConfig,
+    ) -> Result<(Arc<Conn>, bool)> {
+        let address = route.to;
         if !sendable(address) {
             // `[::]:4433`, as a node shows its own socket, is what people copy
             let what = "nothing can be sent there: it is not the address of one host";
             return Err(Error::new(Reason::Unreachable, Stage::Punch, what).with_address(address));
         }
         let full = |what: &str| Error::new(Reason::TooManyConnections, Stage::Utp, what).with_address(address);
-        let remote = self.paths.remote_for(now, address).map_err(|_| full("no room for another remote address"))?;
+        let of_node = node.and_then(|node| {
+            let routes = self.paths.routes_of_node(node);
+            routes.into_iter().find(|(_, known)| *known == route).map(|(remote, _)| remote)
+        });
+        let remote = match of_node {
+            Some(remote) => remote,
+            None => self.paths.remote_for(now, route).map_err(|_| full("no room for another remote address"))?,
+        };
         let proven = self.paths.rtt_of(remote).is_some();
         let key = self.paths.shared_keys(remote).own.filter(|_| proven);
         let cap = Origin::of(address).max_datagram();
@@ -59,7 +74,10 @@ impl Core {
         Ok((self.insert(now, handle, utp), proven))
     }
 
-    pub fn insert(&mut self, now: Time, handle: Handle, utp: Connection) -> Arc<Conn> {
+    pub fn insert(&mut self, now: Time, handle: Handle, mut utp: Connection) -> Arc<Conn> {
+        if let Some(route) = self.paths.route_of(utp.remote()) {
+            utp.handle_path(now, path_key(route), Origin::of(route.to).max_datagram(), true);
+        }
         let conn = Arc::new(Conn::new(handle, utp));
         if self.conns.len() <= handle.slot() {
             self.conns.resize(handle.slot() + 1, None);
@@ -124,7 +142,17 @@ impl Core {
 
     /// Where packets for `remote` go; an unspecified address when it is forgotten.
     pub fn address_of(&self, remote: RemoteId) -> SocketAddr {
-        self.paths.address_of(remote).unwrap_or_else(|| (Ipv4Addr::UNSPECIFIED, 0).into())
+        self.route_of(remote).to
+    }
+
+    /// The same, with the socket.
+    pub fn route_of(&self, remote: RemoteId) -> Route {
+        self.paths.route_of(remote).unwrap_or_else(|| SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)).into())
+    }
+
+    /// Live connections of a remote.
+    pub fn of_remote(&self, remote: RemoteId) -> Vec<Arc<Conn>> {
+        self.all().filter(|conn| conn.remote == remote).cloned().collect()
     }
 
     /// Throws stale timers out when they are the most: a busy connection leaves one behind at each turn.
@@ -158,6 +186,14 @@ impl std::fmt::Debug for Core {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Core").field("stats", &self.stats()).finish_non_exhaustive()
     }
+}
+
+/// Names a route for uTP, which knows no addresses: FNV-1a, for two of a handful must only not be the same by chance.
+pub fn path_key(route: Route) -> PathKey {
+    let [high, low] = route.via.0.to_be_bytes();
+    let origin = Origin::of(route.to);
+    let bytes = origin.as_bytes().iter().copied().chain([high, low]);
+    PathKey(bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)))
 }
 
 fn seed() -> Result<[u8; 32]> {

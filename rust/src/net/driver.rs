@@ -4,7 +4,6 @@
 use std::cmp::Reverse;
 use std::io::{self, IoSliceMut};
 use std::iter::Peekable;
-use std::net::SocketAddr;
 use std::slice::Chunks;
 use std::sync::atomic::Ordering;
 use std::sync::Arc;
@@ -15,23 +14,23 @@ use tokio::sync::mpsc;
 
 use super::conn::{Conn, ConnState};
 use super::core::Core;
-use super::socket::Socket;
-use super::{Inner, NetEvent, PathInfo, UtpStream};
-use crate::addr::{unmapped, Origin, RemoteId};
+use super::sockets::Sockets;
+use super::{Inner, UtpStream};
+use crate::addr::{unmapped, Origin, RemoteId, Route, Via};
 use crate::classify::{classify, Kind};
-use crate::error::{Error, Reason, Stage};
-use crate::path::{sendable, PathEvent, PingIn, PongIn};
+use crate::error::Reason;
+use crate::path::{sendable, PingIn, PongIn};
 use crate::stun;
 use crate::time::Time;
 use crate::utp::packet::Packet;
 use crate::utp::{Endpoint, Routed};
 
 /// Runs until [`super::Net::close`]. The socket is its own, so that it closes then, whoever still holds a handle.
-pub async fn run(inner: Arc<Inner>, socket: Socket, accepted: mpsc::Sender<UtpStream>) {
+pub async fn run(inner: Arc<Inner>, sockets: Sockets, accepted: mpsc::Sender<UtpStream>) {
     let _end = LastWord(inner.clone());
     let mut driver = Driver {
         inner: &inner,
-        socket: &socket,
+        sockets,
         accepted,
         touched: Vec::new(),
         out: Vec::with_capacity(64 << 10),
@@ -49,19 +48,23 @@ pub async fn run(inner: Arc<Inner>, socket: Socket, accepted: mpsc::Sender<UtpSt
                 sleep.as_mut().reset(inner.clock.instant(at).into());
             }
         }
+        let (main, others) = (driver.sockets.main(), driver.sockets.others());
+        let blocked = driver.blocked.as_ref().and_then(|blocked| driver.sockets.find(blocked.route.via));
+        let blocked = blocked.unwrap_or_else(|| main.clone());
         tokio::select! {
             biased;
-            () = socket.writable(), if driver.blocked.is_some() => driver.send_blocked(),
+            () = blocked.writable(), if driver.blocked.is_some() => driver.send_blocked(),
             // bells that never cease must not keep it from receiving; without news this is no system call
-            () = inner.doorbell.rung() => driver.receive(),
-            () = socket.readable() => driver.receive(),
+            () = inner.doorbell.rung() => driver.receive(Via::MAIN),
+            () = main.readable() => driver.receive(Via::MAIN),
+            via = others.readable(), if !others.is_empty() => driver.receive(via),
             () = &mut sleep, if deadline.is_some() => deadline = None,
         }
         driver.work();
     }
     driver.finish();
     // the port is free for others before anyone hears of the end
-    drop(socket);
+    drop(driver);
 }
 
 /// However the driver ends, also by a panic or with its runtime: nobody waits for it for ever.
@@ -79,13 +82,14 @@ impl Drop for LastWord {
             state.wake(wakes);
         }
         inner.punches().clear();
+        inner.meetings().clear();
         inner.closed.send_replace(true);
     }
 }
 
-struct Driver<'a> {
-    inner: &'a Arc<Inner>,
-    socket: &'a Socket,
+pub(super) struct Driver<'a> {
+    pub(super) inner: &'a Arc<Inner>,
+    pub(super) sockets: Sockets,
     accepted: mpsc::Sender<UtpStream>,
     /// Connections to look at in this turn.
     touched: Vec<Arc<Conn>>,
@@ -96,7 +100,7 @@ struct Driver<'a> {
 }
 
 struct Blocked {
-    to: SocketAddr,
+    route: Route,
     contents: Vec<u8>,
     segment_size: Option<usize>,
 }
@@ -113,14 +117,14 @@ struct Sender {
 
 impl Sender {
     /// The remote at this address that has such a connection; else the first there, or a new one.
-    fn find(now: Time, core: &mut Core, from: SocketAddr, id: [u8; 2]) -> Option<Self> {
+    fn find(now: Time, core: &mut Core, from: Route, id: [u8; 2]) -> Option<Self> {
         let number = u16::from_be_bytes(id);
         let known = core.paths.remotes_at(from).find(|remote| core.endpoint.knows(*remote, number));
         let remote = known.or_else(|| core.paths.remote_for(now, from).ok())?;
         Some(Self { id, remote, known: known.is_some(), heard: false, proven: false })
     }
 
-    fn note(&self, now: Time, core: &mut Core, from: SocketAddr) {
+    fn note(&self, now: Time, core: &mut Core, from: Route) {
         if self.heard {
             core.paths.handle_utp_from(now, from, self.remote, self.proven);
         }
@@ -129,7 +133,8 @@ impl Sender {
 
 impl Driver<'_> {
     /// Takes what the socket has, up to a budget, so that sending gets its turn.
-    fn receive(&mut self) {
+    fn receive(&mut self, via: Via) {
+        let Some(socket) = self.sockets.find(via) else { return };
         let mut buffer = std::mem::take(&mut self.receive_buffer);
         for _ in 0..RECEIVE_ROUNDS {
             let mut metas = [RecvMeta::default(); RECEIVE_BUFFERS];
@@ -137,13 +142,14 @@ impl Driver<'_> {
                 let mut chunks = buffer.chunks_mut(BUFFER_SIZE);
                 std::array::from_fn(|_| IoSliceMut::new(chunks.next().unwrap_or_default()))
             };
-            let Ok(count) = self.socket.receive(&mut slices, &mut metas) else { break };
+            let Ok(count) = socket.receive(&mut slices, &mut metas) else { break };
             let now = self.inner.clock.now();
             let mut core = self.inner.core();
             for (meta, chunk) in metas.iter().zip(buffer.chunks(BUFFER_SIZE)).take(count) {
                 let batch = &chunk[..meta.len.min(chunk.len())];
                 core.stats.bytes_in += batch.len() as u64;
-                self.handle_batch(now, &mut core, unmapped(meta.addr), batch, meta.stride.max(1));
+                let from = Route { via, to: unmapped(meta.addr) };
+                self.handle_batch(now, &mut core, from, batch, meta.stride.max(1));
             }
             if count < RECEIVE_BUFFERS {
                 break;
@@ -154,7 +160,7 @@ impl Driver<'_> {
 
     /// Datagrams of `stride` bytes from one address. They mostly belong to one connection: what the tables say of its
     /// remote is looked up once.
-    fn handle_batch(&mut self, now: Time, core: &mut Core, from: SocketAddr, batch: &[u8], stride: usize) {
+    fn handle_batch(&mut self, now: Time, core: &mut Core, from: Route, batch: &[u8], stride: usize) {
         let mut sender: Option<Sender> = None;
         let mut datagrams = batch.chunks(stride).peekable();
         while let Some(datagram) = datagrams.next() {
@@ -182,11 +188,11 @@ impl Driver<'_> {
     }
 
     /// A SYN from an address that nobody is known at costs no entry of the path table. False: it was not that.
-    fn handle_stranger(&mut self, now: Time, core: &mut Core, from: SocketAddr, datagram: &[u8]) -> bool {
-        if core.paths.remote_of(from).is_some() || !sendable(from) {
+    fn handle_stranger(&mut self, now: Time, core: &mut Core, from: Route, datagram: &[u8]) -> bool {
+        if core.paths.remote_of(from).is_some() || !sendable(from.to) {
             return false;
         }
-        match core.endpoint.handle_stranger(now, datagram, Origin::of(from)) {
+        match core.endpoint.handle_stranger(now, datagram, Origin::of(from.to)) {
             None => return false,
             Some(Routed::Dropped(why)) => core.stats.count(why),
             Some(_) => {}
@@ -195,7 +201,7 @@ impl Driver<'_> {
         true
     }
 
-    fn handle_stun(&mut self, now: Time, core: &mut Core, from: SocketAddr, datagram: &[u8]) {
+    fn handle_stun(&mut self, now: Time, core: &mut Core, from: Route, datagram: &[u8]) {
         let verified = |key: &[u8; 32]| stun::verify(datagram, key);
         match stun::decode(datagram) {
             Ok(stun::Message::Ping(ping)) => {
@@ -204,7 +210,7 @@ impl Driver<'_> {
                 self.out.clear();
                 let key = pong.key.as_ref();
                 if stun::encode_pong(&mut self.out, pong.transaction, pong.observed, key, pong.room) {
-                    self.send(core, pong.to, None);
+                    self.send(core, Route { via: pong.via, to: pong.to }, None);
                 }
             }
             Ok(stun::Message::Pong(pong)) => {
@@ -222,14 +228,14 @@ impl Driver<'_> {
         &mut self,
         now: Time,
         core: &mut Core,
-        from: SocketAddr,
+        from: Route,
         sender: &mut Sender,
         datagram: &'a [u8],
         rest: &mut Peekable<Chunks<'a, u8>>,
     ) {
         // it matters to what begins a connection only
         let key = if sender.known { None } else { core.paths.shared_keys(sender.remote).peers };
-        match core.endpoint.handle(now, sender.remote, datagram, Origin::of(from), key.as_ref()) {
+        match core.endpoint.handle(now, sender.remote, datagram, Origin::of(from.to), key.as_ref()) {
             Routed::Known(handle, packet) => {
                 let Some(conn) = core.find(handle).cloned() else { return };
                 let mut state = conn.lock();
@@ -268,14 +274,14 @@ impl Driver<'_> {
         }
     }
 
-    fn send_reply(&mut self, core: &mut Core, to: SocketAddr) {
+    fn send_reply(&mut self, core: &mut Core, to: Route) {
         self.out.clear();
         if core.endpoint.poll_reply(&mut self.out).is_some() {
             self.send(core, to, None);
         }
     }
 
-    fn touch(&mut self, conn: &Arc<Conn>, state: &mut ConnState) {
+    pub(super) fn touch(&mut self, conn: &Arc<Conn>, state: &mut ConnState) {
         if !std::mem::replace(&mut state.queued, true) {
             self.touched.push(conn.clone());
         }
@@ -285,6 +291,7 @@ impl Driver<'_> {
     fn work(&mut self) {
         let inner = self.inner;
         let now = inner.clock.now();
+        self.sockets.take_new(inner);
         let mut core = inner.core();
         core.sweep_timers();
         self.fire_timers(now, &mut core);
@@ -329,9 +336,12 @@ impl Driver<'_> {
                 state.utp.note_company(heard, connections);
             }
             state.utp.handle_timeout(now);
+            if state.utp.is_stuck(now) {
+                core.paths.handle_stuck(now, conn.remote);
+            }
         }
-        let to = core.address_of(conn.remote);
-        let max_segments = self.socket.max_segments();
+        let to = core.route_of(conn.remote);
+        let max_segments = self.sockets.find(to.via).map_or(1, |socket| socket.max_segments());
         let mut sent = false;
         for round in 0.. {
             self.out.clear();
@@ -381,78 +391,49 @@ impl Driver<'_> {
             self.out.clear();
             let keys = ping.keys.as_ref().map(|(session, key)| (session, key));
             stun::encode_ping(&mut self.out, ping.transaction, keys);
-            self.send(core, ping.to, None);
+            let route = Route { via: ping.via, to: ping.to };
+            match ping.ttl {
+                None => self.send(core, route, None),
+                // what does not leave now has missed its moment
+                Some(hops) => {
+                    drop(self.sockets.find(route.via).map(|socket| socket.send_within(route.to, &self.out, hops)))
+                }
+            }
         }
         while let Some(event) = core.paths.poll_event() {
-            self.handle_path_event(core, event);
-        }
-    }
-
-    fn handle_path_event(&mut self, core: &mut Core, event: PathEvent) {
-        let inner = self.inner;
-        match event {
-            PathEvent::Punched { id, address, rtt, observed, .. } => {
-                if let Some(done) = inner.punches().remove(&id) {
-                    let _ = done.send(Ok(PathInfo { address, rtt, observed: Some(observed) }));
-                }
-            }
-            PathEvent::PunchFailed { id, tried } => {
-                if let Some(done) = inner.punches().remove(&id) {
-                    let tried: Vec<_> = tried.iter().map(ToString::to_string).collect();
-                    let text = format!("no answer from {}", tried.join(", "));
-                    let _ = done.send(Err(Error::new(Reason::PunchTimeout, Stage::Punch, text)));
-                }
-            }
-            PathEvent::Up { remote, address } => {
-                let node = core.paths.node_of(remote);
-                let _ = inner.events.send(NetEvent::PathUp { remote, node, address });
-            }
-            PathEvent::Lost { remote, node, address, silent_for } => {
-                tracing::debug!(node = node.map(tracing::field::display), %address, ?silent_for, "path lost");
-                let lost: Vec<_> = core.all().filter(|conn| conn.remote == remote).cloned().collect();
-                for conn in lost {
-                    let mut state = conn.lock();
-                    state.fail(Reason::PeerLost);
-                    let wakes = state.utp.take_wakes();
-                    state.wake(wakes);
-                    inner.doorbell.ring(&conn, &mut state);
-                }
-                let _ = inner.events.send(NetEvent::PathLost { remote, node, address, reason: Reason::PeerLost });
-            }
-            PathEvent::Moved { remote, node, from, to } => {
-                tracing::info!(%from, %to, "path moved");
-                let _ = inner.events.send(NetEvent::PathMoved { remote, node, from, to });
-            }
-            PathEvent::Observed { address } => tracing::debug!(%address, "own address as seen from outside"),
+            self.handle_path_event(now, core, event);
         }
     }
 
     /// Sends what is in `self.out`. A full socket keeps it for later; what the network refuses is lost, as datagrams are.
-    fn send(&mut self, core: &mut Core, to: SocketAddr, segment_size: Option<usize>) {
+    fn send(&mut self, core: &mut Core, route: impl Into<Route>, segment_size: Option<usize>) {
+        let route = route.into();
         if self.blocked.is_some() {
             core.stats.send_errors += 1;
             return;
         }
-        match self.socket.send(to, &self.out, segment_size) {
+        // a path whose socket has just been closed is about to be given up
+        let Some(socket) = self.sockets.find(route.via) else { return };
+        match socket.send(route.to, &self.out, segment_size) {
             Ok(()) => {
                 core.stats.datagrams_out += segment_size.map_or(1, |size| self.out.len().div_ceil(size)) as u64;
                 core.stats.bytes_out += self.out.len() as u64;
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                self.blocked = Some(Blocked { to, contents: self.out.clone(), segment_size });
+                self.blocked = Some(Blocked { route, contents: self.out.clone(), segment_size });
             }
             Err(error) => {
                 core.stats.send_errors += 1;
-                tracing::debug!(%to, %error, "datagram not sent");
+                tracing::debug!(to = ?route, %error, "datagram not sent");
             }
         }
     }
 
     fn send_blocked(&mut self) {
-        let Some(Blocked { to, contents, segment_size }) = self.blocked.take() else { return };
+        let Some(Blocked { route, contents, segment_size }) = self.blocked.take() else { return };
         self.out = contents;
         let inner = self.inner;
-        self.send(&mut inner.core(), to, segment_size);
+        self.send(&mut inner.core(), route, segment_size);
     }
 
     /// Resets every connection, tells whoever waits, and lets go of the socket.
@@ -471,6 +452,7 @@ impl Driver<'_> {
             core.forget(now, conn.handle);
         }
         inner.punches().clear();
+        inner.meetings().clear();
     }
 }
 

@@ -4,7 +4,10 @@ mod clock;
 mod conn;
 mod core;
 mod driver;
+mod events;
+mod meeting;
 mod socket;
+mod sockets;
 mod stream;
 
 use std::collections::HashMap;
@@ -16,16 +19,18 @@ use std::time::Duration;
 
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 
-use crate::addr::{NodeId, PingKeys, RemoteId};
+use crate::addr::{NodeId, PingKeys, RemoteId, Route};
 use crate::config::{EndpointConfig, PathConfig, SocketConfig, UtpConfig};
 use crate::error::{Error, Reason, Result, Stage};
-use crate::path::{PathStats, PunchId};
+use crate::path::{MeetingId, PathStats, PathView, PunchId};
 use crate::utp::Dropped;
 use clock::Clock;
 use conn::Doorbell;
 use core::Core;
 use socket::Socket;
+use sockets::{NewSockets, Sockets};
 
+pub use meeting::{Meeting, MeetingState, Met};
 pub use stream::{Helm, UtpStream};
 
 /// Knobs of everything below.
@@ -67,6 +72,16 @@ pub enum NetEvent {
         node: Option<NodeId>,
         from: SocketAddr,
         to: SocketAddr,
+    },
+    /// The only path to a node that is in use does not answer.
+    PathSilent {
+        remote: RemoteId,
+        node: NodeId,
+    },
+    /// A peer or a server saw our datagrams come from an address that is news.
+    Observed {
+        address: SocketAddr,
+        by: SocketAddr,
     },
 }
 
@@ -127,6 +142,10 @@ struct Inner {
     doorbell: Doorbell,
     core: Mutex<Core>,
     punches: Mutex<HashMap<PunchId, oneshot::Sender<Result<PathInfo>>>>,
+    /// Who watches which meeting; one that ends is taken out.
+    meetings: Mutex<HashMap<MeetingId, watch::Sender<MeetingState>>>,
+    new_sockets: Mutex<NewSockets>,
+    socket_config: SocketConfig,
     events: broadcast::Sender<NetEvent>,
     closing: AtomicBool,
     closed: watch::Sender<bool>,
@@ -136,6 +155,7 @@ impl Net {
     /// Binds the socket and starts its driver; needs a tokio runtime around it.
     pub fn bind(listen: SocketAddr, mut config: NetConfig) -> Result<(Self, Incoming)> {
         let socket = Socket::bind(listen, &config.socket)?;
+        let socket_config = config.socket.clone();
         config.endpoint.receive_burst = socket.receive_burst();
         let (accepted, queue) = mpsc::channel(ACCEPT_QUEUE);
         let inner = Arc::new(Inner {
@@ -144,11 +164,14 @@ impl Net {
             doorbell: Doorbell::default(),
             core: Mutex::new(Core::new(config)?),
             punches: Mutex::default(),
+            meetings: Mutex::default(),
+            new_sockets: Mutex::default(),
+            socket_config,
             events: broadcast::Sender::new(EVENT_QUEUE),
             closing: AtomicBool::new(false),
             closed: watch::Sender::new(false),
         });
-        tokio::spawn(driver::run(inner.clone(), socket, accepted));
+        tokio::spawn(driver::run(inner.clone(), Sockets::new(socket), accepted));
         Ok((Self { inner }, Incoming { queue }))
     }
 
@@ -159,7 +182,13 @@ impl Net {
     /// Opens a uTP connection, punching on the way. Dropping the future gives it up. Fails with `PunchTimeout` when nothing
     /// at all answered within `utp.connect_timeout`, with `ConnectTimeout` or `ConnectRefused` when something did.
     pub async fn connect(&self, address: SocketAddr, utp: UtpConfig) -> Result<UtpStream> {
-        let (stream, punch) = self.inner.dial(address, &utp)?;
+        self.connect_along(address.into(), None, utp).await
+    }
+
+    /// The same along a route, to the remote that is `node` where several are at its end.
+    pub async fn connect_along(&self, route: Route, node: Option<&NodeId>, utp: UtpConfig) -> Result<UtpStream> {
+        let address = route.to;
+        let (stream, punch) = self.inner.dial(route, node, &utp)?;
         let _punch = PunchGuard { inner: &self.inner, id: punch };
         let failed = match poll_fn(|cx| stream.poll_connected(cx)).await {
             Ok(()) => return Ok(stream),
@@ -198,6 +227,28 @@ impl Net {
         self.inner.core().paths.addresses_of_node(node)
     }
 
+    /// The same as routes, of each of its remotes the one in use.
+    pub fn live_routes(&self, node: &NodeId) -> Vec<Route> {
+        let core = self.inner.core();
+        let mut routes: Vec<Route> = Vec::new();
+        for (_, route) in core.paths.routes_of_node(node) {
+            if !routes.contains(&route) {
+                routes.push(route);
+            }
+        }
+        routes
+    }
+
+    /// Every path to a node.
+    pub fn paths(&self, node: &NodeId) -> Vec<PathView> {
+        self.inner.core().paths.paths_of_node(self.inner.clock.now(), node)
+    }
+
+    /// Every node to which there is a path.
+    pub fn nodes(&self) -> Vec<NodeId> {
+        self.inner.core().paths.nodes().copied().collect()
+    }
+
     pub fn subscribe(&self) -> broadcast::Receiver<NetEvent> {
         self.inner.events.subscribe()
     }
@@ -225,6 +276,10 @@ impl Inner {
         self.punches.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn meetings(&self) -> MutexGuard<'_, HashMap<MeetingId, watch::Sender<MeetingState>>> {
+        self.meetings.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn address_of(&self, remote: RemoteId) -> SocketAddr {
         self.core().address_of(remote)
     }
@@ -241,17 +296,22 @@ impl Inner {
     }
 
     /// Starts a connection and, unless the path is known to work, a punching attempt.
-    fn dial(self: &Arc<Self>, address: SocketAddr, utp: &UtpConfig) -> Result<(UtpStream, Option<PunchId>)> {
+    fn dial(
+        self: &Arc<Self>,
+        route: Route,
+        node: Option<&NodeId>,
+        utp: &UtpConfig,
+    ) -> Result<(UtpStream, Option<PunchId>)> {
         let now = self.clock.now();
         let (conn, proven) = {
             let mut core = self.core();
             // asked under the lock: what comes after the driver's end would wait for ever
             self.check_open()?;
-            core.dial(now, address, utp)?
+            core.dial(now, route, node, utp)?
         };
         let stream = UtpStream::new(conn.clone(), self.clone());
         self.doorbell.ring(&conn, &mut conn.lock());
-        let punch = (!proven).then(|| self.start_punch(&[address], utp.connect_timeout, None));
+        let punch = (!proven).then(|| self.start_punch(&[route.to], utp.connect_timeout, None));
         Ok((stream, punch))
     }
 

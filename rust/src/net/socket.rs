@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::task::{Context, Poll};
 
 use quinn_udp::{RecvMeta, UdpSockRef, UdpSocketState};
 use socket2::{Domain, Protocol, Socket as Socket2, Type};
@@ -71,6 +72,31 @@ impl Socket {
             self.state.max_gso_segments().min(MAX_SEGMENTS)
         } else {
             1
+        }
+    }
+
+    /// Ready when there may be something to receive.
+    pub fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<()> {
+        self.io.poll_recv_ready(cx).map(drop)
+    }
+
+    /// Sends one datagram that dies after `hops` routers.
+    pub fn send_within(&self, to: SocketAddr, contents: &[u8], hops: u8) -> io::Result<()> {
+        let socket = socket2::SockRef::from(&self.io);
+        let usual = self.hops(to, &socket, None)?;
+        self.hops(to, &socket, Some(hops.into()))?;
+        let sent = self.send(to, contents, None);
+        self.hops(to, &socket, Some(usual))?;
+        sent
+    }
+
+    /// Reads, or sets, how many hops a datagram to `to` may take. A dual-stack socket has both numbers.
+    fn hops(&self, to: SocketAddr, socket: &socket2::SockRef<'_>, hops: Option<u32>) -> io::Result<u32> {
+        match (unmapped(to).is_ipv4(), hops) {
+            (true, None) => socket.ttl_v4(),
+            (true, Some(hops)) => socket.set_ttl_v4(hops).map(|()| hops),
+            (false, None) => socket.unicast_hops_v6(),
+            (false, Some(hops)) => socket.set_unicast_hops_v6(hops).map(|()| hops),
         }
     }
 

@@ -1,5 +1,7 @@
 //! Signs of life, silence, and moving from one path to another (DESIGN.md, decision 9).
 
+use std::time::Duration;
+
 use super::address::canonical_route;
 use super::outstanding::Purpose;
 use super::remote::Remote;
@@ -57,7 +59,7 @@ impl PathTable {
     }
 
     /// Sends what is for the remote to another of its paths from now on.
-    pub(super) fn move_to(&mut self, id: RemoteId, index: usize) {
+    pub(super) fn move_to(&mut self, now: Time, id: RemoteId, index: usize) {
         let Some(remote) = self.remotes.get_mut(&id) else { return };
         let (Some(from), Some(to)) = (remote.route(), remote.paths.get(index).map(|path| path.route)) else {
             return;
@@ -65,6 +67,7 @@ impl PathTable {
         if from == to {
             return;
         }
+        let alive = !remote.is_silent(now, &self.config);
         remote.in_use = index;
         remote.asked = None;
         remote.pinged = None;
@@ -72,7 +75,19 @@ impl PathTable {
         remote.silent = false;
         remote.suitor = None;
         self.counters.moved += 1;
-        self.events.push_back(PathEvent::Moved { remote: id, node: remote.node(), from: from.to, to: to.to });
+        self.events.push_back(PathEvent::Moved { remote: id, node: remote.node(), from: from.to, to: to.to, alive });
+    }
+
+    /// Data of full size gets nowhere on the path in use, though pings do: what is for the remote takes the best other path that
+    /// has answered lately, if there is one.
+    pub fn handle_stuck(&mut self, now: Time, id: RemoteId) {
+        let Some(remote) = self.remotes.get_mut(&id).filter(|remote| !remote.lost) else { return };
+        let Some(better) = last_heard_alternate(remote, now, self.config.ping_idle * 2) else { return };
+        if let Some(path) = remote.paths.get_mut(remote.in_use) {
+            path.shunned = Some(now);
+        }
+        self.move_to(now, id, better);
+        self.look_again(id);
     }
 
     /// Pings the path in use; the other ones too, when it has not answered the last time.
@@ -124,7 +139,7 @@ impl PathTable {
         }
         if let Some(index) = elsewhere {
             // the path in use does not answer, and the peer sends from this one
-            self.move_to(id, index);
+            self.move_to(now, id, index);
         }
         if proven && unproven {
             self.prove(id, None);
@@ -160,8 +175,9 @@ impl PathTable {
             return;
         }
         if remote.is_stalled(now, &self.config) {
-            if let Some(better) = last_heard_alternate(remote) {
-                self.move_to(id, better);
+            let since_used = remote.path().map_or(Duration::ZERO, |path| now.since(path.heard));
+            if let Some(better) = last_heard_alternate(remote, now, since_used) {
+                self.move_to(now, id, better);
             } else if let Some(node) = remote.node().filter(|_| remote.holds > 0 && !remote.silent) {
                 remote.silent = true;
                 self.events.push_back(PathEvent::Silent { remote: id, node });
@@ -202,10 +218,9 @@ impl PathTable {
     }
 }
 
-/// Another path that was heard last, and not before the one in use.
-fn last_heard_alternate(remote: &Remote) -> Option<usize> {
-    let in_use = remote.path()?.heard;
+/// Another path that was heard last, and not longer ago than `within`.
+fn last_heard_alternate(remote: &Remote, now: Time, within: Duration) -> Option<usize> {
     let others = remote.paths.iter().enumerate().filter(|(index, path)| *index != remote.in_use && path.proven);
     let (index, path) = others.max_by_key(|(_, path)| path.heard)?;
-    (path.heard >= in_use).then_some(index)
+    (now.since(path.heard) <= within).then_some(index)
 }

@@ -103,6 +103,20 @@ pub struct PongOut {
     pub room: usize,
 }
 
+/// A path of a node, for people to look at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PathView {
+    pub via: Via,
+    pub address: SocketAddr,
+    pub in_use: bool,
+    pub proven: bool,
+    pub rtt: Option<Duration>,
+    /// How long ago it gave a sign of life.
+    pub silent_for: Duration,
+    /// Live connections over the remote that it belongs to.
+    pub connections: u32,
+}
+
 /// A punching attempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PunchId(u64);
@@ -126,7 +140,8 @@ pub enum PathEvent {
     /// are strangers from now on, and it is forgotten as soon as nobody holds it.
     Lost { remote: RemoteId, node: Option<NodeId>, address: SocketAddr, silent_for: Duration },
     /// What is sent to the remote goes to another address from now on.
-    Moved { remote: RemoteId, node: Option<NodeId>, from: SocketAddr, to: SocketAddr },
+    /// `alive`: the path that is left still works, as far as is known.
+    Moved { remote: RemoteId, node: Option<NodeId>, from: SocketAddr, to: SocketAddr, alive: bool },
     /// The path in use fell silent: pings go unanswered, and no other path is known. Once a silence, of nodes only.
     Silent { remote: RemoteId, node: NodeId },
     /// The path in use answers again after a silence.
@@ -146,7 +161,7 @@ pub enum PathEvent {
     /// Nothing goes through this socket any more, and nobody waits for anything on it.
     Unused { via: Via },
     /// A peer or server saw our datagrams come from this address, which is news.
-    Observed { address: SocketAddr },
+    Observed { address: SocketAddr, by: SocketAddr },
 }
 
 /// Counters since the start, and how full the tables are.

@@ -18,6 +18,8 @@ pub struct Whereabouts {
     pub profile: NatProfile,
     /// It takes part in a search of ports.
     pub searches: bool,
+    /// How long the node took to find out, before it answered: the peer counts round trips by its answer.
+    pub took: Duration,
 }
 
 /// How a meeting is going to be, as far as both profiles tell.
@@ -47,7 +49,8 @@ impl Whereabouts {
         let mut profile = Vec::new();
         self.profile.encode(&mut profile);
         // a profile has 26 bytes at most
-        let mut out = vec![VERSION, u8::from(self.searches), profile.len() as u8];
+        let [high, low] = u16::try_from(self.took.as_millis()).unwrap_or(u16::MAX).to_be_bytes();
+        let mut out = vec![VERSION, u8::from(self.searches), high, low, profile.len() as u8];
         out.extend_from_slice(&profile);
         encode_candidates(&mut out, &self.candidates);
         out
@@ -55,13 +58,14 @@ impl Whereabouts {
 
     /// `None`: broken, or of a version that is not known.
     pub fn decode(bytes: &[u8]) -> Option<Self> {
-        let ([version, flags, length], rest) = bytes.split_first_chunk()?;
+        let ([version, flags, high, low, length], rest) = bytes.split_first_chunk()?;
         let (profile, candidates) = rest.split_at_checked(usize::from(*length))?;
         (*version == VERSION).then_some(())?;
         Some(Self {
             candidates: decode_candidates(candidates).ok()?,
             profile: NatProfile::decode(profile).ok()?,
             searches: flags & 1 == 1,
+            took: Duration::from_millis(u16::from_be_bytes([*high, *low]).into()),
         })
     }
 
@@ -233,6 +237,7 @@ mod tests {
             ],
             profile: NatProfile { mapping, filtering, ports, translated: Some(true), ..NatProfile::default() },
             searches: true,
+            took: Duration::from_millis(7),
         }
     }
 

@@ -68,7 +68,7 @@ impl PathTable {
             return;
         };
         self.counters.pongs_in += 1;
-        self.observe(pong.observed);
+        self.observe(pong.observed, from.to);
         let rtt = now.since(sent);
         match purpose {
             Purpose::Path { remote, keys } => self.path_answered(now, remote, from, keys, rtt),
@@ -111,9 +111,9 @@ impl PathTable {
             }
         }
         self.prove(id, Some(from));
-        let better = self.remotes.get(&id).is_some_and(|remote| elsewhere && remote.is_better(index));
+        let better = self.remotes.get(&id).is_some_and(|remote| elsewhere && remote.is_better(now, index));
         if moves || better {
-            self.move_to(id, index);
+            self.move_to(now, id, index);
         } else if contested {
             // both may work: the path in use has until the next ping to show that it still does
             self.keep_alive(now, id);

@@ -25,6 +25,8 @@ pub(super) struct Path {
     pub(super) rtt: Option<Duration>,
     /// The last ping to keep it warm while another is in use.
     pub(super) warmed: Option<Time>,
+    /// When it was left because data got nowhere on it.
+    pub(super) shunned: Option<Time>,
 }
 
 /// A remote and the paths to it.
@@ -239,16 +241,17 @@ impl Remote {
     }
 
     /// Whether another path is worth moving to while the one in use works as well.
-    pub(super) fn is_better(&self, index: usize) -> bool {
+    pub(super) fn is_better(&self, now: Time, index: usize) -> bool {
         let (Some(new), Some(old)) = (self.paths.get(index), self.path()) else { return false };
         let (Some(new_score), Some(old_score), Some(rtt)) = (new.score(), old.score(), old.rtt) else { return false };
-        new.proven && new_score + BETTER_BY.max(rtt / BETTER_BY_PART) < old_score
+        let shunned = new.shunned.is_some_and(|at| now.since(at) < SHUNNED_FOR);
+        !shunned && new.proven && new_score + BETTER_BY.max(rtt / BETTER_BY_PART) < old_score
     }
 }
 
 impl Path {
     pub(super) fn new(now: Time, route: Route) -> Self {
-        Self { route, proven: false, answers: false, heard: now, rtt: None, warmed: None }
+        Self { route, proven: false, answers: false, heard: now, rtt: None, warmed: None, shunned: None }
     }
 
     /// What the path costs, to compare it with others: its round trip, and what RFC 8421 and RFC 8305 prefer. `None`: it was not
@@ -279,6 +282,8 @@ const ROUND_TRIPS: u32 = 4;
 const BETTER_BY: Duration = Duration::from_millis(5);
 /// On long paths, by this part of their round trip.
 const BETTER_BY_PART: u32 = 8;
+/// RFC 8899 section 4.3 searches anew after ten minutes; a path that drops what is large is tried again after one, as MTU is.
+const SHUNNED_FOR: Duration = Duration::from_secs(60);
 /// A path that leaves the local network must be so much faster than one that stays in it.
 const NOT_LOCAL: Duration = Duration::from_millis(5);
 /// The same for IPv4 beside IPv6, which has no NATs that forget (PUNCH.md, phase 4).

@@ -13,7 +13,7 @@ use super::punch::Punches;
 use super::remote::{Path, Remote};
 use super::spare::{Class, Spares};
 use super::timers::{Owner, Timers};
-use super::{PathEvent, PathStats, PingOut, SharedKeys, TableFull};
+use super::{PathEvent, PathStats, PathView, PingOut, SharedKeys, TableFull};
 use crate::addr::{NodeId, PingKeys, RemoteId, Route};
 use crate::config::PathConfig;
 use crate::time::Time;
@@ -246,6 +246,38 @@ impl PathTable {
         addresses
     }
 
+    /// The remotes of a node and how they are reached, the one last heard first; only those to which a path is proven.
+    pub fn routes_of_node(&self, node: &NodeId) -> Vec<(RemoteId, Route)> {
+        let remotes = self.nodes.get(node).into_iter().flatten().filter_map(|id| self.remotes.get(id));
+        let mut proven: Vec<_> = remotes.filter(|remote| remote.path().is_some_and(|path| path.proven)).collect();
+        proven.sort_by_key(|remote| std::cmp::Reverse(remote.heard));
+        proven.into_iter().filter_map(|remote| Some((remote.id, remote.route()?))).collect()
+    }
+
+    /// Every path to a node, those in use first.
+    pub fn paths_of_node(&self, now: Time, node: &NodeId) -> Vec<PathView> {
+        let remotes = self.nodes.get(node).into_iter().flatten().filter_map(|id| self.remotes.get(id));
+        let views = remotes.flat_map(|remote| {
+            remote.paths.iter().enumerate().map(move |(index, path)| PathView {
+                via: path.route.via,
+                address: path.route.to,
+                in_use: index == remote.in_use,
+                proven: path.proven,
+                rtt: path.rtt,
+                silent_for: now.since(path.heard),
+                connections: remote.holds,
+            })
+        });
+        let mut views: Vec<_> = views.collect();
+        views.sort_by_key(|view| !view.in_use);
+        views
+    }
+
+    /// Every node that a remote is bound to.
+    pub fn nodes(&self) -> impl Iterator<Item = &NodeId> + '_ {
+        self.nodes.keys()
+    }
+
     /// The node that the remote last authenticated as.
     pub fn node_of(&self, remote: RemoteId) -> Option<NodeId> {
         self.remotes.get(&remote)?.node()
@@ -319,7 +351,7 @@ impl PathTable {
     }
 
     /// Reports an address of our own, if it is news.
-    pub(super) fn observe(&mut self, address: SocketAddr) {
+    pub(super) fn observe(&mut self, address: SocketAddr, by: SocketAddr) {
         let address = canonical(address);
         if !sendable(address) || self.observed.contains(&address) {
             return;
@@ -328,7 +360,7 @@ impl PathTable {
             self.observed.pop_front();
         }
         self.observed.push_back(address);
-        self.events.push_back(PathEvent::Observed { address });
+        self.events.push_back(PathEvent::Observed { address, by });
     }
 
     /// The path at `address` (`None`: the one in use) is proven.

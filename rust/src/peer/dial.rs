@@ -14,8 +14,8 @@ use tokio_rustls::{TlsConnector, TlsStream};
 
 use super::contact::Contact;
 use super::link::{explain, Link};
-use super::{today, Peers};
-use crate::addr::{unmapped, NodeId};
+use super::{now as today, Peers};
+use crate::addr::{unmapped, NodeId, Route};
 use crate::error::{Error, Reason, Result, Stage};
 use crate::net::UtpStream;
 use crate::open::Priority;
@@ -56,7 +56,7 @@ impl Peers {
     ///
     /// Errors: `UnknownNode`, or the most telling failure among the addresses.
     pub async fn dial(self: &Arc<Self>, dial: &Dial) -> Result<Link> {
-        if self.live_addresses(&dial.node).is_empty() {
+        if self.live_routes(&dial.node).is_empty() {
             if let Some(link) = Contact::join(self, dial).await? {
                 return Ok(link);
             }
@@ -92,15 +92,26 @@ impl Peers {
     /// Dials every address of the node at once; those over which it has proven itself before have a head start. The first
     /// link that proves to be the node wins, the others are dropped.
     pub(super) async fn race(self: &Arc<Self>, dial: &Dial) -> Result<Link> {
-        let mut race = Race::new(self, dial);
+        self.run(Race::new(self, dial, true)).await
+    }
+
+    /// The same without looking for the node: to its known addresses and the one that the dial names.
+    pub async fn dial_directly(self: &Arc<Self>, dial: &Dial) -> Result<Link> {
+        self.run(Race::new(self, dial, false)).await
+    }
+
+    async fn run(self: &Arc<Self>, mut race: Race) -> Result<Link> {
         if race.attempts.is_empty() {
             let text = "no address of this node is known";
-            return Err(Error::new(Reason::UnknownNode, Stage::Punch, text).with_node(dial.node));
+            return Err(Error::new(Reason::UnknownNode, Stage::Punch, text).with_node(race.dial.node));
         }
         loop {
-            match timeout_at(dial.deadline, race.attempts.join_next()).await {
+            match timeout_at(race.dial.deadline, race.attempts.join_next()).await {
                 Ok(Some(Ok(Step::Linked(link)))) => return Ok(*link),
-                Ok(Some(Ok(Step::Resolved(addresses)))) => race.add_all(addresses, race.others_at),
+                Ok(Some(Ok(Step::Resolved(addresses)))) => {
+                    race.add_all(addresses.into_iter().map(Route::from), race.others_at)
+                }
+                Ok(Some(Ok(Step::Found))) => race.add_all(self.live_routes(&race.dial.node), Instant::now()),
                 Ok(Some(Ok(Step::Failed(error)))) => race.note(error),
                 Ok(Some(Err(_))) => race.note(Error::new(Reason::Internal, Stage::Utp, "a dial broke off")),
                 Ok(None) => return Err(race.verdict(false)),
@@ -112,7 +123,8 @@ impl Peers {
     /// The addresses that are known of a node, names resolved. Errors: `UnknownNode`, `Unreachable` (names that do not
     /// resolve).
     pub(super) async fn resolve_all(&self, node: NodeId, timeout: Duration) -> Result<Vec<SocketAddr>> {
-        let mut addresses = self.live_addresses(&node);
+        let mut addresses: Vec<_> = self.live_routes(&node).into_iter().map(|route| route.to).collect();
+        addresses.extend(self.neighbour_addresses(&node));
         let named = self.table().addresses(&node);
         let mut failed = None;
         for name in &named {
@@ -134,10 +146,11 @@ impl Peers {
     }
 
     /// One connection attempt: uTP, then TLS, then whether it is the node.
-    async fn attempt(&self, dial: &Dial, address: SocketAddr, in_tls: &AtomicBool) -> Result<Link> {
+    async fn attempt(&self, dial: &Dial, route: Route, in_tls: &AtomicBool) -> Result<Link> {
         let context = self.current().tls;
         let start = Instant::now();
-        let stream = self.net.connect(address, self.utp_config(dial.priority)).await?;
+        let leaf = self.table().leaf(&dial.node);
+        let stream = self.net.connect_along(route, Some(&leaf), self.utp_config(dial.priority)).await?;
         let connected = Instant::now();
         in_tls.store(true, Ordering::Relaxed);
         let deadline = dial.deadline.min(connected + self.tls.handshake_timeout);
@@ -180,7 +193,7 @@ struct Race {
     peers: Arc<Peers>,
     dial: Dial,
     attempts: JoinSet<Step>,
-    tried: HashSet<SocketAddr>,
+    tried: HashSet<Route>,
     /// When addresses that have not proven themselves start.
     others_at: Instant,
     /// The most telling failure so far.
@@ -191,13 +204,15 @@ struct Race {
 enum Step {
     Linked(Box<Link>),
     Resolved(Vec<SocketAddr>),
+    /// There is a path to the node now.
+    Found,
     Failed(Error),
 }
 
 impl Race {
-    fn new(peers: &Arc<Peers>, dial: &Dial) -> Self {
+    fn new(peers: &Arc<Peers>, dial: &Dial, find: bool) -> Self {
         let now = Instant::now();
-        let live = peers.live_addresses(&dial.node);
+        let live = peers.live_routes(&dial.node);
         let named = peers.table().addresses(&dial.node);
         let delay = if live.is_empty() { Duration::ZERO } else { peers.limits.other_addresses_after };
         let mut race = Self {
@@ -212,27 +227,35 @@ impl Race {
         let (first, rest) = live.split_at(live.len().min(1));
         race.add_all(first.iter().copied(), now);
         race.add_all(rest.iter().copied(), race.others_at);
+        race.add_all(peers.neighbour_addresses(&dial.node).into_iter().map(Route::from), race.others_at);
         for name in dial.address.iter().chain(&named) {
             match name.parse::<SocketAddr>() {
-                Ok(address) => race.add_all([address], race.others_at),
+                Ok(address) => race.add_all([address.into()], race.others_at),
                 Err(_) => race.add_name(name.clone()),
             }
+        }
+        if let Some(finder) = peers.finder().filter(|_| find) {
+            let (node, start, deadline) = (dial.node, race.others_at, dial.deadline);
+            race.attempts.spawn(async move {
+                sleep_until(start).await;
+                finder.find(node, deadline).await.map_or_else(Step::Failed, |()| Step::Found)
+            });
         }
         race
     }
 
-    fn add_all(&mut self, addresses: impl IntoIterator<Item = SocketAddr>, start: Instant) {
-        for address in addresses {
-            let address = unmapped(address);
-            if self.tried.len() >= MAX_TRIED || !self.tried.insert(address) {
+    fn add_all(&mut self, routes: impl IntoIterator<Item = Route>, start: Instant) {
+        for route in routes {
+            let route = Route { to: unmapped(route.to), ..route };
+            if self.tried.len() >= MAX_TRIED || !self.tried.insert(route) {
                 continue;
             }
             let (peers, dial, in_tls) = (self.peers.clone(), self.dial.clone(), self.in_tls.clone());
             self.attempts.spawn(async move {
                 sleep_until(start).await;
-                match peers.attempt(&dial, address, &in_tls).await {
+                match peers.attempt(&dial, route, &in_tls).await {
                     Ok(link) => Step::Linked(Box::new(link)),
-                    Err(error) => Step::Failed(error.with_address(address)),
+                    Err(error) => Step::Failed(error.with_address(route.to)),
                 }
             });
         }
@@ -256,7 +279,7 @@ impl Race {
 
     /// What to say when no attempt is left, or no time.
     fn verdict(self, timed_out: bool) -> Error {
-        let mut addresses: Vec<_> = self.tried.iter().map(SocketAddr::to_string).collect();
+        let mut addresses: Vec<_> = self.tried.iter().map(|route| route.to.to_string()).collect();
         addresses.sort_unstable();
         let addresses = addresses.join(", ");
         let late = match self.in_tls.load(Ordering::Relaxed) {
@@ -284,9 +307,11 @@ fn telling(reason: Reason) -> u8 {
         Reason::PeerReset | Reason::PeerClosed | Reason::PeerLost => 6,
         Reason::ConnectRefused => 5,
         Reason::ConnectTimeout => 4,
-        Reason::PunchTimeout => 3,
-        Reason::Unreachable => 2,
-        _ => 1,
+        Reason::BothSymmetric | Reason::AccessDenied => 4,
+        Reason::UdpBlocked | Reason::PeerOffline | Reason::RendezvousBusy | Reason::PeerBusy => 3,
+        Reason::RendezvousUnreachable | Reason::PunchTimeout => 2,
+        Reason::Unreachable => 1,
+        _ => 0,
     }
 }
 
@@ -329,7 +354,7 @@ fn report(link: &Link) -> PingReport {
 }
 
 /// Errors: `Unreachable`, with the name.
-async fn resolve(name: &str) -> Result<Vec<SocketAddr>> {
+pub async fn resolve(name: &str) -> Result<Vec<SocketAddr>> {
     let failed = |text: String| Error::new(Reason::Unreachable, Stage::Punch, format!("cannot resolve {name}: {text}"));
     let found: Vec<_> = match tokio::net::lookup_host(name).await {
         Ok(found) => found.take(MAX_RESOLVED).collect(),

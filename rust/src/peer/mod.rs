@@ -7,23 +7,26 @@ mod dial;
 mod link;
 mod table;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
+use std::future::Future;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, Weak};
 use std::time::SystemTime;
 
 use tokio::sync::Semaphore;
+use tokio::time::Instant;
 
 pub use accept::Admission;
-pub use dial::{Dial, PingReport};
+pub use dial::{resolve, Dial, PingReport};
 pub use link::Link;
 
-use crate::addr::NodeId;
+use crate::addr::{NodeId, Route};
 use crate::config::{ControllerKind, ProxyLimits, TlsConfig, UtpConfig};
 use crate::error::{Error, Result};
 use crate::net::{Net, PathInfo};
 use crate::open::Priority;
-use crate::tls::{Identity, TlsContext};
+use crate::tls::{Identity, PeerIdentity, TlsContext};
 use contact::Contact;
 use table::Table;
 
@@ -41,7 +44,20 @@ pub struct Peers {
     turns: Mutex<HashMap<NodeId, Arc<Semaphore>>>,
     /// Handshakes under way, by where they come from.
     handshakes: Mutex<HashMap<IpAddr, usize>>,
+    /// Who opens paths to nodes whose addresses are not known.
+    finder: OnceLock<Weak<dyn Finder>>,
+    /// Nodes of the local network, by their own word.
+    neighbours: Mutex<BTreeMap<NodeId, Vec<SocketAddr>>>,
 }
+
+/// Opens paths to nodes of which only the key is known.
+pub trait Finder: Send + Sync {
+    /// When it is done there is a path to the node. Errors: why not.
+    fn find(self: Arc<Self>, node: NodeId, deadline: Instant) -> Finding;
+}
+
+/// A search under way; dropping it ends it.
+pub type Finding = Pin<Box<dyn Future<Output = Result<()>> + Send>>;
 
 /// The identity that new handshakes use.
 #[derive(Clone)]
@@ -63,6 +79,8 @@ impl Peers {
             contacts: Mutex::default(),
             turns: Mutex::default(),
             handshakes: Mutex::default(),
+            finder: OnceLock::new(),
+            neighbours: Mutex::default(),
         }))
     }
 
@@ -109,14 +127,58 @@ impl Peers {
         self.net.punch(addresses, timeout).await.map_err(|error| error.with_node(node))
     }
 
-    /// Addresses over which a node has proven itself, in use first.
-    fn live_addresses(&self, node: &NodeId) -> Vec<SocketAddr> {
+    /// From now on nodes are also looked for through `finder`; the first one stays.
+    pub fn find_through(&self, finder: Weak<dyn Finder>) {
+        let _ = self.finder.set(finder);
+    }
+
+    fn finder(&self) -> Option<Arc<dyn Finder>> {
+        self.finder.get()?.upgrade()
+    }
+
+    /// Who is in the local network now, in place of whoever was.
+    pub fn set_neighbours(&self, neighbours: BTreeMap<NodeId, Vec<SocketAddr>>) {
+        *self.neighbours.lock().unwrap_or_else(PoisonError::into_inner) = neighbours;
+    }
+
+    /// Where a node of the local network says it is.
+    pub fn neighbour_addresses(&self, node: &NodeId) -> Vec<SocketAddr> {
+        let neighbours = self.neighbours.lock().unwrap_or_else(PoisonError::into_inner);
+        neighbours.get(node).cloned().unwrap_or_default()
+    }
+
+    /// Whether the program named this node, or has reached it.
+    pub fn knows(&self, node: &NodeId) -> bool {
+        self.table().knows(node) || !self.net.live_routes(node).is_empty()
+    }
+
+    /// Remembers the names that a node has proven.
+    pub fn learn(&self, peer: &PeerIdentity) {
+        self.table().learn_leaf(peer.leaf, &peer.all);
+    }
+
+    pub fn tls_config(&self) -> &TlsConfig {
+        &self.tls
+    }
+
+    /// The key that a node uses now, as far as is known.
+    pub fn leaf(&self, node: &NodeId) -> NodeId {
+        self.table().leaf(node)
+    }
+
+    /// The addresses that the program named for a node.
+    pub fn named_addresses(&self, node: &NodeId) -> Vec<String> {
+        self.table().addresses(node)
+    }
+
+    /// Routes over which a node has proven itself, in use first.
+    fn live_routes(&self, node: &NodeId) -> Vec<Route> {
         let leaf = self.table().leaf(node);
-        let mut addresses = self.net.live_addresses(&leaf);
+        let mut routes = self.net.live_routes(&leaf);
         if leaf != *node {
-            addresses.extend(self.net.live_addresses(node));
+            routes.extend(self.net.live_routes(node));
         }
-        addresses
+        routes
     }
 
     fn current(&self) -> Current {
@@ -141,6 +203,6 @@ impl Peers {
 }
 
 /// TLS is judged by the machine's clock.
-fn today() -> SystemTime {
+pub fn now() -> SystemTime {
     SystemTime::now()
 }

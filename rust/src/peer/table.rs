@@ -64,6 +64,10 @@ impl Table {
         self.peers.get(node).cloned().unwrap_or_default()
     }
 
+    pub fn knows(&self, node: &NodeId) -> bool {
+        self.peers.contains_key(node)
+    }
+
     pub fn note(&mut self, node: NodeId, error: Option<Error>) {
         match error {
             Some(error) => self.errors.insert(node, error),

@@ -23,6 +23,14 @@ pub enum Event {
     ConnectionClosed(ConnectionInfo),
     /// A tunnel did not come about: a local client's (then `address` is the client's) or a peer's (then it is the peer's).
     ConnectionRefused { node: Option<NodeId>, address: Option<SocketAddr>, service_port: Option<u16>, error: Error },
+    /// This node is registered at a rendezvous node, which sees it at `observed`.
+    RendezvousConnected { node: NodeId, address: SocketAddr, observed: Option<SocketAddr> },
+    /// A rendezvous node is not reached, or not any more; it is tried again.
+    RendezvousLost { node: NodeId, address: String, error: Error },
+    /// This machine has other addresses now.
+    NetworkChanged { addresses: Vec<SocketAddr> },
+    /// No path to a node came about through a rendezvous.
+    MeetingFailed { node: NodeId, error: Error },
     /// The subscriber was too slow: so many events before the next one are lost.
     EventsDropped { count: u64 },
     /// The proxy has closed; nothing comes after this.

@@ -8,11 +8,13 @@
 //! | `tunnel`, `splice` | bytes, and what the end of one side means for the other |
 //! | `local` | TCP and UNIX sockets on this machine |
 //! | `registry` | which connections there are, looked up by address |
+//! | `finding` | how other nodes are found by their key; what is known of them |
 //! | `events` | what subscribers are told |
 //! | `lifecycle` | the phases from start to close, and the tasks that have to end |
 
 mod backend;
 mod events;
+mod finding;
 mod forward;
 mod lifecycle;
 mod local;
@@ -25,7 +27,7 @@ mod tunnel;
 use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 use std::time::Duration;
 
 use data_encoding::BASE32_NOPAD;
@@ -34,6 +36,7 @@ use tokio::sync::{broadcast, watch, Semaphore};
 pub use crate::open::Priority;
 pub use crate::peer::PingReport;
 pub use events::{Event, Events};
+pub use finding::{Explanation, NodeStatus, PeerStatus};
 pub use local::LocalListener;
 pub use registry::{ConnectionInfo, Role};
 pub use settings::{AccessRequest, Allow, Backend, BoxFuture, Close, ProxyConfig};
@@ -47,6 +50,7 @@ use crate::net::{Net, NetEvent, NetStats, PathInfo};
 use crate::peer::{Link, Peers};
 use crate::tls::Identity;
 use events::Publisher;
+use finding::Finding;
 use forward::{Serves, Wanted, REFUSAL_PLACES};
 use lifecycle::{Lifecycle, Phase};
 use local::Listener;
@@ -79,6 +83,7 @@ struct Shared {
     accepted: Arc<Semaphore>,
     /// Places for local clients that are served.
     clients: Arc<Semaphore>,
+    finding: OnceLock<Finding>,
     /// Nodes of which subscribers know that they are connected.
     connected: Mutex<HashMap<NodeId, SocketAddr>>,
     refusals: AtomicU64,
@@ -116,6 +121,7 @@ impl Proxy {
         let listener = Listener::bind(&LocalListener::Tcp(config.forward)).await?;
         let forward_address = listener.socket_address().unwrap_or(config.forward);
         let utp = config.net.utp.clone();
+        let finding = config.clone();
         let (net, incoming) = Net::bind(config.listen, config.net)?;
         let paths = net.subscribe();
         let limits = config.limits;
@@ -133,10 +139,12 @@ impl Proxy {
             lifecycle: Lifecycle::default(),
             accepted: Arc::new(Semaphore::new(limits.max_clients.saturating_add(REFUSAL_PLACES))),
             clients: Arc::new(Semaphore::new(limits.max_clients)),
+            finding: OnceLock::new(),
             connected: Mutex::default(),
             refusals: AtomicU64::new(0),
             limits,
         });
+        let _ = shared.finding.set(Finding::start(&shared, &finding)?);
         let never = std::future::pending();
         shared.lifecycle.spawn_loop(forward::serve(shared.clone(), listener, Serves::Connect, never));
         shared.lifecycle.spawn_loop(reverse::serve(shared.clone(), incoming));
@@ -400,6 +408,9 @@ impl Shared {
             () = tokio::time::sleep(self.limits.drain_timeout) => {}
         }
         self.lifecycle.advance(Phase::Aborting);
+        if let Some(finding) = self.finding.get() {
+            let _ = tokio::time::timeout(finding::CLOSE_TIME, finding.close()).await;
+        }
         let ended = async {
             self.lifecycle.connections_ended().await;
             self.lifecycle.loops_ended().await;

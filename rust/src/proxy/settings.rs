@@ -14,6 +14,7 @@ use crate::config::{ProxyLimits, TlsConfig};
 use crate::error::{Error, Reason, Result, Stage};
 use crate::http_connect::check_address;
 use crate::net::NetConfig;
+use crate::rendezvous::Options;
 
 /// Everything that a proxy is told when it starts.
 #[derive(Clone, Debug)]
@@ -28,6 +29,10 @@ pub struct ProxyConfig {
     pub services: BTreeMap<u16, Backend>,
     /// Who may use them. Must be given when there are services.
     pub allow: Option<Allow>,
+    /// How other nodes are found by their key.
+    pub rendezvous: Options,
+    /// Find, and be found by, nodes of the local network (mDNS).
+    pub lan: bool,
     pub limits: ProxyLimits,
     pub net: NetConfig,
     pub tls: TlsConfig,
@@ -41,6 +46,8 @@ impl Default for ProxyConfig {
             credentials: None,
             services: BTreeMap::new(),
             allow: None,
+            rendezvous: Options::default(),
+            lan: false,
             limits: ProxyLimits::default(),
             net: NetConfig::default(),
             tls: TlsConfig::default(),

@@ -159,6 +159,7 @@ pub(super) fn stats<'py>(py: Python<'py>, stats: &ProxyStats) -> PyResult<Bound<
         remotes,
         strangers,
         punches,
+        meetings,
         outstanding: pings_outstanding,
         pings_in,
         pings_out,
@@ -170,7 +171,7 @@ pub(super) fn stats<'py>(py: Python<'py>, stats: &ProxyStats) -> PyResult<Bound<
         lost: paths_lost,
         moved: paths_moved,
     } = paths;
-    put!(remotes, strangers, punches, pings_in, pings_out, pongs_in, pongs_out, pings_outstanding);
+    put!(remotes, strangers, punches, meetings, pings_in, pings_out, pongs_in, pongs_out, pings_outstanding);
     put!(pings_forged, pings_rate_limited, pings_unsendable, paths_lost, paths_moved);
     Ok(dict)
 }

@@ -116,6 +116,27 @@ fn fields(py: Python<'_>, event: Event) -> PyResult<(&'static str, Bound<'_, PyD
             dict.set_item("error", errors::object(py, &error)?)?;
             "connection_refused"
         }
+        Event::RendezvousConnected { node, address, observed } => {
+            dict.set_item("node_id", node.to_string())?;
+            dict.set_item("address", address.to_string())?;
+            dict.set_item("observed", observed.map(|address| address.to_string()))?;
+            "rendezvous_connected"
+        }
+        Event::RendezvousLost { node, address, error } => {
+            dict.set_item("node_id", node.to_string())?;
+            dict.set_item("address", address)?;
+            dict.set_item("error", errors::object(py, &error)?)?;
+            "rendezvous_lost"
+        }
+        Event::NetworkChanged { addresses } => {
+            dict.set_item("addresses", addresses.iter().map(ToString::to_string).collect::<Vec<_>>())?;
+            "network_changed"
+        }
+        Event::MeetingFailed { node, error } => {
+            dict.set_item("node_id", node.to_string())?;
+            dict.set_item("error", errors::object(py, &error)?)?;
+            "meeting_failed"
+        }
         Event::EventsDropped { count } => {
             dict.set_item("count", count)?;
             "events_dropped"

@@ -15,6 +15,7 @@ mod nat;
 mod proxy;
 mod runtime;
 mod settings;
+mod status;
 
 use pyo3::prelude::*;
 

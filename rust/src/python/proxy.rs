@@ -16,6 +16,7 @@ use super::identity::Identity;
 use super::logging;
 use super::runtime::{engine, existing, Owned};
 use super::settings::{self, AllowSetting, Settings};
+use super::status;
 use crate::proxy::{self, Close, LocalListener};
 
 /// A running proxy of the core. Dropping the last reference aborts it, also when the await that made it was cancelled.
@@ -161,6 +162,15 @@ impl Proxy {
 
     fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         convert::stats(py, &self.core(py)?.stats())
+    }
+
+    fn status<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        status::of_node(py, self.core(py)?)
+    }
+
+    fn explain<'py>(&self, py: Python<'py>, node: &str) -> PyResult<Bound<'py, PyDict>> {
+        let node = node_id(node).or_raise(py)?;
+        status::explanation(py, self.core(py)?.explain(&node))
     }
 
     fn subscribe(&self, py: Python<'_>) -> PyResult<EventStream> {

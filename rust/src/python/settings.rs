@@ -9,7 +9,9 @@ use super::convert::{invalid, node_id, seconds, socket_address};
 use super::errors::{to_py, OrRaise};
 use crate::config::ControllerKind;
 use crate::error::{Error, Result};
+use crate::http_connect::check_address;
 use crate::proxy::{Allow, Backend, ProxyConfig};
+use crate::rendezvous::Server;
 
 /// As `python/keynet/_proxy.py` puts them together.
 #[derive(FromPyObject)]
@@ -23,6 +25,11 @@ pub(super) struct Settings {
     credentials: Option<(String, String)>,
     controller: Option<String>,
     limits: HashMap<String, f64>,
+    rendezvous: Vec<String>,
+    stun: Vec<String>,
+    lan: bool,
+    port_mapping: bool,
+    search_ports: bool,
 }
 
 /// `"anyone"`, `"ask"`, or node ids.
@@ -60,8 +67,16 @@ impl Settings {
             credentials: self.credentials,
             services,
             allow,
+            lan: self.lan,
             ..ProxyConfig::default()
         };
+        config.rendezvous.servers = self.rendezvous.iter().map(|text| server(text)).collect::<Result<_>>()?;
+        for text in &self.stun {
+            check_address(text).map_err(|why| invalid(format!("stun: {why}")))?;
+        }
+        config.rendezvous.stun = self.stun;
+        config.rendezvous.port_mapping = self.port_mapping;
+        config.rendezvous.search_ports = self.search_ports;
         if let Some(name) = &self.controller {
             config.net.utp.controller = controller(name)?;
         }
@@ -85,6 +100,16 @@ impl AllowSetting {
             }
         }
     }
+}
+
+/// `<node id>@host:port`.
+fn server(text: &str) -> Result<Server> {
+    let shape = "write <node id>@host:port, as `keynet rendezvous` prints it";
+    let (node, address) =
+        text.split_once('@').ok_or_else(|| invalid(format!("rendezvous: {text:?} has no '@'; {shape}")))?;
+    let node = node_id(node).map_err(|error| invalid(format!("rendezvous {text:?}: {}; {shape}", error.detail)))?;
+    check_address(address).map_err(|why| invalid(format!("rendezvous {text:?}: {why}; {shape}")))?;
+    Ok(Server { node, address: address.to_owned() })
 }
 
 pub(super) fn backend(text: &str) -> Result<Backend> {

@@ -172,7 +172,7 @@ impl Outside {
                     self.lost.push(remote);
                 }
                 PathEvent::Punched { remote, .. } => self.remotes.push(remote),
-                PathEvent::Moved { remote, node, from, to } => {
+                PathEvent::Moved { remote, node, from, to, .. } => {
                     assert!(from != to && !self.lost.contains(&remote));
                     assert!(node.is_none() || self.proven.contains(&to), "moved to {to} without proof");
                 }

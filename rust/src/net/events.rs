@@ -1,0 +1,96 @@
+//! What the path table has to say, and who is told.
+
+use std::sync::Arc;
+
+use super::conn::Conn;
+use super::core::{path_key, Core};
+use super::driver::Driver;
+use super::{Met, NetEvent, PathInfo};
+use crate::addr::Origin;
+use crate::error::{Error, Reason, Stage};
+use crate::path::PathEvent;
+use crate::time::Time;
+
+impl Driver<'_> {
+    pub(super) fn handle_path_event(&mut self, now: Time, core: &mut Core, event: PathEvent) {
+        let inner = self.inner;
+        match event {
+            PathEvent::Punched { id, address, rtt, observed, .. } => {
+                if let Some(done) = inner.punches().remove(&id) {
+                    let _ = done.send(Ok(PathInfo { address, rtt, observed: Some(observed) }));
+                }
+            }
+            PathEvent::PunchFailed { id, tried } => {
+                if let Some(done) = inner.punches().remove(&id) {
+                    let tried: Vec<_> = tried.iter().map(ToString::to_string).collect();
+                    let text = format!("no answer from {}", tried.join(", "));
+                    let _ = done.send(Err(Error::new(Reason::PunchTimeout, Stage::Punch, text)));
+                }
+            }
+            PathEvent::Met { id, address, via, rtt, observed, .. } => {
+                tracing::debug!(%address, ?rtt, socket = via.0, "met");
+                if let Some(state) = inner.meetings().get(&id) {
+                    state.send_modify(|state| state.met = Some(Met { address, via, rtt, observed }));
+                }
+            }
+            PathEvent::MeetingEnded { id, report, .. } => {
+                if let Some(state) = inner.meetings().remove(&id) {
+                    state.send_modify(|state| state.ended = Some(report));
+                }
+            }
+            PathEvent::Unused { via } => self.sockets.close(via, inner),
+            PathEvent::Observed { address, by } => {
+                tracing::debug!(%address, "own address as seen from outside");
+                let _ = inner.events.send(NetEvent::Observed { address, by });
+            }
+            other => self.handle_remote_event(now, core, other),
+        }
+    }
+
+    /// Events that concern the connections of one remote.
+    fn handle_remote_event(&mut self, now: Time, core: &mut Core, event: PathEvent) {
+        let inner = self.inner;
+        match event {
+            PathEvent::Up { remote, address } => {
+                let node = core.paths.node_of(remote);
+                let _ = inner.events.send(NetEvent::PathUp { remote, node, address });
+            }
+            PathEvent::Lost { remote, node, address, silent_for } => {
+                tracing::debug!(node = node.map(tracing::field::display), %address, ?silent_for, "path lost");
+                for conn in core.of_remote(remote) {
+                    let mut state = conn.lock();
+                    state.fail(Reason::PeerLost);
+                    let wakes = state.utp.take_wakes();
+                    state.wake(wakes);
+                    inner.doorbell.ring(&conn, &mut state);
+                }
+                let _ = inner.events.send(NetEvent::PathLost { remote, node, address, reason: Reason::PeerLost });
+            }
+            PathEvent::Moved { remote, node, from, to, alive } => {
+                tracing::info!(%from, %to, alive, "path moved");
+                let route = core.route_of(remote);
+                let cap = Origin::of(route.to).max_datagram();
+                self.each(core.of_remote(remote), |conn| {
+                    conn.lock().utp.handle_path(now, path_key(route), cap, alive);
+                });
+                let _ = inner.events.send(NetEvent::PathMoved { remote, node, from, to });
+            }
+            PathEvent::Silent { remote, node } => {
+                tracing::debug!(%node, "path silent");
+                let _ = inner.events.send(NetEvent::PathSilent { remote, node });
+            }
+            PathEvent::Back { remote } => self.each(core.of_remote(remote), |conn| {
+                conn.lock().utp.handle_path_back(now);
+            }),
+            _ => {}
+        }
+    }
+
+    /// Does something to connections and has them looked at.
+    fn each(&mut self, conns: Vec<Arc<Conn>>, act: impl Fn(&Conn)) {
+        for conn in conns {
+            act(&conn);
+            self.inner.doorbell.ring(&conn, &mut conn.lock());
+        }
+    }
+}

@@ -1,0 +1,347 @@
+//! The exchange of two nodes by way of a rendezvous, in both roles, and the meeting that it leads to (docs/protocol.md section 7).
+
+use std::sync::Arc;
+
+use tokio::sync::mpsc;
+use tokio::time::{sleep, timeout, timeout_at, Instant};
+
+use super::report::{Report, Role};
+use super::station::{unreachable, Station};
+use super::wire::{Cause, Signal};
+use super::{Inner, RendezvousEvent};
+use crate::addr::NodeId;
+use crate::error::{Error, Reason, Result, Stage};
+use crate::net::Meeting;
+use crate::path::{draft, Draft, Outlook, Whereabouts};
+use crate::peer::now;
+use crate::tls::introduction::{decline, declined, Introduced, Invitation, Kind, Welcomed};
+
+/// What comes back in an exchange.
+#[derive(Debug)]
+pub(super) enum Heard {
+    Body(Vec<u8>),
+    Undelivered(Cause, String),
+}
+
+/// A place in the table of exchanges; dropping it frees it.
+struct Exchange {
+    inner: Arc<Inner>,
+    id: [u8; 16],
+    heard: mpsc::Receiver<Heard>,
+}
+
+impl Exchange {
+    fn open(inner: &Arc<Inner>, id: [u8; 16]) -> Result<Self> {
+        let (sender, heard) = mpsc::channel(HEARD);
+        let mut exchanges = inner.exchanges();
+        if exchanges.len() >= MAX_EXCHANGES {
+            return Err(Error::new(
+                Reason::TooManyConnections,
+                Stage::Rendezvous,
+                "too many nodes are looked for at once",
+            ));
+        }
+        exchanges.insert(id, sender);
+        drop(exchanges);
+        Ok(Self { inner: inner.clone(), id, heard })
+    }
+}
+
+impl Drop for Exchange {
+    fn drop(&mut self) {
+        self.inner.exchanges().remove(&self.id);
+    }
+}
+
+impl Inner {
+    /// Finds a node and opens a path to it. Errors: what stood in the way.
+    pub(super) async fn meet(self: &Arc<Self>, node: NodeId, deadline: Instant) -> Result<()> {
+        let begin = Instant::now();
+        let mut report = Report::new(Role::Dialler, now());
+        let mut result = Ok(());
+        for round in 0..self.config.prediction_rounds {
+            result = self.meet_once(node, deadline, &mut report).await;
+            let again = result.is_err() && report.outlook == Some(Outlook::Prediction);
+            if !again || Instant::now() + self.config.prediction_timeout > deadline {
+                break;
+            }
+            tracing::debug!(node = %node.short(), round, "predicted ports were wrong, asking anew");
+        }
+        report.took = Some(begin.elapsed());
+        report.met = result.is_ok();
+        report.error = result.as_ref().err().cloned().map(|error| error.with_node(node));
+        self.reports().insert(node, report, self.config.max_reports);
+        if let Err(error) = &result {
+            self.publish(RendezvousEvent::MeetingFailed { node, error: error.clone().with_node(node) });
+        }
+        result.map_err(|error| error.with_node(node))
+    }
+
+    async fn meet_once(self: &Arc<Self>, node: NodeId, deadline: Instant, report: &mut Report) -> Result<()> {
+        self.connected(deadline).await?;
+        let own = self.surroundings.whereabouts(self.config.discovery_patience).await;
+        note_own(report, &own);
+        let identity = self.peers.identity();
+        let id = random_id()?;
+        let mut exchange = Exchange::open(self, id)?;
+        let (invitation, invite) = Invitation::new(&identity, node, id)?;
+        let sent = Instant::now();
+        let asked =
+            self.send_everywhere(&Signal { node: node.public_key().to_vec(), exchange: id.to_vec(), body: invite });
+        if asked == 0 {
+            return Err(unreachable("the rendezvous nodes take nothing for the moment"));
+        }
+        let until = deadline.min(sent + self.config.answer_timeout);
+        let (introduced, go) = self.answer(&mut exchange, invitation, asked, &own, until).await?;
+        let round_trip = sent.elapsed();
+        let peer = self.read(&introduced)?;
+        let leaf = introduced.peer.leaf;
+        self.send_everywhere(&Signal { node: leaf.public_key().to_vec(), exchange: id.to_vec(), body: go });
+        let draft = self.plan(&own, &peer, report);
+        // the peer begins when it has our Go: half a round trip from now (DCUtR), without what it took to find out where it is
+        sleep(round_trip.saturating_sub(peer.took) / 2).await;
+        self.carry_out(introduced, draft, deadline, report).await
+    }
+
+    /// Waits for the first answer that holds. Errors: `PeerOffline` when every rendezvous says so, or nobody answers.
+    async fn answer(
+        &self,
+        exchange: &mut Exchange,
+        invitation: Invitation,
+        asked: usize,
+        own: &Whereabouts,
+        until: Instant,
+    ) -> Result<(Introduced, Vec<u8>)> {
+        let mut refused = Vec::new();
+        while refused.len() < asked {
+            match timeout_at(until, exchange.heard.recv()).await {
+                Ok(Some(Heard::Body(body))) if Kind::of(&body) == Some(Kind::Answer) => {
+                    return invitation.handle_answer(&body, &own.encode(), self.peers.tls_config(), now());
+                }
+                Ok(Some(Heard::Body(body))) => {
+                    refused.push(Error::new(declined(&body), Stage::Rendezvous, "the node declined to meet"));
+                }
+                Ok(Some(Heard::Undelivered(cause, detail))) => refused.push(explain(cause, detail)),
+                Ok(None) | Err(_) => break,
+            }
+        }
+        let silence = || Error::new(Reason::PeerOffline, Stage::Rendezvous, "it did not answer the invitation");
+        // what somebody said for sure says more than that others do not know it
+        refused.sort_by_key(|error| error.reason == Reason::PeerOffline);
+        Err(refused.into_iter().next().unwrap_or_else(silence))
+    }
+
+    /// Somebody invites this node.
+    pub(super) async fn invited(self: Arc<Self>, station: Arc<Station>, from: Vec<u8>, id: [u8; 16], invite: Vec<u8>) {
+        let mut report = Report::new(Role::Invited, now());
+        let begin = Instant::now();
+        let result = self.accept(&station, from, id, &invite, &mut report).await;
+        report.took = Some(begin.elapsed());
+        match result {
+            Ok(node) => {
+                report.met = true;
+                self.reports().insert(node, report, self.config.max_reports);
+            }
+            Err(error) => {
+                tracing::info!(%error, "invited in vain");
+                if let Some(node) = error.node {
+                    report.error = Some(error);
+                    self.reports().insert(node, report, self.config.max_reports);
+                }
+            }
+        }
+    }
+
+    async fn accept(
+        self: &Arc<Self>,
+        station: &Station,
+        from: Vec<u8>,
+        id: [u8; 16],
+        invite: &[u8],
+        report: &mut Report,
+    ) -> Result<NodeId> {
+        let identity = self.peers.identity();
+        let peer = Welcomed::who(&identity, &id, invite, self.peers.tls_config(), now())?;
+        let node = peer.leaf;
+        let reply = |body| Signal { node: from.clone(), exchange: id.to_vec(), body };
+        if !(self.admits)(&peer) {
+            station.send(&reply(decline(Reason::AccessDenied)));
+            return Err(Error::new(Reason::AccessDenied, Stage::Rendezvous, "not on the access list").with_node(node));
+        }
+        let named = |error: Error| error.with_node(node);
+        let mut exchange = Exchange::open(self, id)?;
+        let own = self.surroundings.whereabouts(self.config.discovery_patience).await;
+        note_own(report, &own);
+        let (welcomed, answer) = Welcomed::new(&identity, id, invite, peer, &own.encode()).map_err(named)?;
+        if !station.send(&reply(answer)) {
+            return Err(named(unreachable("the rendezvous takes nothing for the moment")));
+        }
+        let introduced = self.wait_for_go(&mut exchange, &welcomed).await.map_err(named)?;
+        let peer = self.read(&introduced).map_err(named)?;
+        let draft = self.plan(&own, &peer, report);
+        let deadline = Instant::now() + self.config.search_timeout;
+        self.carry_out(introduced, draft, deadline, report).await.map_err(named)?;
+        Ok(node)
+    }
+
+    async fn wait_for_go(&self, exchange: &mut Exchange, welcomed: &Welcomed) -> Result<Introduced> {
+        let go = async {
+            while let Some(heard) = exchange.heard.recv().await {
+                if let Heard::Body(body) = heard {
+                    // one that is not right is somebody's joke: the right one may still come
+                    if let Ok(introduced) = welcomed.handle_go(&body) {
+                        return Ok(introduced);
+                    }
+                }
+            }
+            Err(Error::new(Reason::Cancelled, Stage::Rendezvous, "the exchange was closed"))
+        };
+        let late = || Error::new(Reason::PeerOffline, Stage::Rendezvous, "the dialler did not go on");
+        timeout(self.config.answer_timeout, go).await.unwrap_or_else(|_| Err(late()))
+    }
+
+    fn read(&self, introduced: &Introduced) -> Result<Whereabouts> {
+        Whereabouts::decode(&introduced.said).ok_or_else(|| {
+            let text = "what the peer says of where it is cannot be read";
+            Error::new(Reason::ProtocolViolation, Stage::Rendezvous, text)
+        })
+    }
+
+    fn plan(&self, own: &Whereabouts, peer: &Whereabouts, report: &mut Report) -> Draft {
+        let draft = draft(own, peer, self.surroundings.near(), random_start());
+        report.outlook = Some(draft.outlook);
+        report.peer_profile = Some(peer.profile);
+        report.peer_candidates.clone_from(&peer.candidates);
+        report.tried = draft.plan.candidates.iter().chain(&draft.plan.guesses).copied().collect();
+        draft
+    }
+
+    async fn carry_out(
+        &self,
+        introduced: Introduced,
+        draft: Draft,
+        deadline: Instant,
+        report: &mut Report,
+    ) -> Result<()> {
+        let Introduced { peer, keys, .. } = introduced;
+        self.peers.learn(&peer);
+        let outlook = draft.outlook;
+        let most = match outlook {
+            Outlook::Direct => self.config.direct_timeout,
+            Outlook::Prediction => self.config.prediction_timeout,
+            Outlook::Search => self.config.search_timeout,
+            Outlook::BothSymmetric => self.config.hopeless_timeout,
+        };
+        let within = most.min(deadline.saturating_duration_since(Instant::now()));
+        tracing::debug!(node = %peer.leaf.short(), ?outlook, plan = ?draft.plan, "meeting");
+        let mut meeting = StopOnDrop(self.peers.net.start_meeting(peer.leaf, keys, draft, within)?);
+        let met = meeting.0.met().await;
+        if met.is_err() {
+            report.pings = meeting.0.ended().await;
+        }
+        match (met, outlook) {
+            (Ok(met), _) => {
+                tracing::info!(node = %peer.leaf.short(), address = %met.address, rtt = ?met.rtt, ?outlook, "path opened");
+                report.pings.answered = vec![(met.address, met.rtt)];
+                // it goes on for a moment, in search of a better path
+                std::mem::forget(meeting);
+                Ok(())
+            }
+            (Err(error), Outlook::BothSymmetric) if error.reason == Reason::PunchTimeout => {
+                let text = "both NATs give each destination another port, in an order that cannot be predicted";
+                Err(Error::new(Reason::BothSymmetric, Stage::Punch, text))
+            }
+            (Err(error), _) => Err(Error { detail: format!("{}; tried {}", error.detail, list(report)), ..error }),
+        }
+    }
+
+    /// Waits until a rendezvous is connected. Errors: why none is.
+    async fn connected(&self, deadline: Instant) -> Result<()> {
+        let until = deadline.min(Instant::now() + self.config.patience);
+        loop {
+            let progress = self.progress.notified();
+            tokio::pin!(progress);
+            progress.as_mut().enable();
+            if self.stations.iter().any(|station| station.is_connected()) {
+                return Ok(());
+            }
+            let hopeless = self.stations.iter().all(|station| station.has_failed());
+            if hopeless || timeout_at(until, progress).await.is_err() {
+                return Err(self.unreachable().await);
+            }
+        }
+    }
+
+    /// Why no rendezvous is connected.
+    async fn unreachable(&self) -> Error {
+        let nothing_ever_came = self.peers.net.stats().datagrams_in == 0;
+        let profile = self.surroundings.profile();
+        if nothing_ever_came && profile.is_none_or(|profile| profile.udp_blocked) {
+            let text = "no rendezvous node and no STUN server has ever answered, and nothing else came by UDP";
+            return Error::new(Reason::UdpBlocked, Stage::Rendezvous, text);
+        }
+        let errors = self.stations.iter().filter_map(|station| station.status().error);
+        let text: Vec<_> = errors.map(|error| error.to_string()).collect();
+        unreachable(if text.is_empty() { "none has answered yet".to_owned() } else { text.join(" | ") })
+    }
+
+    fn send_everywhere(&self, signal: &Signal) -> usize {
+        self.stations.iter().filter(|station| station.send(signal)).count()
+    }
+}
+
+/// A meeting that nobody waits for any more is not carried on.
+struct StopOnDrop(Meeting);
+
+impl Drop for StopOnDrop {
+    fn drop(&mut self) {
+        self.0.stop();
+    }
+}
+
+fn note_own(report: &mut Report, own: &Whereabouts) {
+    report.own_profile = Some(own.profile);
+    report.own_candidates.clone_from(&own.candidates);
+}
+
+fn list(report: &Report) -> String {
+    let tried: Vec<_> = report.tried.iter().take(MAX_LISTED).map(ToString::to_string).collect();
+    match (tried.is_empty(), report.tried.len().saturating_sub(MAX_LISTED)) {
+        (true, _) => "nothing, for the peer has told no address that may be tried from here".to_owned(),
+        (false, 0) => tried.join(", "),
+        (false, more) => format!("{} and {more} more", tried.join(", ")),
+    }
+}
+
+fn explain(cause: Cause, detail: String) -> Error {
+    let reason = match cause {
+        Cause::Offline => Reason::PeerOffline,
+        Cause::RateLimited => Reason::RendezvousBusy,
+        Cause::ReceiverBusy => Reason::PeerBusy,
+        Cause::Invalid => Reason::ProtocolViolation,
+        Cause::Unavailable | Cause::Unspecified => Reason::RendezvousUnreachable,
+    };
+    let text = if detail.is_empty() { "said by the rendezvous".to_owned() } else { detail };
+    Error::new(reason, Stage::Rendezvous, text)
+}
+
+fn random_id() -> Result<[u8; 16]> {
+    let mut id = [0; 16];
+    getrandom::fill(&mut id)
+        .map_err(|error| Error::new(Reason::Internal, Stage::Rendezvous, format!("no randomness: {error}")))?;
+    Ok(id)
+}
+
+/// Where a search begins: a number that nobody needs to be unable to guess.
+fn random_start() -> u32 {
+    let mut bytes = [0; 4];
+    let _ = getrandom::fill(&mut bytes);
+    u32::from_be_bytes(bytes)
+}
+
+/// Exchanges under way, in both roles.
+const MAX_EXCHANGES: usize = 4_096;
+/// Messages of one exchange that wait to be looked at: an answer and a refusal from each rendezvous.
+const HEARD: usize = 16;
+/// Addresses in an error message.
+const MAX_LISTED: usize = 8;

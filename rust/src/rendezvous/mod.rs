@@ -1,0 +1,358 @@
+//! Rendezvous: two nodes that know only each other's key find each other through a third that both can reach, and open a path.
+//!
+//! | file | what |
+//! |---|---|
+//! | `station` | one rendezvous node: the session with it |
+//! | `wire` | the gRPC messages of that session |
+//! | `exchange` | invitation, answer, go: in both roles, up to the path |
+//! | `surroundings` | where this node is: interfaces, NAT, mapped port |
+//! | `report` | how meetings went, so that it can be explained |
+//!
+//! The rendezvous sees who looks for whom, and nothing else: names are proven and addresses sealed end to end
+//! ([`crate::tls::introduction`]).
+
+mod exchange;
+mod report;
+mod station;
+mod surroundings;
+mod wire;
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::{broadcast, mpsc, Notify, Semaphore};
+use tokio::task::JoinHandle;
+use tokio::time::{sleep, Instant};
+
+pub use report::{Report, Role};
+pub use station::{Server, StationStatus};
+
+use crate::addr::{unmapped, NodeId};
+use crate::config::{HostConfig, RendezvousConfig};
+use crate::error::Error;
+use crate::net::NetEvent;
+use crate::path::{Candidate, NatProfile};
+use crate::peer::{resolve, Finder, Peers};
+use crate::tls::PeerIdentity;
+use exchange::Heard;
+use report::Reports;
+use station::Station;
+use surroundings::Surroundings;
+use wire::{Cause, FromRendezvous, Welcome};
+
+/// Who may learn where this node is.
+pub type Admits = Arc<dyn Fn(&PeerIdentity) -> bool + Send + Sync>;
+
+/// What a node is told about finding others.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    pub servers: Vec<Server>,
+    /// Further STUN servers, `host:port`.
+    pub stun: Vec<String>,
+    pub port_mapping: bool,
+    pub search_ports: bool,
+    pub config: RendezvousConfig,
+    pub host: HostConfig,
+}
+
+/// What happens.
+#[derive(Clone, Debug)]
+pub enum RendezvousEvent {
+    Connected { node: NodeId, address: SocketAddr, observed: Option<SocketAddr> },
+    Lost { node: NodeId, address: String, error: Error, was_connected: bool },
+    NetworkChanged { addresses: Vec<SocketAddr> },
+    MeetingFailed { node: NodeId, error: Error },
+}
+
+/// A node's presence at its rendezvous nodes. Dropping it ends that.
+pub struct Rendezvous {
+    inner: Arc<Inner>,
+    tasks: Vec<JoinHandle<()>>,
+}
+
+/// What the tasks share.
+struct Inner {
+    peers: Arc<Peers>,
+    config: RendezvousConfig,
+    surroundings: Surroundings,
+    stations: Vec<Arc<Station>>,
+    admits: Admits,
+    exchanges: Mutex<HashMap<[u8; 16], mpsc::Sender<Heard>>>,
+    invitations: Mutex<Invitations>,
+    /// Places for invitations that are being answered.
+    places: Arc<Semaphore>,
+    reports: Mutex<Reports>,
+    events: broadcast::Sender<RendezvousEvent>,
+    /// A session has begun or an attempt has failed.
+    progress: Notify,
+    /// A server has become known, or the network has changed: the NAT is to be looked at.
+    look: Notify,
+    /// Nodes that are being met again, or were lately.
+    again: Mutex<HashMap<NodeId, Instant>>,
+}
+
+/// Invitations that came: each rendezvous delivers its copy.
+#[derive(Default)]
+struct Invitations {
+    seen: HashSet<[u8; 16]>,
+    order: VecDeque<[u8; 16]>,
+    second: Option<Instant>,
+    taken: u32,
+}
+
+impl Invitations {
+    /// Whether to answer it: it is new, and there were not too many lately.
+    fn take(&mut self, id: [u8; 16], now: Instant, per_second: u32) -> bool {
+        if self.seen.contains(&id) {
+            return false;
+        }
+        if self.second.is_none_or(|since| now.saturating_duration_since(since) >= Duration::from_secs(1)) {
+            (self.second, self.taken) = (Some(now), 0);
+        }
+        if self.taken >= per_second {
+            return false;
+        }
+        self.taken += 1;
+        self.seen.insert(id);
+        self.order.push_back(id);
+        if self.order.len() > MAX_SEEN {
+            if let Some(oldest) = self.order.pop_front() {
+                self.seen.remove(&oldest);
+            }
+        }
+        true
+    }
+}
+
+impl Rendezvous {
+    /// Registers at every server and stays so; from now on `peers` finds nodes through them. Needs a tokio runtime.
+    pub fn start(peers: Arc<Peers>, options: Options, admits: Admits) -> Self {
+        let Options { servers, stun, port_mapping, search_ports, config, host } = options;
+        let surroundings = Surroundings::start(peers.net.local_address(), port_mapping, search_ports, &host);
+        let inner = Arc::new(Inner {
+            places: Arc::new(Semaphore::new(config.invitations_at_once)),
+            stations: servers.into_iter().map(|server| Arc::new(Station::new(server))).collect(),
+            peers,
+            config,
+            surroundings,
+            admits,
+            exchanges: Mutex::default(),
+            invitations: Mutex::default(),
+            reports: Mutex::default(),
+            events: broadcast::Sender::new(EVENT_QUEUE),
+            progress: Notify::new(),
+            look: Notify::new(),
+            again: Mutex::default(),
+        });
+        let weak: std::sync::Weak<dyn Finder> = Arc::downgrade(&(inner.clone() as Arc<dyn Finder>));
+        inner.peers.find_through(weak);
+        let mut tasks: Vec<_> =
+            inner.stations.iter().map(|station| tokio::spawn(station.clone().run(inner.clone()))).collect();
+        tasks.push(tokio::spawn(inner.clone().look_around(stun)));
+        tasks.push(tokio::spawn(inner.clone().watch_network()));
+        tasks.push(tokio::spawn(inner.clone().watch_paths()));
+        Self { inner, tasks }
+    }
+
+    pub fn subscribe(&self) -> broadcast::Receiver<RendezvousEvent> {
+        self.inner.events.subscribe()
+    }
+
+    pub fn status(&self) -> Vec<StationStatus> {
+        self.inner.stations.iter().map(|station| station.status()).collect()
+    }
+
+    /// What the NAT does; `None`: not known yet.
+    pub fn profile(&self) -> Option<NatProfile> {
+        self.inner.surroundings.profile()
+    }
+
+    pub fn candidates(&self) -> Vec<Candidate> {
+        self.inner.surroundings.candidates()
+    }
+
+    /// How this node and another met last.
+    pub fn report(&self, node: &NodeId) -> Option<Report> {
+        self.inner.reports().find(node)
+    }
+
+    /// Gives back what the gateway opened.
+    pub async fn close(&self) {
+        self.tasks.iter().for_each(JoinHandle::abort);
+        self.inner.surroundings.close().await;
+    }
+}
+
+impl Drop for Rendezvous {
+    fn drop(&mut self) {
+        self.tasks.iter().for_each(JoinHandle::abort);
+    }
+}
+
+impl Finder for Inner {
+    fn find(self: Arc<Self>, node: NodeId, deadline: Instant) -> crate::peer::Finding {
+        Box::pin(async move { self.meet(node, deadline).await })
+    }
+}
+
+impl Inner {
+    fn publish(&self, event: RendezvousEvent) {
+        // nobody has to listen
+        let _ = self.events.send(event);
+    }
+
+    fn exchanges(&self) -> MutexGuard<'_, HashMap<[u8; 16], mpsc::Sender<Heard>>> {
+        self.exchanges.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn reports(&self) -> MutexGuard<'_, Reports> {
+        self.reports.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A session has begun: what it says about us and about servers.
+    fn welcomed(self: &Arc<Self>, welcome: &Welcome, from: SocketAddr, observed: Option<SocketAddr>) {
+        if let Some(observed) = observed {
+            self.surroundings.observe(observed);
+        }
+        let inner = self.clone();
+        let named: Vec<_> = welcome.stun.iter().take(MAX_STUN_NAMES).cloned().collect();
+        tokio::spawn(async move {
+            let at = |port: u16| SocketAddr::new(unmapped(from).ip(), port);
+            let mut news = inner.surroundings.add_server(from);
+            for name in named {
+                match name.strip_prefix(':').and_then(|port| port.parse().ok()) {
+                    Some(port) => news |= inner.surroundings.add_server(at(port)),
+                    None => news |= inner.add_named_server(&name).await,
+                }
+            }
+            if news {
+                inner.look.notify_one();
+            }
+        });
+    }
+
+    async fn add_named_server(&self, name: &str) -> bool {
+        match resolve(name).await {
+            Ok(found) => found.into_iter().fold(false, |news, server| self.surroundings.add_server(server) || news),
+            Err(error) => {
+                tracing::info!(%error, "a STUN server is not found");
+                false
+            }
+        }
+    }
+
+    /// A message from a rendezvous.
+    fn handle(self: &Arc<Self>, station: &Station, message: FromRendezvous) {
+        let (exchange, heard, from) = match message {
+            FromRendezvous::Welcome(_) => return,
+            FromRendezvous::Signal(signal) => (signal.exchange, Heard::Body(signal.body), signal.node),
+            FromRendezvous::Undelivered(refused) => {
+                let cause = Cause::try_from(refused.cause).unwrap_or(Cause::Unspecified);
+                (refused.exchange, Heard::Undelivered(cause, refused.detail), refused.node)
+            }
+        };
+        let Ok(id) = <[u8; 16]>::try_from(exchange) else { return };
+        if let Some(waiting) = self.exchanges().get(&id) {
+            // one that is full has more than it can want
+            let _ = waiting.try_send(heard);
+            return;
+        }
+        let Heard::Body(body) = heard else { return };
+        let invite = crate::tls::introduction::Kind::of(&body) == Some(crate::tls::introduction::Kind::Invite);
+        if !invite || body.len() > wire::LARGEST_BODY || from.len() != 32 {
+            return;
+        }
+        let mut invitations = self.invitations.lock().unwrap_or_else(PoisonError::into_inner);
+        let Ok(place) = self.places.clone().try_acquire_owned() else { return };
+        if !invitations.take(id, Instant::now(), self.config.invitations_per_second) {
+            return;
+        }
+        let station = self.stations.iter().find(|known| std::ptr::eq(known.as_ref(), station)).cloned();
+        let Some(station) = station else { return };
+        let inner = self.clone();
+        tokio::spawn(async move {
+            inner.invited(station, from, id, body).await;
+            drop(place);
+        });
+    }
+
+    /// Asks the servers what the NAT does: when there is a new one, when the network has changed, and now and then.
+    async fn look_around(self: Arc<Self>, stun: Vec<String>) {
+        for name in &stun {
+            self.add_named_server(name).await;
+        }
+        if !stun.is_empty() {
+            self.look.notify_one();
+        }
+        loop {
+            tokio::select! {
+                () = self.look.notified() => {}
+                () = sleep(self.config.discover_every) => {}
+            }
+            self.surroundings.discover().await;
+        }
+    }
+
+    async fn watch_network(self: Arc<Self>) {
+        let mut network = self.surroundings.network();
+        network.mark_unchanged();
+        while network.changed().await.is_ok() {
+            let addresses: Vec<_> = self.surroundings.candidates().iter().map(|one| one.address).collect();
+            tracing::info!(?addresses, "the network has changed");
+            self.surroundings.forget();
+            self.publish(RendezvousEvent::NetworkChanged { addresses });
+            self.look.notify_one();
+            for station in &self.stations {
+                station.again.notify_one();
+            }
+        }
+    }
+
+    /// A path that falls silent is opened anew; what others see of us may have changed.
+    async fn watch_paths(self: Arc<Self>) {
+        let mut events = self.peers.net.subscribe();
+        loop {
+            match events.recv().await {
+                Ok(NetEvent::PathSilent { node, .. }) => self.meet_again(node),
+                Ok(NetEvent::Observed { address, by }) => {
+                    let by = unmapped(by);
+                    if self.surroundings.is_server(by) {
+                        self.surroundings.observe(address);
+                    }
+                }
+                Ok(_) | Err(broadcast::error::RecvError::Lagged(_)) => {}
+                Err(broadcast::error::RecvError::Closed) => return,
+            }
+        }
+    }
+
+    fn meet_again(self: &Arc<Self>, node: NodeId) {
+        if self.stations.iter().any(|station| station.server.node == node) {
+            return; // it is dialled again by its station
+        }
+        let mut again = self.again.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        again.retain(|_, since| now.saturating_duration_since(*since) < self.config.again_after);
+        if again.contains_key(&node) || again.len() >= MAX_AGAIN {
+            return;
+        }
+        again.insert(node, now);
+        let inner = self.clone();
+        tokio::spawn(async move {
+            let deadline = Instant::now() + inner.config.direct_timeout;
+            if let Err(error) = inner.meet(node, deadline).await {
+                tracing::info!(%error, "a silent path was not opened anew");
+            }
+        });
+    }
+}
+
+/// Exchanges that are remembered, so that the copies of an invitation do nothing: a minute's worth at the limit.
+const MAX_SEEN: usize = 1_200;
+/// Servers that one rendezvous may name.
+const MAX_STUN_NAMES: usize = 8;
+const EVENT_QUEUE: usize = 256;
+/// Silent peers that are met again at once: a network that is gone makes all of them silent.
+const MAX_AGAIN: usize = 64;

@@ -1,0 +1,215 @@
+//! One rendezvous node and the session with it: connect, register, stay, and connect again.
+
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::{mpsc, Notify};
+use tokio::time::{interval_at, sleep, timeout, Instant, MissedTickBehavior};
+use tonic::{Code, Status, Streaming};
+
+use super::wire::{self, FromNode, FromRendezvous, Hello, NodeMessage, Refresh, RendezvousMessage, Signal, Welcome};
+use super::{Inner, RendezvousEvent};
+use crate::addr::NodeId;
+use crate::error::{Error, Reason, Result, Stage};
+use crate::open::{Open, Priority};
+use crate::peer::Dial;
+
+/// Where a rendezvous node is: `<node id>@host:port`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Server {
+    pub node: NodeId,
+    pub address: String,
+}
+
+/// How it stands with one rendezvous node.
+#[derive(Clone, Debug)]
+pub struct StationStatus {
+    pub node: NodeId,
+    pub address: String,
+    pub connected: bool,
+    /// Our own address as it sees us.
+    pub observed: Option<SocketAddr>,
+    pub rtt: Option<Duration>,
+    /// Why the last attempt failed, or the last session ended.
+    pub error: Option<Error>,
+}
+
+/// A rendezvous node.
+pub struct Station {
+    pub server: Server,
+    state: Mutex<State>,
+    /// The network has changed: what failed may work now.
+    pub again: Notify,
+}
+
+#[derive(Default)]
+struct State {
+    session: Option<Session>,
+    error: Option<Error>,
+    /// An attempt has ended, well or not.
+    tried: bool,
+}
+
+struct Session {
+    messages: mpsc::Sender<NodeMessage>,
+    observed: Option<SocketAddr>,
+    rtt: Duration,
+}
+
+impl Station {
+    pub fn new(server: Server) -> Self {
+        Self { server, state: Mutex::default(), again: Notify::new() }
+    }
+
+    pub fn is_connected(&self) -> bool {
+        self.lock().session.is_some()
+    }
+
+    /// An attempt to connect has ended without success, and none has succeeded since.
+    pub fn has_failed(&self) -> bool {
+        let state = self.lock();
+        state.tried && state.session.is_none()
+    }
+
+    pub fn status(&self) -> StationStatus {
+        let state = self.lock();
+        StationStatus {
+            node: self.server.node,
+            address: self.server.address.clone(),
+            connected: state.session.is_some(),
+            observed: state.session.as_ref().and_then(|session| session.observed),
+            rtt: state.session.as_ref().map(|session| session.rtt),
+            error: state.error.clone(),
+        }
+    }
+
+    /// Hands a signal to the rendezvous. False: there is no session, or it takes nothing for the moment.
+    pub fn send(&self, signal: &Signal) -> bool {
+        let message = NodeMessage { kind: Some(FromNode::Signal(signal.clone())) };
+        self.lock().session.as_ref().is_some_and(|session| session.messages.try_send(message).is_ok())
+    }
+
+    /// Stays registered until the end of the program; each session's end is an event.
+    pub async fn run(self: Arc<Self>, inner: Arc<Inner>) {
+        let mut pause = inner.config.reconnect_after;
+        loop {
+            let started = Instant::now();
+            let result = self.session(&inner).await;
+            let was_connected = self.lock().session.take().is_some();
+            let error = result.err().unwrap_or_else(|| unreachable("the rendezvous ended the session"));
+            let error = error.with_node(self.server.node);
+            {
+                let mut state = self.lock();
+                state.error = Some(error.clone());
+                state.tried = true;
+            }
+            tracing::info!(%error, address = %self.server.address, "no rendezvous");
+            inner.publish(RendezvousEvent::Lost {
+                node: self.server.node,
+                address: self.server.address.clone(),
+                error,
+                was_connected,
+            });
+            inner.progress.notify_waiters();
+            if was_connected && started.elapsed() > inner.config.reconnect_most {
+                pause = inner.config.reconnect_after;
+            }
+            tokio::select! {
+                () = sleep(pause) => {}
+                () = self.again.notified() => {}
+            }
+            pause = (pause * 2).min(inner.config.reconnect_most);
+        }
+    }
+
+    async fn session(&self, inner: &Arc<Inner>) -> Result<()> {
+        let deadline = Instant::now() + inner.config.connect_timeout;
+        let node = self.server.node;
+        let address = Some(self.server.address.clone());
+        let mut link =
+            inner.peers.dial_directly(&Dial { node, address, priority: Priority::Interactive, deadline }).await?;
+        link.open(&Open { service_port: SERVICE_PORT, node: Some(node), priority: Priority::Interactive }, deadline)
+            .await?;
+        let (from, rtt) = (link.address, link.rtt());
+        let (messages, queue) = mpsc::channel(QUEUE);
+        let hello = NodeMessage { kind: Some(FromNode::Hello(Hello { agent: AGENT.to_owned() })) };
+        let _ = messages.try_send(hello);
+        let registered = async {
+            let mut incoming = wire::register(link.stream, queue).await?;
+            let welcome = match incoming.message().await? {
+                Some(RendezvousMessage { kind: Some(FromRendezvous::Welcome(welcome)) }) => welcome,
+                _ => return Err(Status::internal("no welcome")),
+            };
+            Ok((incoming, welcome))
+        };
+        let (incoming, welcome) = match timeout(inner.config.connect_timeout, registered).await {
+            Ok(result) => result.map_err(|status| map_status(&status))?,
+            Err(_) => return Err(unreachable("the rendezvous did not welcome this node in time")),
+        };
+        let observed = welcome.observed.parse().ok();
+        {
+            let mut state = self.lock();
+            state.session = Some(Session { messages: messages.clone(), observed, rtt });
+            state.error = None;
+            state.tried = true;
+        }
+        tracing::info!(%node, address = %from, observed = welcome.observed, "rendezvous connected");
+        inner.welcomed(&welcome, from, observed);
+        inner.publish(RendezvousEvent::Connected { node, address: from, observed });
+        inner.progress.notify_waiters();
+        self.serve(inner, incoming, messages, &welcome).await
+    }
+
+    async fn serve(
+        &self,
+        inner: &Arc<Inner>,
+        mut incoming: Streaming<RendezvousMessage>,
+        messages: mpsc::Sender<NodeMessage>,
+        welcome: &Welcome,
+    ) -> Result<()> {
+        let every = Duration::from_secs(welcome.refresh_seconds.clamp(1, MAX_REFRESH).into());
+        let mut refresh = interval_at(Instant::now() + every, every);
+        refresh.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                message = incoming.message() => match message {
+                    Ok(Some(RendezvousMessage { kind: Some(kind) })) => inner.handle(self, kind),
+                    Ok(Some(_)) => {}
+                    Ok(None) => return Ok(()),
+                    Err(status) => return Err(map_status(&status)),
+                },
+                _ = refresh.tick() => {
+                    let message = NodeMessage { kind: Some(FromNode::Refresh(Refresh {})) };
+                    if messages.send(message).await.is_err() {
+                        return Ok(());
+                    }
+                }
+            }
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn map_status(status: &Status) -> Error {
+    let text = format!("{:?}: {}", status.code(), status.message());
+    match status.code() {
+        Code::ResourceExhausted => Error::new(Reason::RendezvousBusy, Stage::Rendezvous, text),
+        _ => unreachable(text),
+    }
+}
+
+pub(super) fn unreachable(text: impl Into<String>) -> Error {
+    Error::new(Reason::RendezvousUnreachable, Stage::Rendezvous, text)
+}
+
+/// rendezvous.proto.
+const SERVICE_PORT: u16 = 7_348;
+const AGENT: &str = concat!("keynet/", env!("CARGO_PKG_VERSION"));
+/// Messages on their way out: each is one step of an exchange, and a rendezvous takes 20 a second.
+const QUEUE: usize = 64;
+/// A refresh once a day is as good as none.
+const MAX_REFRESH: u32 = 86_400;
