@@ -126,9 +126,9 @@ def _why(used: PathStatus, proven: Sequence[PathStatus]) -> str:
     if not used.proven:
         return "it was told, and has not proved to be the node yet"
     if not others:
-        return "it is the only one that answered" + (", in a network that both are in" if used.local else "")
+        return "it is the only one that answered" + (", and it stays in the local network" if used.local else "")
     if used.local and not all(path.local for path in others):
-        return "it stays in a network that both are in, and the others do not"
+        return "it stays in the local network, and the others do not"
     known = [path.rtt for path in others if path.rtt is not None]
     if used.rtt is not None and known and used.rtt <= min(known):
         return f"of the {len(others) + 1} that answered it has the shortest round trip"
@@ -138,7 +138,7 @@ def _why(used: PathStatus, proven: Sequence[PathStatus]) -> str:
 
 
 def _standing(path: PathStatus) -> str:
-    where = ", in a network that both are in" if path.local else ""
+    where = ", in the local network" if path.local else ""
     if not path.proven:
         return f"not proven{where}"
     return f"proven, heard from {path.heard:.0f} s ago{where}"

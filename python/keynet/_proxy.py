@@ -14,7 +14,6 @@ from typing import Any, Literal
 
 from . import _keynet
 from ._access import AccessCallable, Allow, _Gatekeeper, _split
-from ._address import rendezvous_addresses, server_addresses
 from ._events import Event, _event
 from ._identity import Identity
 from ._info import ConnectionInfo, Limits, PathInfo, PingReport, Priority, ProxyStats, _connection, _ping_report
@@ -84,8 +83,8 @@ class BaseProxy:
             "forward": forward,
             "credentials": credentials,
             "controller": controller,
-            "rendezvous": rendezvous_addresses(rendezvous),
-            "stun": server_addresses("stun", stun),
+            "rendezvous": _listed("rendezvous", rendezvous, "<node id>@host:port"),
+            "stun": _listed("stun", stun, "host:port"),
             "lan": bool(lan),
             "port_mapping": bool(port_mapping),
             "search_ports": bool(search_ports),
@@ -375,6 +374,12 @@ _lock = threading.Lock()
 def _running_proxies() -> Iterable[BaseProxy]:
     with _lock:
         return [proxy for proxy in _proxies if proxy.is_running]
+
+
+def _listed(name: str, texts: Sequence[str], form: str) -> list[str]:
+    if isinstance(texts, str):
+        raise InvalidArgument(f'{name} is a list: ["{form}"]')
+    return list(texts)
 
 
 def _closed(detail: str) -> ProxyClosedError:

@@ -54,7 +54,8 @@ class NatBehaviour:
     filtering: str
     """Who is let in through it; the same words."""
     ports: str
-    """How external ports are chosen: "preserved", "sequential", "block", "uniform", "unknown"."""
+    """How external ports are chosen: "preserved", "sequential (...)", "block (...)", "uniform" or "unknown"; the
+    parentheses have the numbers."""
     udp_blocked: bool
     """No STUN server answered."""
     translated: bool | None
@@ -79,7 +80,7 @@ class PathStatus:
     heard: float
     """Seconds since something came from there."""
     local: bool
-    """It is in a network that this node is in, too."""
+    """It is an address of a local network, not of the internet."""
     socket: int
     """0: the node's own socket; others were opened to search among the ports of a symmetric NAT."""
 

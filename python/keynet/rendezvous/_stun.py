@@ -11,31 +11,48 @@ __all__ = ["StunServer", "start_stun"]
 
 
 class StunServer:
-    """What `start_stun` gives."""
+    """What `start_stun` gives: a server of each address family."""
 
-    def __init__(self, core: _keynet.StunServer) -> None:
-        self._core = core
+    def __init__(self, servers: Sequence[_keynet.StunServer]) -> None:
+        self._servers = servers
 
     @property
     def addresses(self) -> list[str]:
         """Where it listens: "host:port"."""
-        return self._core.addresses()
+        return [address for server in self._servers for address in server.addresses()]
 
     def stats(self) -> dict[str, int]:
         """Counters since the start, by name."""
-        return self._core.stats()
+        total: dict[str, int] = {}
+        for server in self._servers:
+            for name, count in server.stats().items():
+                total[name] = total.get(name, 0) + count
+        return total
 
     async def close(self) -> None:
         """Closes its sockets. May be called again."""
-        await call(self._core.close)
+        for server in self._servers:
+            await call(server.close)
 
 
 async def start_stun(addresses: Sequence[str]) -> StunServer | None:
     """Answers STUN (RFC 8489, RFC 5780) at these UDP addresses; None for none. Raises `BindError`, `InvalidArgument`.
 
-    Two ports let nodes find out what their NAT does; two IP addresses, with two ports each, let them find out all.
+    Two ports let nodes find out what their NAT does; two IP addresses, with two ports each, let them find out all. IPv4
+    and IPv6 are servers of their own, of four addresses each at most.
     """
     if not addresses:
         return None
-    listed = list(addresses)
-    return StunServer(await call(lambda loop: _keynet.StunServer.bind(listed, loop)))
+    families = [[address for address in addresses if address.startswith("[") == ipv6] for ipv6 in (False, True)]
+    servers: list[_keynet.StunServer] = []
+    try:
+        for family in filter(None, families):
+            servers.append(await _bind(family))
+    except BaseException:
+        await StunServer(servers).close()
+        raise
+    return StunServer(servers)
+
+
+async def _bind(addresses: list[str]) -> _keynet.StunServer:
+    return await call(lambda loop: _keynet.StunServer.bind(addresses, loop))
