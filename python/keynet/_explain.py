@@ -163,7 +163,7 @@ def _meeting(meeting: Meeting) -> Iterator[str]:
     if meeting.outlook is not None:
         yield f"  outlook:    {_OUTLOOK.get(meeting.outlook, meeting.outlook)}"
     if meeting.tried:
-        yield f"  tried:      {_some(meeting.tried)}, with {meeting.pings} pings"
+        yield f"  tried:      {_some(meeting.tried)}" + (f", with {meeting.pings} pings" if meeting.pings else "")
     answers = [f"{one.address}{_round_trip(one.rtt)}" for one in meeting.answered]
     yield f"  answered:   {_some(answers)}"
     if meeting.heard:

@@ -44,14 +44,15 @@ def _kind(mapping: str, filtering: str, ports: str, *, blocked: bool = False) ->
 
 _INDEPENDENT, _STRICT = "endpoint-independent", "address-and-port-dependent"
 
+_OPEN = "no NAT, or full-cone NAT"
 PORT_RESTRICTED = "port-restricted NAT"
 """What most homes and offices have: the ordinary one."""
 PEERS = {
-    "public, or full-cone NAT": _kind(_INDEPENDENT, _INDEPENDENT, "preserved"),
+    _OPEN: _kind(_INDEPENDENT, _INDEPENDENT, "preserved"),
     "address-restricted NAT": _kind(_INDEPENDENT, "address-dependent", "preserved"),
     PORT_RESTRICTED: _kind(_INDEPENDENT, _STRICT, "preserved"),
-    "symmetric NAT, ports in sequence": _kind(_STRICT, _STRICT, "sequential"),
-    "symmetric NAT, random ports": _kind(_STRICT, _STRICT, "uniform"),
+    "symmetric NAT with ports in sequence": _kind(_STRICT, _STRICT, "sequential"),
+    "symmetric NAT with random ports": _kind(_STRICT, _STRICT, "uniform"),
     "network that blocks UDP": _kind("unknown", "unknown", "unknown", blocked=True),
 }
 """The kinds of peers, in the words that people know them by."""
@@ -61,7 +62,7 @@ def prospects(own: NatBehaviour, *, forwarded: bool = False) -> list[Prospect]:
     """What a node behind `own` can expect of each kind of peer; `forwarded`: a router forwards a port to it."""
     found = []
     for name, peer in PEERS.items():
-        expected = outlook(PEERS["public, or full-cone NAT"] if forwarded and not own.udp_blocked else own, peer)
+        expected = outlook(PEERS[_OPEN] if forwarded and not own.udp_blocked else own, peer)
         found.append(Prospect(name, expected, _words(expected, own, peer)))
     return found
 

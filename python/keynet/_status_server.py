@@ -134,17 +134,18 @@ class StatusServer:
     def _answer(self, line: bytes) -> dict[str, Any]:
         try:
             request = json.loads(line)
-            what = request["do"]
+            what, node = request["do"], str(request.get("node_id"))
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            return {"error": _invalid('a request is a line of JSON: {"do": "status"}')}
+        try:
             if what == "status":
                 return {"status": self._proxy.status()}
             if what == "explain":
-                explanation = self._proxy.explain(NodeId(str(request["node_id"])))
+                explanation = self._proxy.explain(NodeId(node))
                 return {"explanation": explanation, "text": explanation.text}
-            raise _invalid(f'nothing is known of {what!r}; there are "status" and "explain"')
         except KeynetError as error:
             return {"error": error}
-        except (ValueError, TypeError, KeyError, RecursionError):
-            return {"error": _invalid('a request is a line of JSON: {"do": "status"}')}
+        return {"error": _invalid(f'nothing is known of {what!r}; there are "status" and "explain"')}
 
 
 async def _say(writer: asyncio.StreamWriter, answer: dict[str, Any]) -> None:

@@ -237,7 +237,8 @@ def _verdict(findings: Findings, nat: NatBehaviour, nat_by: str, peers: list[Pro
             "Too little was found out about the NAT: which peers will be reached is open.",
         )
     hard = [peer.peer for peer in peers if peer.outlook is Outlook.BOTH_SYMMETRIC]
-    but = f", but none behind a {hard[0]}" if hard else ""
+    which = "" if len(hard) > 1 else " with random ports"
+    but = f", but none behind a symmetric NAT{which}" if hard else ""
     return ExitCode.OK, f"A peer behind an ordinary NAT will be reached {ordinary.text.partition(',')[0]}{but}."
 
 

@@ -57,6 +57,8 @@ def run(options: argparse.Namespace, out: Output) -> int:
                     out.note(proxy.explain(options.node).text)
                 raise
             _show(report, options.node, out)
+        # nothing is left that could end by itself
+        proxy.close(drain=False)
     return 0
 
 

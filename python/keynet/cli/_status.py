@@ -140,8 +140,10 @@ def table(status: Status, rates: dict[NodeId, Rate]) -> str:
     if not status.peers:
         return "\n".join([*lines, "", "no peers"])
     rows: list[tuple[str, ...]] = [("PEER", "PATH", "", "RTT", "HEARD", "CONNECTIONS", "IN", "OUT")]
+    introducing = {one.node_id for one in status.rendezvous}
     for peer in status.peers:
-        rows += _rows(peer, rates.get(peer.node_id, Rate(None, None)))
+        name = peer.node_id.short + (" (rendezvous)" if peer.node_id in introducing else "")
+        rows += _rows(name, peer, rates.get(peer.node_id, Rate(None, None)))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines.append("")
     lines += ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
@@ -164,19 +166,18 @@ def _rendezvous(status: Status) -> Iterator[str]:
             yield head + (f"not registered: {one.error}" if one.error is not None else "connecting")
 
 
-def _rows(peer: PeerStatus, rate: Rate) -> Iterator[tuple[str, ...]]:
+def _rows(name: str, peer: PeerStatus, rate: Rate) -> Iterator[tuple[str, ...]]:
     numbers = (str(peer.connections), _speed(rate.bytes_in), _speed(rate.bytes_out))
     paths = sorted(peer.paths, key=lambda path: not path.in_use)
     if not paths:
-        yield (peer.node_id.short, "none", "", "", "", *numbers)
+        yield (name, "none", "", "", "", *numbers)
     for number, path in enumerate(paths):
         notes = ["in use"] if path.in_use else []
         notes += [] if path.proven else ["not proven"]
         notes += ["local"] if path.local else []
         rtt = "?" if path.rtt is None else milliseconds(path.rtt)
-        first = number == 0
-        name, tail = (peer.node_id.short, numbers) if first else ("", ("", "", ""))
-        yield (name, path.address, ", ".join(notes), rtt, f"{path.heard:.1f} s ago", *tail)
+        head, tail = (name, numbers) if number == 0 else ("", ("", "", ""))
+        yield (head, path.address, ", ".join(notes), rtt, f"{path.heard:.1f} s ago", *tail)
 
 
 def _speed(rate: float | None) -> str:

@@ -179,7 +179,7 @@ def _ready(proxy: Proxy, settings: dict[str, Any], status: StatusServer, out: Ou
         f"proxy     {proxy.proxy_address} (UDP, for peers)",
         f"forward   {proxy.forward_url} (HTTP CONNECT, for clients here)",
         *(f"service   {port} -> {backend}" for port, backend in fields["services"].items()),
-        *(f"registers at {address}" for address in fields["rendezvous"]),
+        *(f"rendezvous {address}" for address in fields["rendezvous"]),
         "ready",
     ]
     out.result(fields, "\n".join(lines))

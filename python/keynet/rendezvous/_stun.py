@@ -47,7 +47,7 @@ async def start_stun(addresses: Sequence[str]) -> StunServer | None:
     servers: list[_keynet.StunServer] = []
     try:
         for family in filter(None, families):
-            servers.append(await _bind(family))
+            servers += [await _bind(family)]
     except BaseException:
         await StunServer(servers).close()
         raise
