@@ -6,14 +6,14 @@ Mirrors rust/src/path/outlook.rs, which decides it for a real pair; this only fo
 from __future__ import annotations
 
 import dataclasses
-import enum
 
+from ._reasons import _Name
 from ._status import NatBehaviour
 
 __all__ = ["PEERS", "Outlook", "Prospect", "outlook", "prospects"]
 
 
-class Outlook(str, enum.Enum):
+class Outlook(_Name):
     """How a meeting will go."""
 
     DIRECT = "direct"
