@@ -18,13 +18,13 @@ from .._proxy import EventStream, Proxy
 from ._output import Output
 
 
-async def follow(proxy: Proxy, out: Output, ready: Callable[[], None]) -> None:
+async def follow(proxy: Proxy, out: Output, ready: Callable[[], None], events: EventStream | None = None) -> None:
     """Says `ready`, prints events until SIGINT or SIGTERM, then closes the proxy; a second signal cuts it short."""
     loop = asyncio.get_running_loop()
     told = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, told.set)
-    events = proxy.events()
+    events = events or proxy.events()
     # only now: whoever reads it may send a signal at once
     ready()
     printing = asyncio.create_task(_print(events, out))

@@ -125,13 +125,15 @@ def run(options: argparse.Namespace, out: Output) -> int:
 
     async def work() -> None:
         async with proxy:
+            # at once: on a near rendezvous it is registered before the rest is done
+            events = proxy.events()
             for node, addresses in peers.items():
                 proxy.add_peer(node, addresses)
             punching = [asyncio.create_task(_expect(proxy, node)) for node in expected]
             status = StatusServer(proxy)
             try:
                 await _offer(status, out)
-                await follow(proxy, out, lambda: _ready(proxy, settings, status, out))
+                await follow(proxy, out, lambda: _ready(proxy, settings, status, out), events)
             finally:
                 for task in punching:
                     task.cancel()
@@ -163,6 +165,8 @@ async def _expect(proxy: Proxy, node: NodeId) -> None:
 
 
 def _ready(proxy: Proxy, settings: dict[str, Any], status: StatusServer, out: Output) -> None:
+    # later ones are told as events
+    registered = [f"{one.node_id}@{one.address}" for one in proxy.status().rendezvous if one.connected]
     fields = {
         "event": "ready",
         "node_id": proxy.node_id,
@@ -170,7 +174,8 @@ def _ready(proxy: Proxy, settings: dict[str, Any], status: StatusServer, out: Ou
         "forward_address": proxy.forward_address,
         "forward_url": proxy.forward_url,
         "services": settings.get("services", {}),
-        "rendezvous": settings.get("rendezvous", []),
+        "rendezvous": settings["rendezvous"],
+        "registered": registered,
         "status_socket": None if status.path is None else str(status.path),
         "pid": os.getpid(),
     }
@@ -179,7 +184,10 @@ def _ready(proxy: Proxy, settings: dict[str, Any], status: StatusServer, out: Ou
         f"proxy     {proxy.proxy_address} (UDP, for peers)",
         f"forward   {proxy.forward_url} (HTTP CONNECT, for clients here)",
         *(f"service   {port} -> {backend}" for port, backend in fields["services"].items()),
-        *(f"rendezvous {address}" for address in fields["rendezvous"]),
+        *(
+            f"rendezvous {address} ({'registered' if address in registered else 'connecting'})"
+            for address in settings["rendezvous"]
+        ),
         "ready",
     ]
     out.result(fields, "\n".join(lines))
