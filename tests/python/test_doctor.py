@@ -105,6 +105,7 @@ def visit(error: str | None = None, stage: str = "punch") -> Visit:
     return Visit(NODE, "192.0.2.7:1", ping, failure, error is None, "203.0.113.1:9", None)
 
 
+UNRESOLVED = _from_core("unreachable", "setup", None, None, "in words")
 LOST, FOUND = (visit("punch_timeout"),), (visit(),)
 PUBLIC = [{"interface": "eth0", "address": "8.8.8.8", "prefix": 24, "kind": "network"}]
 SYMMETRIC = "address-and-port-dependent"
@@ -151,6 +152,11 @@ SYMMETRIC = "address-and-port-dependent"
         ),
         (Findings(nat(), FOUND, status(mapped="100.64.0.9:5"), True, NOW), ExitCode.OK, "another NAT follows"),
         (Findings(nat(), (visit("certificate_expired", "tls"),), status(), True, NOW), ExitCode.UNREACHED, "clock"),
+        (
+            Findings(discovered(), now=NOW, stun_error=UNRESOLVED),
+            ExitCode.UNDECIDED,
+            "were not asked: ",
+        ),
         (Findings(nat(), now=NOW.replace(year=1970)), ExitCode.OK, "1970-01-01"),
     ],
 )

@@ -15,7 +15,7 @@ from .._info import PingReport
 from .._nat import PORT_RESTRICTED, Outlook, Prospect, prospects
 from .._node import NodeId
 from .._status import NatBehaviour, RendezvousStatus, Status
-from ..errors import CertificateExpired, KeynetError
+from ..errors import CertificateExpired, DialError, KeynetError
 from ._common import add_finding, add_identity, finding, load_identity, positive
 from ._exit import ExitCode
 from ._output import Output, milliseconds
@@ -58,6 +58,8 @@ class Findings:
     """Of a temporary node with these rendezvous nodes, after a while."""
     asked_router: bool = False
     now: datetime.datetime = _BORN
+    stun_error: KeynetError | None = None
+    """Why the STUN servers of the user's choice could not be asked at all."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,16 +121,24 @@ def look(options: argparse.Namespace, out: Output) -> Findings:
     proxy = sync.Proxy(identity, **settings)
     if settings["stun"]:
         out.note(f"asking {', '.join(settings['stun'])} what the NAT does")
-    discovered = _keynet.discover(settings["stun"], options.timeout, None)
+    discovered, stun_error = _discover(settings["stun"], options.timeout)
     if not settings["rendezvous"]:
-        return Findings(discovered, now=now)
+        return Findings(discovered, now=now, stun_error=stun_error)
     with proxy:
         visits = tuple(_visit(proxy, text, options.timeout, out) for text in settings["rendezvous"])
         out.note("letting a node find out what it can, with their help")
         status = _settled(proxy, settings["port_mapping"], options.timeout)
         visits = tuple(_with_registration(visit, status.rendezvous) for visit in visits)
         proxy.close(drain=False)
-    return Findings(discovered, visits, status, settings["port_mapping"], now)
+    return Findings(discovered, visits, status, settings["port_mapping"], now, stun_error)
+
+
+def _discover(servers: list[str], timeout: float) -> tuple[dict[str, Any], KeynetError | None]:
+    """Names that cannot be resolved are a finding, and no reason to end."""
+    try:
+        return _keynet.discover(servers, timeout, None), None
+    except DialError as error:
+        return _keynet.discover([], timeout, None), error
 
 
 def _visit(proxy: sync.Proxy, text: str, timeout: float, out: Output) -> Visit:
@@ -248,6 +258,8 @@ def _advice(findings: Findings, nat: NatBehaviour, mapped: str | None, clock_is_
         advice.append("Set this machine's clock: it is wrong, and certificates are judged by it.")
     if nat.udp_blocked:
         advice.append("Allow outgoing UDP in this network's firewall, or use another network.")
+    if findings.stun_error is not None:
+        advice.append(f"The STUN servers were not asked: {findings.stun_error}.")
     for visit in findings.visits:
         if visit.error is not None:
             advice.append(f"Rendezvous {visit.node_id.short}, stage {visit.error.stage}: {visit.error.advice}.")
