@@ -403,6 +403,8 @@ impl Shared {
         let drained = async {
             self.lifecycle.connections_ended().await;
             self.registry.emptied().await;
+            // sessions with rendezvous nodes are connections too
+            self.stop_finding().await;
             self.delivered().await;
         };
         tokio::select! {
@@ -411,9 +413,7 @@ impl Shared {
             () = tokio::time::sleep(self.limits.drain_timeout) => {}
         }
         self.lifecycle.advance(Phase::Aborting);
-        if let Some(finding) = self.finding.get() {
-            let _ = tokio::time::timeout(finding::CLOSE_TIME, finding.close()).await;
-        }
+        self.stop_finding().await;
         let ended = async {
             self.lifecycle.connections_ended().await;
             self.lifecycle.loops_ended().await;
@@ -428,6 +428,13 @@ impl Shared {
         self.lifecycle.advance(Phase::Closed);
         tracing::info!(node = %self.peers.identity().node_id(), "node closed");
         self.publisher.publish(Event::Closed);
+    }
+
+    /// Leaves the rendezvous nodes and the local network.
+    async fn stop_finding(&self) {
+        if let Some(finding) = self.finding.get() {
+            let _ = tokio::time::timeout(finding::CLOSE_TIME, finding.close()).await;
+        }
     }
 
     /// Waits until uTP has handed over what ended tunnels had left to it: closing the socket would lose that.
