@@ -38,7 +38,7 @@ pub struct PingReport {
     pub address: SocketAddr,
     /// Round-trip time as uTP measures it.
     pub rtt: Duration,
-    /// How long uTP took to connect, punching included.
+    /// How long it took until uTP was connected, counted from the start: rendezvous and punching included.
     pub utp: Duration,
     /// How long the TLS handshake took.
     pub tls: Duration,
@@ -72,8 +72,11 @@ impl Peers {
     /// Connects, looks, and ends the link in order. Errors: as [`Self::dial`]; also what the peer thinks of our identity.
     pub async fn ping(self: &Arc<Self>, node: NodeId, timeout: Duration) -> Result<PingReport> {
         let dial = Dial { node, address: None, priority: Priority::Interactive, deadline: Instant::now() + timeout };
+        let begin = Instant::now();
         let mut link = self.race(&dial).await?;
-        let report = report(&link);
+        let mut report = report(&link);
+        // the way to it counts: the rendezvous, and punching
+        report.utp = begin.elapsed().saturating_sub(report.tls);
         // The peer judges our certificate after we think that the handshake is over: wait for its own end, or its alert.
         use tokio::io::AsyncWriteExt;
         let ended = async {
