@@ -351,7 +351,11 @@ impl Driver<'_> {
             let spent = allowed - state.utp.allowance();
             state.turn.spend(spent);
             sent = true;
-            self.send(core, to, transmit.segment_size);
+            if transmit.may_fragment {
+                self.send_in_pieces(core, to, transmit.segment_size);
+            } else {
+                self.send(core, to, transmit.segment_size);
+            }
             if self.blocked.is_some() || round == SEND_ROUNDS {
                 // the others get their turn first
                 self.touch(conn, &mut state);
@@ -425,6 +429,18 @@ impl Driver<'_> {
             Err(error) => {
                 core.stats.send_errors += 1;
                 tracing::debug!(to = ?route, %error, "datagram not sent");
+            }
+        }
+    }
+
+    /// The same for datagrams that are too large for the path. They are few: what does not leave now is sent again.
+    fn send_in_pieces(&mut self, core: &mut Core, route: Route, segment_size: Option<usize>) {
+        let Some(socket) = self.sockets.find(route.via) else { return };
+        match socket.send_in_pieces(route.to, &self.out, segment_size) {
+            Ok(()) => core.stats.datagrams_out += 1,
+            Err(error) => {
+                core.stats.send_errors += 1;
+                tracing::debug!(to = ?route, %error, "datagram not sent in pieces");
             }
         }
     }

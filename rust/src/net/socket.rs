@@ -100,6 +100,21 @@ impl Socket {
         }
     }
 
+    /// Sends datagrams that routers may cut into pieces (RFC 791 section 3.2, RFC 8200 section 4.5): they were made for a path that
+    /// carried larger ones, and what has a number in uTP cannot be made smaller.
+    pub fn send_in_pieces(&self, to: SocketAddr, contents: &[u8], segment_size: Option<usize>) -> io::Result<()> {
+        fragments::allow(&self.io, to, true)?;
+        let mut sent = Ok(());
+        for one in contents.chunks(segment_size.unwrap_or(contents.len()).max(1)) {
+            sent = self.send(to, one, None);
+            if sent.is_err() {
+                break;
+            }
+        }
+        fragments::allow(&self.io, to, false)?;
+        sent
+    }
+
     pub async fn readable(&self) {
         let _ = self.io.readable().await;
     }
@@ -129,6 +144,46 @@ impl Socket {
             }
             (sent, _) => sent,
         }
+    }
+}
+
+/// Whether the kernel sets the bit that forbids fragments. quinn-udp sets it for good, and there is no safe wrapper.
+#[cfg(target_os = "linux")]
+mod fragments {
+    use super::{io, unmapped, SocketAddr, UdpSocket};
+    use std::os::fd::AsRawFd;
+
+    pub fn allow(socket: &UdpSocket, to: SocketAddr, allowed: bool) -> io::Result<()> {
+        let (level, option, value) = match (unmapped(to).is_ipv4(), allowed) {
+            (true, true) => (libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_DONT),
+            (true, false) => (libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_PROBE),
+            // in IPv6 only the sender cuts, to what it has been told that the path carries
+            (false, true) => (libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, libc::IPV6_PMTUDISC_WANT),
+            (false, false) => (libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, libc::IPV6_PMTUDISC_PROBE),
+        };
+        let value: libc::c_int = value;
+        // SAFETY: the descriptor is open for as long as the socket is borrowed, and the kernel reads one int, of which it gets
+        // the place and the size.
+        #[allow(unsafe_code)]
+        let done = unsafe {
+            let value = std::ptr::from_ref(&value).cast();
+            libc::setsockopt(socket.as_raw_fd(), level, option, value, size_of::<libc::c_int>() as libc::socklen_t)
+        };
+        if done == 0 {
+            Ok(())
+        } else {
+            Err(io::Error::last_os_error())
+        }
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+mod fragments {
+    use super::{io, SocketAddr, UdpSocket};
+
+    /// Not known how: what is too large is lost, as before.
+    pub fn allow(_: &UdpSocket, _: SocketAddr, _: bool) -> io::Result<()> {
+        Ok(())
     }
 }
 
