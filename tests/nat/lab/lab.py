@@ -16,7 +16,6 @@ from pathlib import Path
 from . import link, state
 from .kinds import Box, boxes
 from .nodes import GATEWAY4, GATEWAY6, Host, Nat, Node
-from .rules import CUT
 from .system import LabError, in_namespace, ip, remove, run
 
 # of the addresses inside: 31 boxes with a public /29 fit into the documentation range 192.0.2.0/24
@@ -151,7 +150,6 @@ class Lab:
 
     def _make_internet(self) -> None:
         ip([f"addr add {GATEWAY4}/32 dev lo", "link set lo up", "route add blackhole default"], self.internet)
-        run("nft", "-f", "-", namespace=self.internet, text=CUT)
         for node in self._nodes:
             if isinstance(node, Nat) and node.outer is None:
                 inside = [str(node.lan)] if node.box.engine == "firewall" else []
