@@ -41,6 +41,7 @@ class Node:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._servers: list[Any] = []
         self._stream: Any = None
+        self._held: Any = None
 
     @property
     def _running(self) -> keynet.Proxy:
@@ -83,8 +84,11 @@ class Node:
             await asyncio.sleep(POLL)
         return {"registered": True}
 
-    async def connect(self, node: str, port: int = ECHO) -> dict[str, Any]:
-        """A CONNECT: how long until the answer, whether a payload comes back, and by which path; or why not."""
+    async def connect(self, node: str, port: int = ECHO, hold: bool = False) -> dict[str, Any]:
+        """A CONNECT: how long until the answer, whether a payload comes back, and by which path; or why not.
+
+        `hold` leaves the connection open, for `use_held`.
+        """
         proxy = self._running
         host, _, forward = proxy.forward_address.rpartition(":")
         reader, writer = await asyncio.open_connection(host, int(forward))
@@ -96,15 +100,22 @@ class Node:
             status = int(answer.split()[1])
             found: dict[str, Any] = {"status": status, "ms": took}
             if status != 200:
+                hold = False
                 return {**found, "answer": answer, **await self.explain(node)}
-            payload = os.urandom(PAYLOAD)
-            writer.write(payload)
-            found["echoed"] = await reader.readexactly(PAYLOAD) == payload
+            self._held = reader, writer
             client = "{}:{}".format(*writer.get_extra_info("sockname"))
             info = proxy.connection_by_client(client)
-            return {**found, "path": info and info.remote_address}
+            return {**found, **await self.use_held(), "path": info and info.remote_address}
         finally:
-            writer.close()
+            if not hold:
+                writer.close()
+
+    async def use_held(self) -> dict[str, Any]:
+        """Whether a payload comes back through the last connection."""
+        reader, writer = self._held
+        payload = os.urandom(PAYLOAD)
+        writer.write(payload)
+        return {"echoed": await reader.readexactly(PAYLOAD) == payload}
 
     async def explain(self, node: str) -> dict[str, Any]:
         """How a node is reached, and why the last connection to it failed."""
