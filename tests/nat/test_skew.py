@@ -38,7 +38,7 @@ def test_one_registers_later(first: str, lab: Lab):
 @pytest.mark.slow
 @pytest.mark.parametrize("late", ["a", "b"], ids=["dialler", "acceptor"])
 def test_one_hears_later(late: str, lab: Lab):
-    """The dialler hears the answer late, when the other one is punching already; or the other one hears late of both."""
+    """The dialler hears the answer when the other one is punching already; or the other one hears late of both."""
     with lab:
         server = lab.hosts["server"]
         meeting = Meeting(server)

@@ -16,7 +16,7 @@ from pathlib import Path
 from . import link, state
 from .kinds import Box, boxes
 from .nodes import GATEWAY4, GATEWAY6, Host, Nat, Node
-from .system import LabError, in_namespace, ip, remove, run
+from .system import LabError, in_namespace, ip, remove
 
 # of the addresses inside: 31 boxes with a public /29 fit into the documentation range 192.0.2.0/24
 MAX_NATS = 31

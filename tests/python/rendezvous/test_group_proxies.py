@@ -76,13 +76,18 @@ async def found(proxy: keynet.Proxy, node: str) -> None:
     """Dials until the node is found: that it has registered takes a moment to be known everywhere."""
     loop = asyncio.get_running_loop()
     deadline = loop.time() + PATIENCE
-    while True:
-        try:
-            await proxy.ping(node)
-            return
-        except keynet.PeerOffline:
-            assert loop.time() < deadline, proxy.explain(node)
-            await asyncio.sleep(0.05)
+    while not await answers(proxy, node):
+        assert loop.time() < deadline, proxy.explain(node)
+        await asyncio.sleep(0.05)
+
+
+async def answers(proxy: keynet.Proxy, node: str) -> bool:
+    """Whether the node is reached; False if no rendezvous knows it."""
+    try:
+        await proxy.ping(node)
+    except keynet.PeerOffline:
+        return False
+    return True
 
 
 @pytest.mark.slow
