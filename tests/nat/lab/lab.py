@@ -199,7 +199,8 @@ class Lab:
         lines = ["link set lo up", "link add lan0 type bridge", "link set lan0 up"]
         lines.append(f"addr add {nat.gateway}/{nat.lan.prefixlen} dev lan0")
         if nat.lan6:
-            lines += [f"addr add {nat.lan6[1]}/64 dev lan0 nodad"]
+            # a router asks for neighbours from its link-local address, and without one not at all
+            lines += [f"addr add {nat.lan6[1]}/64 dev lan0 nodad", f"addr add {GATEWAY6}/64 dev lan0 nodad"]
         ip(lines, nat.namespace)
         if nat.outer:
             _plug_in(nat, "wan0", nat.outer, nat.port)
