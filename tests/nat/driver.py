@@ -98,7 +98,7 @@ class Rendezvous:
     def __init__(self, server: Host) -> None:
         self.host = server
         self._directory = tempfile.TemporaryDirectory()
-        command = ["rendezvous", "--json", "--identity", f"{self._directory.name}/node.pem"]
+        command = ["rendezvous", "--json", "--max-nodes", "100", "--identity", f"{self._directory.name}/node.pem"]
         command += ["--listen", f"[::]:{RENDEZVOUS}"]
         for address in server.public:
             for port in STUN:
