@@ -18,9 +18,9 @@ class Meeting:
         """Starts a node that registers."""
         node.start(rendezvous=[self.rendezvous.place(ipv6=not node.host.has_ipv4)], **options)
 
-    def settle(self, *nodes: Node, times: int = 1) -> None:
-        """Waits until each was registered so many times and knows what its NAT does; without UDP none ever will."""
+    def settle(self, *nodes: Node, again: bool = False) -> None:
+        """Waits until each is registered, after a loss if `again`, and knows its NAT; without UDP none ever will."""
         for node in nodes:
             has_udp = all(nat.box.udp for nat in node.host.uplinks)
-            if has_udp and not node.ask("registered", times=times)["registered"]:
+            if has_udp and not node.ask("registered", again=again)["registered"]:
                 raise Failed(f"{node.host.name} did not register: {node.ask('status')}")

@@ -37,7 +37,7 @@ class Node:
     def __init__(self) -> None:
         self.proxy: keynet.Proxy | None = None
         self._happened: list[dict[str, Any]] = []
-        self._registrations = 0
+        self._has_lost = False
         self._tasks: set[asyncio.Task[Any]] = set()
         self._servers: list[Any] = []
         self._stream: Any = None
@@ -62,7 +62,7 @@ class Node:
             self._servers.append(server)
         self.proxy = keynet.Proxy(key, services=services, allow=keynet.ANYONE, **options)
         await self.proxy.start()
-        self._happened, self._registrations = [], 0
+        self._happened, self._has_lost = [], False
         self.spawn(self._follow(self.proxy.events()))
         return {"node_id": self.proxy.node_id, "proxy_address": self.proxy.proxy_address}
 
@@ -75,14 +75,22 @@ class Node:
         """Opens our NAT for a node; says which address it sees of us."""
         return dataclasses.asdict(await self._running.expect(node, timeout=timeout))
 
-    async def registered(self, times: int = 1, timeout: float = 30.0) -> dict[str, Any]:
-        """Waits until it was registered so many times and knows what its NAT does, so long at most; says whether."""
+    async def registered(self, again: bool = False, timeout: float = 30.0) -> dict[str, Any]:
+        """Waits until a rendezvous has this node and it knows what its NAT does, for so long at most; says whether.
+
+        `again`: it must have lost a rendezvous since it started. Whether it is registered is asked and not followed,
+        because the event may come before anybody reads events.
+        """
         deadline = time.monotonic() + timeout
-        while self._registrations < times or self._running.status().nat is None:
+        while not self._is_registered() or (again and not self._has_lost):
             if time.monotonic() > deadline:
                 return {"registered": False}
             await asyncio.sleep(POLL)
         return {"registered": True}
+
+    def _is_registered(self) -> bool:
+        status = self._running.status()
+        return status.nat is not None and any(rendezvous.connected for rendezvous in status.rendezvous)
 
     async def connect(self, node: str, port: int = ECHO, hold: bool = False) -> dict[str, Any]:
         """A CONNECT: how long until the answer, whether a payload comes back, and by which path; or why not.
@@ -185,8 +193,7 @@ class Node:
             name = type(event).__name__
             fields = {field.name: str(getattr(event, field.name)) for field in dataclasses.fields(event)}
             self._happened.append({"event": name, "at": time.time(), **fields})
-            if name == "RendezvousConnected":
-                self._registrations += 1
+            self._has_lost |= name == "RendezvousLost"
 
 
 def _head(node: str, port: int, credentials: tuple[str, str]) -> bytes:

@@ -65,7 +65,7 @@ class Result:
     def misses(self) -> list[Outcome]:
         """The dials that went otherwise than they must."""
         if self.expected.outcome is None:
-            return []
+            return [outcome for outcome in self.outcomes if outcome.outcome == "failed"]
         return [outcome for outcome in self.outcomes if outcome.outcome != self.expected.outcome]
 
 

@@ -181,7 +181,7 @@ def test_both_behind_nats(a: str, b: str, lab: Lab, record_property: Record):
         flow.survives("rendezvous killed", rendezvous.kill)
         flow.survives(f"{PATH_LOST}, without rendezvous", lambda: cut(other))
         flow.survives("rendezvous started again", rendezvous.start)
-        flow.meeting.settle(flow.a, flow.b, times=2)
+        flow.meeting.settle(flow.a, flow.b, again=True)
         flow.survives(f"{REBOUND} again, dialler's", one.nat.forget)
         flow.ends_well()
 
