@@ -49,7 +49,7 @@ def start(lab: Lab) -> tuple[Node, Node]:
     return a, b
 
 
-@pytest.mark.slow
+@pytest.mark.matrix
 def test_an_idle_node_is_reachable(lab: Lab):
     """Long after its NAT would have forgotten it, at the first attempt; and an idle connection lives as long."""
     with lab:

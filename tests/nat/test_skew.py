@@ -35,7 +35,7 @@ def test_one_registers_later(first: str, lab: Lab):
         connects(nodes["a"], nodes["a"].begin("connect", node=nodes["b"].node_id))
 
 
-@pytest.mark.slow
+@pytest.mark.matrix
 @pytest.mark.parametrize("late", ["a", "b"], ids=["dialler", "acceptor"])
 def test_one_hears_later(late: str, lab: Lab):
     """The dialler hears the answer when the other one is punching already; or the other one hears late of both."""
