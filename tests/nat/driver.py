@@ -92,21 +92,31 @@ class Node(Program):
         self.port = int(answer["proxy_address"].rpartition(":")[2])
 
 
-class Rendezvous(Program):
+class Rendezvous:
     """`keynet rendezvous` on a server, with STUN on two ports of each of its addresses."""
 
     def __init__(self, server: Host) -> None:
+        self.host = server
         self._directory = tempfile.TemporaryDirectory()
-        command = ["rendezvous", "--json", "--identity", f"{self._directory.name}/node.pem"]
+        command = ["rendezvous", "--json", "--max-nodes", "100", "--identity", f"{self._directory.name}/node.pem"]
         command += ["--listen", f"[::]:{RENDEZVOUS}"]
         for address in server.public:
             for port in STUN:
                 command += ["--stun", at(address, port)]
-        super().__init__(server, sys.executable, "-m", "keynet", *command)
-        ready = self.read()
+        self._command = [sys.executable, "-m", "keynet", *command]
+        self.start()
+
+    def start(self) -> None:
+        """Runs it, with the same name and place as before."""
+        self._program = Program(self.host, *self._command)
+        ready = self._program.read()
         if ready.get("event") != "ready":
             raise Failed(f"the rendezvous: {ready}")
         self.node_id = ready["node_id"]
+
+    def kill(self) -> None:
+        """Ends it at once, without a word to anybody."""
+        self._program.kill()
 
     def place(self, *, ipv6: bool = False) -> str:
         """Where it is, as `rendezvous=` wants it."""

@@ -16,6 +16,7 @@ import base64
 import contextlib
 import dataclasses
 import json
+import logging
 import os
 import sys
 import time
@@ -26,6 +27,8 @@ import keynet
 
 ECHO, STREAM = 7, 8
 PAYLOAD = 4096
+POLL = 0.02
+LOG = "%(asctime)s %(name)s %(levelname)s %(message)s"
 
 
 class Node:
@@ -34,10 +37,11 @@ class Node:
     def __init__(self) -> None:
         self.proxy: keynet.Proxy | None = None
         self._happened: list[dict[str, Any]] = []
-        self._registered = asyncio.Event()
+        self._has_lost = False
         self._tasks: set[asyncio.Task[Any]] = set()
         self._servers: list[Any] = []
         self._stream: Any = None
+        self._held: Any = None
 
     @property
     def _running(self) -> keynet.Proxy:
@@ -58,7 +62,7 @@ class Node:
             self._servers.append(server)
         self.proxy = keynet.Proxy(key, services=services, allow=keynet.ANYONE, **options)
         await self.proxy.start()
-        self._happened, self._registered = [], asyncio.Event()
+        self._happened, self._has_lost = [], False
         self.spawn(self._follow(self.proxy.events()))
         return {"node_id": self.proxy.node_id, "proxy_address": self.proxy.proxy_address}
 
@@ -71,14 +75,28 @@ class Node:
         """Opens our NAT for a node; says which address it sees of us."""
         return dataclasses.asdict(await self._running.expect(node, timeout=timeout))
 
-    async def registered(self, timeout: float = 10.0) -> dict[str, Any]:
-        """Waits until a rendezvous has this node, for so long at most; says whether."""
-        with contextlib.suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(self._registered.wait(), timeout)
-        return {"registered": self._registered.is_set()}
+    async def registered(self, again: bool = False, timeout: float = 30.0) -> dict[str, Any]:
+        """Waits until a rendezvous has this node and it knows what its NAT does, for so long at most; says whether.
 
-    async def connect(self, node: str, port: int = ECHO) -> dict[str, Any]:
-        """A CONNECT: how long until the answer, whether a payload comes back, and by which path; or why not."""
+        `again`: it must have lost a rendezvous since it started. Whether it is registered is asked and not followed,
+        because the event may come before anybody reads events.
+        """
+        deadline = time.monotonic() + timeout
+        while not self._is_registered() or (again and not self._has_lost):
+            if time.monotonic() > deadline:
+                return {"registered": False}
+            await asyncio.sleep(POLL)
+        return {"registered": True}
+
+    def _is_registered(self) -> bool:
+        status = self._running.status()
+        return status.nat is not None and any(rendezvous.connected for rendezvous in status.rendezvous)
+
+    async def connect(self, node: str, port: int = ECHO, hold: bool = False) -> dict[str, Any]:
+        """A CONNECT: how long until the answer, whether a payload comes back, and by which path; or why not.
+
+        `hold` leaves the connection open, for `use_held`.
+        """
         proxy = self._running
         host, _, forward = proxy.forward_address.rpartition(":")
         reader, writer = await asyncio.open_connection(host, int(forward))
@@ -90,27 +108,47 @@ class Node:
             status = int(answer.split()[1])
             found: dict[str, Any] = {"status": status, "ms": took}
             if status != 200:
+                hold = False
                 return {**found, "answer": answer, **await self.explain(node)}
-            payload = os.urandom(PAYLOAD)
-            writer.write(payload)
-            found["echoed"] = await reader.readexactly(PAYLOAD) == payload
+            self._held = reader, writer
             client = "{}:{}".format(*writer.get_extra_info("sockname"))
             info = proxy.connection_by_client(client)
-            return {**found, "path": info and info.remote_address}
+            return {**found, **await self.use_held(), "path": info and info.remote_address}
         finally:
-            writer.close()
+            if not hold:
+                writer.close()
+
+    async def use_held(self) -> dict[str, Any]:
+        """Whether a payload comes back through the last connection."""
+        reader, writer = self._held
+        payload = os.urandom(PAYLOAD)
+        writer.write(payload)
+        return {"echoed": await reader.readexactly(PAYLOAD) == payload}
 
     async def explain(self, node: str) -> dict[str, Any]:
-        """Why the last connection to a node failed."""
+        """How a node is reached, and why the last connection to it failed."""
+        explanation = str(self._running.explain(node))
         error = self._running.last_error(node)
         if error is None:
-            return {"reason": None}
-        return {"reason": error.reason, "stage": error.stage, "detail": error.detail, "message": str(error)}
+            return {"reason": None, "explanation": explanation}
+        fields = {"reason": error.reason, "stage": error.stage, "detail": error.detail, "message": str(error)}
+        return {**fields, "explanation": explanation}
 
     async def events(self) -> dict[str, Any]:
         """What has happened since this was asked last."""
         happened, self._happened = self._happened, []
         return {"events": happened}
+
+    async def status(self) -> dict[str, Any]:
+        """All that the node says of itself."""
+        return {"status": dataclasses.asdict(self._running.status())}
+
+    async def path(self, node: str) -> dict[str, Any]:
+        """The address by which a node is reached now."""
+        for peer in self._running.status().peers:
+            if peer.node_id == node and peer.path:
+                return {"path": peer.path.address}
+        return {"path": ""}
 
     async def stats(self) -> dict[str, Any]:
         """The counters."""
@@ -155,8 +193,7 @@ class Node:
             name = type(event).__name__
             fields = {field.name: str(getattr(event, field.name)) for field in dataclasses.fields(event)}
             self._happened.append({"event": name, "at": time.time(), **fields})
-            if name.startswith("Rendezvous"):
-                self._registered.set()
+            self._has_lost |= name == "RendezvousLost"
 
 
 def _head(node: str, port: int, credentials: tuple[str, str]) -> bytes:
@@ -185,6 +222,9 @@ async def _answer(node: Node, line: str) -> None:
 
 
 async def main() -> None:
+    if prefix := os.environ.get("KEYNET_LAB_LOG"):
+        # what the core says, a file for each process
+        logging.basicConfig(filename=f"{prefix}-{os.getpid()}.log", level=logging.DEBUG, format=LOG)
     node = Node()
     loop = asyncio.get_running_loop()
     commands = asyncio.StreamReader()

@@ -10,7 +10,7 @@ from typing import Literal
 
 from driver import Failed, Node
 from lab import KINDS, Host, Lab, boxes, seen, stop_all
-from meeting import HAS_RENDEZVOUS, Meeting, meet
+from meeting import Meeting
 
 # laboratories at a time: a pair mostly waits, and two processors have time for more than two of them
 WORKERS = 4
@@ -65,7 +65,7 @@ class Result:
     def misses(self) -> list[Outcome]:
         """The dials that went otherwise than they must."""
         if self.expected.outcome is None:
-            return []
+            return [outcome for outcome in self.outcomes if outcome.outcome == "failed"]
         return [outcome for outcome in self.outcomes if outcome.outcome != self.expected.outcome]
 
 
@@ -95,14 +95,6 @@ def expected(case: Case) -> Expected:
     if not changing or fixed[0].filtering != "address-and-port-dependent":
         return Expected("direct", "plainly")
     return Expected("direct", "by prediction" if changing[0].ports == "sequential" else "by search")
-
-
-def possible(cases: list[Case]) -> list[Case]:
-    """Those that this core can be asked for. Without rendezvous it neither predicts nor searches nor explains, and does
-    not dial the address that another's ping has come from."""
-    plain = [case for case in cases if expected(case).how == "plainly" and case.where != "one carrier"]
-    fixed = [case for case in plain if seen(case.b).mapping == "endpoint-independent" or "ipv6" in case.b]
-    return list(cases) if HAS_RENDEZVOUS else fixed
 
 
 # -- the cases -------------------------------------------------------------------------------------------------------
@@ -147,11 +139,11 @@ def every(kinds: Iterable[str] = KINDS) -> list[Case]:
 # -- running them ----------------------------------------------------------------------------------------------------
 
 
-def run_all(cases: list[Case], runs: int) -> Iterator[Result]:
+def run_all(cases: list[Case], runs: int, *, settled: bool = True) -> Iterator[Result]:
     """Runs the cases, several at a time; gives each as it ends."""
     with concurrent.futures.ThreadPoolExecutor(WORKERS) as pool:
         try:
-            for done in concurrent.futures.as_completed([pool.submit(run, case, runs) for case in cases]):
+            for done in concurrent.futures.as_completed([pool.submit(run, case, runs, settled) for case in cases]):
                 yield done.result()
         except BaseException:
             # whoever interrupts does not wait for the rest
@@ -160,17 +152,20 @@ def run_all(cases: list[Case], runs: int) -> Iterator[Result]:
             raise
 
 
-def run(case: Case, runs: int) -> Result:
-    """Dials several times, each time with new nodes behind boxes that have forgotten the last ones."""
+def run(case: Case, runs: int, settled: bool = True) -> Result:
+    """Dials several times, each time with new nodes behind boxes that have forgotten the last ones.
+
+    `settled`: the dialler is registered and knows its NAT by then; otherwise it dials as soon as it has started.
+    """
     result = Result(case, expected(case))
     lab = Lab(rtt_ms=case.rtt_ms)
     server = lab.server("server")
     a, b = _hosts(lab, case)
     with lab:
-        meeting = meet(server)
+        meeting = Meeting(server)
         dialler, other = Node(a), Node(b)
         for _ in range(runs):
-            result.outcomes.append(_dial(meeting, dialler, other))
+            result.outcomes.append(_dial(meeting, dialler, other, settled))
             for nat in lab.nats.values():
                 nat.forget()
     return result
@@ -186,12 +181,14 @@ def _hosts(lab: Lab, case: Case) -> tuple[Host, Host]:
     return lab.host("a", behind=[homes[0]]), lab.host("b", behind=[homes[1]])
 
 
-def _dial(meeting: Meeting, dialler: Node, other: Node) -> Outcome:
+def _dial(meeting: Meeting, dialler: Node, other: Node, settled: bool) -> Outcome:
     limits = {"dial_timeout": SEARCH_SECONDS}
     try:
         meeting.start(other, limits=limits)
+        meeting.settle(other)
         meeting.start(dialler, limits=limits)
-        meeting.introduce(dialler, other)
+        if settled:
+            meeting.settle(dialler)
         answer = dialler.ask("connect", node=other.node_id)
         if answer["status"] != 200:
             return Outcome(answer["reason"] or answer["answer"], answer["ms"], detail=answer.get("message", ""))

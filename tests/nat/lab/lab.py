@@ -16,8 +16,7 @@ from pathlib import Path
 from . import link, mapper, state
 from .kinds import Box, boxes
 from .nodes import GATEWAY4, GATEWAY6, Host, Nat, Node
-from .rules import CUT
-from .system import LabError, in_namespace, ip, remove, run
+from .system import LabError, in_namespace, ip, remove
 
 # of the addresses inside: 31 boxes with a public /29 fit into the documentation range 192.0.2.0/24
 MAX_NATS = 31
@@ -151,7 +150,6 @@ class Lab:
 
     def _make_internet(self) -> None:
         ip([f"addr add {GATEWAY4}/32 dev lo", "link set lo up", "route add blackhole default"], self.internet)
-        run("nft", "-f", "-", namespace=self.internet, text=CUT)
         for node in self._nodes:
             if isinstance(node, Nat) and node.outer is None:
                 inside = [str(node.lan)] if node.box.engine == "firewall" else []
@@ -201,7 +199,8 @@ class Lab:
         lines = ["link set lo up", "link add lan0 type bridge", "link set lan0 up"]
         lines.append(f"addr add {nat.gateway}/{nat.lan.prefixlen} dev lan0")
         if nat.lan6:
-            lines += [f"addr add {nat.lan6[1]}/64 dev lan0 nodad"]
+            # a router asks for neighbours from its link-local address, and without one not at all
+            lines += [f"addr add {nat.lan6[1]}/64 dev lan0 nodad", f"addr add {GATEWAY6}/64 dev lan0 nodad"]
         ip(lines, nat.namespace)
         if nat.outer:
             _plug_in(nat, "wan0", nat.outer, nat.port)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import ipaddress
+import json
 import socket
 import subprocess
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from .kinds import Box
-from .rules import SHUT, ruleset
+from .rules import COUNT, SHUT, count, cut, mend, ruleset
 from .system import LabError, in_namespace, ip, run
 
 if TYPE_CHECKING:
@@ -159,14 +160,38 @@ class Host(Node):
         downs = [f"link set eth{n} down" for n in range(len(self.uplinks)) if n != which]
         ip([*downs, f"link set eth{which} up", *self.lab.uplink_routes(self, which)], self.namespace)
 
-    def cut(self) -> None:
-        """Loses every packet between this host and the internet, both ways, and tells nobody."""
-        run("nft", "add element inet cut ports", self._ports(), namespace=self.lab.internet)
+    def cut(self, what: str = "") -> None:
+        """Loses every packet between this host and the internet, both ways, and tells nobody.
+
+        `what`: only those that this expression of nftables is true for, such as "meta nfproto ipv6".
+        """
+        for port in self._ports():
+            run("nft", "-f", "-", namespace=self.lab.internet, text=cut(port, what))
 
     def mend(self) -> None:
         """Ends what `cut` began."""
-        run("nft", "delete element inet cut ports", self._ports(), namespace=self.lab.internet)
+        for port in self._ports():
+            run("nft", "-f", "-", namespace=self.lab.internet, text=mend(port))
 
-    def _ports(self) -> str:
-        ports = [nat.outermost.port for nat in self.uplinks] or [self.port]
-        return "{ " + ", ".join(f'"{port}"' for port in ports) + " }"
+    def count(self, other: Host) -> Counter:
+        """Counts what goes between this host and another one through the internet, from now on."""
+        (one,), (two,) = self._ports(), other._ports()
+        run("nft", "-f", "-", namespace=self.lab.internet, text=count(one, two))
+        return Counter(self.lab, f"{COUNT}-{one}-{two}")
+
+    def _ports(self) -> list[str]:
+        return [nat.outermost.port for nat in self.uplinks] or [self.port]
+
+
+class Counter:
+    """Packets and bytes of IP, each way."""
+
+    def __init__(self, lab: Lab, table: str) -> None:
+        self._lab, self._table = lab, table
+
+    def read(self) -> tuple[tuple[int, int], tuple[int, int]]:
+        """(packets, bytes) there, and back."""
+        text = run("nft", "-j", "list", "counters", "table", "inet", self._table, namespace=self._lab.internet)
+        counters = [item["counter"] for item in json.loads(text)["nftables"] if "counter" in item]
+        found = {counter["name"]: (counter["packets"], counter["bytes"]) for counter in counters}
+        return found["there"], found["back"]

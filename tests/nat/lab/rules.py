@@ -12,6 +12,8 @@ from .kinds import Box, Filtering
 # as many as a carrier gives a NAT's public address, more or less; sequential ports wrap within the first few
 LOWEST, HIGHEST, SEQUENTIAL = 20000, 59999, 8192
 
+CUT, COUNT = "cut", "count"
+
 # a box that is just starting: before conntrack, so that it learns nothing
 SHUT = """
 table inet shut {
@@ -20,18 +22,40 @@ table inet shut {
   }
 }"""
 
-# the router that stands for the internet: who is in `ports` has lost its path, and hears nothing of it
-CUT = """
-table inet cut {
-  set ports {
-    type ifname
-  }
-  chain forward {
+
+def cut(port: str, what: str) -> str:
+    """The router that stands for the internet loses what a port carries, both ways, and nobody hears of it.
+
+    `what`: an expression of nftables for some of the packets. In place of what the port had lost before.
+    """
+    return f"""{mend(port)}
+table inet {CUT}-{port} {{
+  chain forward {{
     type filter hook forward priority filter; policy accept
-    iifname @ports drop
-    oifname @ports drop
-  }
-}"""
+    iifname "{port}" {what} drop
+    oifname "{port}" {what} drop
+  }}
+}}"""
+
+
+def mend(port: str) -> str:
+    """Ends what `cut` began."""
+    # a table must be there to be deleted
+    return f"table inet {CUT}-{port} {{ }}\ndelete table inet {CUT}-{port}"
+
+
+def count(one: str, other: str) -> str:
+    """Counters of what goes from one port to another and back."""
+    return f"""
+table inet {COUNT}-{one}-{other} {{
+  counter there {{ }}
+  counter back {{ }}
+  chain forward {{
+    type filter hook forward priority filter - 1; policy accept
+    iifname "{one}" oifname "{other}" counter name there
+    iifname "{other}" oifname "{one}" counter name back
+  }}
+}}"""
 
 # chains for miniupnpd to write into; what it maps `ct status dnat` lets through
 MAPPER = """
