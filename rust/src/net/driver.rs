@@ -99,6 +99,14 @@ pub(super) struct Driver<'a> {
     receive_buffer: Box<[u8]>,
 }
 
+/// What became of a datagram, as far as somebody acts on it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Sent {
+    Other,
+    /// Larger than the interface takes.
+    TooLarge,
+}
+
 struct Blocked {
     route: Route,
     contents: Vec<u8>,
@@ -354,7 +362,11 @@ impl Driver<'_> {
             if transmit.may_fragment {
                 self.send_in_pieces(core, to, transmit.segment_size);
             } else {
-                self.send(core, to, transmit.segment_size);
+                // a probe may be too large: its loss tells enough
+                let probe = self.out.len() > usize::from(state.utp.datagram()) && transmit.segment_size.is_none();
+                if self.send(core, to, transmit.segment_size) == Sent::TooLarge && !probe {
+                    state.utp.handle_too_large(now);
+                }
             }
             if self.blocked.is_some() || round == SEND_ROUNDS {
                 // the others get their turn first
@@ -397,7 +409,7 @@ impl Driver<'_> {
             stun::encode_ping(&mut self.out, ping.transaction, keys);
             let route = Route { via: ping.via, to: ping.to };
             match ping.ttl {
-                None => self.send(core, route, None),
+                None => drop(self.send(core, route, None)),
                 // what does not leave now has missed its moment
                 Some(hops) => {
                     drop(self.sockets.find(route.via).map(|socket| socket.send_within(route.to, &self.out, hops)))
@@ -410,14 +422,14 @@ impl Driver<'_> {
     }
 
     /// Sends what is in `self.out`. A full socket keeps it for later; what the network refuses is lost, as datagrams are.
-    fn send(&mut self, core: &mut Core, route: impl Into<Route>, segment_size: Option<usize>) {
+    fn send(&mut self, core: &mut Core, route: impl Into<Route>, segment_size: Option<usize>) -> Sent {
         let route = route.into();
         if self.blocked.is_some() {
             core.stats.send_errors += 1;
-            return;
+            return Sent::Other;
         }
         // a path whose socket has just been closed is about to be given up
-        let Some(socket) = self.sockets.find(route.via) else { return };
+        let Some(socket) = self.sockets.find(route.via) else { return Sent::Other };
         match socket.send(route.to, &self.out, segment_size) {
             Ok(()) => {
                 core.stats.datagrams_out += segment_size.map_or(1, |size| self.out.len().div_ceil(size)) as u64;
@@ -429,8 +441,12 @@ impl Driver<'_> {
             Err(error) => {
                 core.stats.send_errors += 1;
                 tracing::debug!(to = ?route, %error, "datagram not sent");
+                if error.raw_os_error() == Some(MESSAGE_SIZE) {
+                    return Sent::TooLarge;
+                }
             }
         }
+        Sent::Other
     }
 
     /// The same for datagrams that are too large for the path. They are few: what does not leave now is sent again.
@@ -477,6 +493,8 @@ fn follow<'a>(before: &Packet<'_>, datagram: &'a [u8]) -> Option<Packet<'a>> {
     (classify(datagram) == Kind::Utp).then(|| Endpoint::follow(before, datagram)).flatten()
 }
 
+/// POSIX: the datagram is larger than may be sent.
+const MESSAGE_SIZE: i32 = libc::EMSGSIZE;
 /// Received at most in one system call; each buffer takes a whole GRO batch.
 const RECEIVE_BUFFERS: usize = 8;
 const BUFFER_SIZE: usize = 64 << 10;

@@ -239,6 +239,12 @@ impl Net {
         routes
     }
 
+    /// Pings the paths to a node now, unless they were just heard.
+    pub fn ask(&self, node: &NodeId) {
+        self.inner.core().paths.ask_node(self.inner.clock.now(), node);
+        self.inner.doorbell.ring_plain();
+    }
+
     /// Every path to a node.
     pub fn paths(&self, node: &NodeId) -> Vec<PathView> {
         self.inner.core().paths.paths_of_node(self.inner.clock.now(), node)

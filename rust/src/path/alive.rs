@@ -8,7 +8,7 @@ use super::remote::Remote;
 use super::table::PathTable;
 use super::timers::Owner;
 use super::PathEvent;
-use crate::addr::{RemoteId, Route};
+use crate::addr::{NodeId, RemoteId, Route};
 use crate::time::Time;
 
 impl PathTable {
@@ -76,6 +76,18 @@ impl PathTable {
         remote.suitor = None;
         self.counters.moved += 1;
         self.events.push_back(PathEvent::Moved { remote: id, node: remote.node(), from: from.to, to: to.to, alive });
+    }
+
+    /// Pings the path in use of every remote of a node, when nothing was heard there lately.
+    pub fn ask_node(&mut self, now: Time, node: &NodeId) {
+        let ids: Vec<_> = self.nodes.get(node).into_iter().flatten().copied().collect();
+        for id in ids {
+            let quiet = self.remotes.get(&id).is_some_and(|remote| !remote.lost && remote.is_silent(now, &self.config));
+            if quiet {
+                self.keep_alive(now, id);
+                self.look_again(id);
+            }
+        }
     }
 
     /// Data of full size gets nowhere on the path in use, though pings do: what is for the remote takes the best other path that

@@ -345,6 +345,8 @@ impl Inner {
             return;
         }
         again.insert(node, now);
+        // our NAT may have forgotten them as well: then their pongs tell our new address before the invitation has it
+        self.stations.iter().for_each(|station| self.peers.net.ask(&station.server.node));
         let inner = self.clone();
         tokio::spawn(async move {
             let deadline = Instant::now() + inner.config.direct_timeout;

@@ -509,6 +509,11 @@ impl Connection {
         std::mem::take(&mut self.wakes)
     }
 
+    /// UDP payload that the path is known to carry.
+    pub fn datagram(&self) -> u16 {
+        self.mtu.current()
+    }
+
     pub fn stats(&self) -> UtpStats {
         let measured = |value: Duration| if self.rtt.has_sample() { value } else { Duration::ZERO };
         UtpStats {

@@ -109,9 +109,15 @@ impl Connection {
         self.controller.on_timeout(now, in_flight);
         self.full_timeouts = if full { self.full_timeouts + 1 } else { 0 };
         if self.full_timeouts >= BLACK_HOLE_TIMEOUTS {
-            self.mtu.handle_black_hole(now);
-            self.controller.on_mtu(self.max_payload());
+            self.handle_too_large(now);
         }
+    }
+
+    /// What is sent is larger than the path carries (this machine says so, or nothing of that size arrives): back to the base
+    /// size. What was cut already says [`Transmit::may_fragment`](super::Transmit) from now on.
+    pub fn handle_too_large(&mut self, now: Time) {
+        self.mtu.handle_black_hole(now);
+        self.controller.on_mtu(self.max_payload());
     }
 
     /// Until then a connection without an application waits: for the peer's end, and while ours is on its way for progress. A
