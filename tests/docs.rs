@@ -27,15 +27,15 @@ fn every_exit_code_is_in_operations_md() {
     if !checkout().join("python/keynet").exists() {
         return; // the crate alone, without the Python package
     }
-    let source = fs::read_to_string(checkout().join("python/keynet/cli/__init__.py")).unwrap();
-    let class = source.split_once("class ExitCode:").unwrap().1.split_once("\n\n\n").unwrap().0;
+    let source = fs::read_to_string(checkout().join("python/keynet/cli/_exit.py")).unwrap();
+    let class = source.split_once("class ExitCode:").unwrap().1;
     let in_code: Vec<&str> = class.lines().filter_map(|line| line.split_once(" = ")).map(|(_, code)| code).collect();
     let document = fs::read_to_string(checkout().join("docs/operations.md")).unwrap();
     let section = document.split_once("## Exit codes").unwrap().1.split_once("\n## ").unwrap().0;
     let rows = section.lines().filter_map(|line| line.strip_prefix("| ")?.split_once(" |")).map(|(code, _)| code);
     let in_document: Vec<&str> = rows.filter(|code| code.parse::<u8>().is_ok()).collect();
     assert!(in_code.len() > 5, "ExitCode cannot be read: {in_code:?}");
-    assert_eq!(in_document, in_code, "docs/operations.md lists other exit codes than python/keynet/cli/__init__.py");
+    assert_eq!(in_document, in_code, "docs/operations.md lists other exit codes than python/keynet/cli/_exit.py");
 }
 
 #[test]

@@ -1,8 +1,7 @@
 """keynet: gRPC between two machines behind NATs, knowing only the other's public key.
 
     identity = keynet.Identity.load_or_create("node.pem")
-    async with keynet.Proxy(identity, services={50051: "127.0.0.1:50051"}, allow=[friend]) as proxy:
-        proxy.add_peer(friend, ["198.51.100.7:4433"])
+    async with keynet.Proxy(identity, rendezvous=["v…@rendezvous.example.org:7348"]) as proxy:
         async with keynet.grpc.aio_channel(proxy, friend) as channel: ...
 
 `keynet.sync.Proxy` is the blocking twin; `keynet.grpc` (needs grpcio) has the helpers for clients and servers.
@@ -17,9 +16,13 @@ from ._events import (
     ConnectionRefused,
     Event,
     EventsDropped,
+    MeetingFailed,
+    NetworkChanged,
     PathChanged,
     PeerConnected,
     PeerLost,
+    RendezvousConnected,
+    RendezvousLost,
 )
 from ._identity import Identity
 from ._info import ConnectionInfo, Limits, PathInfo, PingReport, Priority, ProxyStats, Role
@@ -27,9 +30,22 @@ from ._keynet import __version__
 from ._node import NodeId
 from ._proxy import BaseProxy, EventStream, Forward, Proxy
 from ._reasons import Culprit, Reason, Stage
+from ._status import (
+    Answer,
+    Candidate,
+    Meeting,
+    NatBehaviour,
+    PathExplanation,
+    PathStatus,
+    PeerStatus,
+    RendezvousStatus,
+    Status,
+)
+from ._status_server import StatusServer
 from .errors import (
     AccessDenied,
     BindError,
+    BothSymmetric,
     CertificateError,
     CertificateExpired,
     ChainError,
@@ -50,16 +66,20 @@ from .errors import (
     PeerBusy,
     PeerClosedError,
     PeerLostError,
+    PeerOffline,
     PeerResetError,
     ProtocolError,
     ProxyClosedError,
     RejectedByPeer,
+    RendezvousBusy,
+    RendezvousUnreachable,
     RequestError,
     ServiceError,
     ServiceNotFound,
     ServiceRefused,
     ServiceTimeout,
     TlsError,
+    UdpBlocked,
     UnknownNode,
     Unreachable,
 )
@@ -78,15 +98,25 @@ __all__ = [
     "Proxy",
     "sync",
     # what it tells
+    "Answer",
+    "Candidate",
     "ConnectionInfo",
     "Culprit",
+    "Meeting",
+    "NatBehaviour",
+    "PathExplanation",
     "PathInfo",
+    "PathStatus",
+    "PeerStatus",
     "PingReport",
     "ProxyStats",
     "Reason",
     "Priority",
+    "RendezvousStatus",
     "Role",
     "Stage",
+    "Status",
+    "StatusServer",
     # events
     "Closed",
     "ConnectionClosed",
@@ -95,12 +125,17 @@ __all__ = [
     "Event",
     "EventStream",
     "EventsDropped",
+    "MeetingFailed",
+    "NetworkChanged",
     "PathChanged",
     "PeerConnected",
     "PeerLost",
+    "RendezvousConnected",
+    "RendezvousLost",
     # errors
     "AccessDenied",
     "BindError",
+    "BothSymmetric",
     "CertificateError",
     "CertificateExpired",
     "ChainError",
@@ -121,16 +156,20 @@ __all__ = [
     "PeerBusy",
     "PeerClosedError",
     "PeerLostError",
+    "PeerOffline",
     "PeerResetError",
     "ProtocolError",
     "ProxyClosedError",
     "RejectedByPeer",
+    "RendezvousBusy",
+    "RendezvousUnreachable",
     "RequestError",
     "ServiceError",
     "ServiceNotFound",
     "ServiceRefused",
     "ServiceTimeout",
     "TlsError",
+    "UdpBlocked",
     "UnknownNode",
     "Unreachable",
     "__version__",

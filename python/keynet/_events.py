@@ -23,9 +23,13 @@ __all__ = [
     "ConnectionRefused",
     "Event",
     "EventsDropped",
+    "MeetingFailed",
+    "NetworkChanged",
     "PathChanged",
     "PeerConnected",
     "PeerLost",
+    "RendezvousConnected",
+    "RendezvousLost",
 ]
 
 
@@ -86,6 +90,43 @@ class ConnectionRefused:
 
 
 @dataclasses.dataclass(frozen=True)
+class RendezvousConnected:
+    """This node is registered at a rendezvous: others find it there by its key."""
+
+    node_id: NodeId
+    """The rendezvous."""
+    address: str
+    observed: str | None
+    """This node's own UDP address as the rendezvous sees it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RendezvousLost:
+    """This node is not registered at the rendezvous any more, or could not register; it goes on trying."""
+
+    node_id: NodeId
+    """The rendezvous."""
+    address: str
+    error: KeynetError
+
+
+@dataclasses.dataclass(frozen=True)
+class NetworkChanged:
+    """This machine has other addresses: another network, a cable, a VPN. What depends on them is found out anew."""
+
+    addresses: tuple[str, ...]
+    """Those it has now."""
+
+
+@dataclasses.dataclass(frozen=True)
+class MeetingFailed:
+    """A meeting with a node, arranged by a rendezvous, found no path; `proxy.explain(node_id)` says more."""
+
+    node_id: NodeId
+    error: KeynetError
+
+
+@dataclasses.dataclass(frozen=True)
 class EventsDropped:
     """The reader of the events was too slow: so many of the oldest were dropped before this one."""
 
@@ -104,6 +145,10 @@ Event = Union[  # noqa: UP007 - isinstance() and get_args() of a Union work alik
     ConnectionOpened,
     ConnectionClosed,
     ConnectionRefused,
+    RendezvousConnected,
+    RendezvousLost,
+    NetworkChanged,
+    MeetingFailed,
     EventsDropped,
     Closed,
 ]
@@ -126,6 +171,14 @@ def _event(kind: str, raw: dict[str, Any]) -> Event:
             return ConnectionClosed(_connection(raw["connection"]))
         case "connection_refused":
             return ConnectionRefused(**raw)
+        case "rendezvous_connected":
+            return RendezvousConnected(**raw)
+        case "rendezvous_lost":
+            return RendezvousLost(**raw)
+        case "network_changed":
+            return NetworkChanged(tuple(raw["addresses"]))
+        case "meeting_failed":
+            return MeetingFailed(**raw)
         case "events_dropped":
             return EventsDropped(raw["count"])
         case "closed":

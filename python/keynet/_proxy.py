@@ -19,6 +19,7 @@ from ._identity import Identity
 from ._info import ConnectionInfo, Limits, PathInfo, PingReport, Priority, ProxyStats, _connection, _ping_report
 from ._node import NodeId
 from ._runtime import call
+from ._status import PathExplanation, Status, _explanation, _status
 from .errors import ForkedError, InvalidArgument, KeynetError, ProxyClosedError
 
 __all__ = ["BaseProxy", "EventStream", "Forward", "Proxy"]
@@ -41,6 +42,11 @@ class BaseProxy:
         forward: str = "127.0.0.1:0",
         credentials: tuple[str, str] | None = None,
         controller: Literal["bbr", "cubic", "ledbat"] | None = None,
+        rendezvous: Sequence[str] = (),
+        stun: Sequence[str] = (),
+        lan: bool = False,
+        port_mapping: bool = True,
+        search_ports: bool = True,
         limits: Limits | None = None,
     ) -> None:
         """Describes a proxy; it runs from `start` (or entering its context) until `close`.
@@ -54,6 +60,13 @@ class BaseProxy:
         - `credentials`: the (user, password) that local clients must send; random unless given.
         - `controller`: congestion control of uTP. BBR unless given: it keeps its rate where packets get lost; CUBIC
           shares as TCP does, LEDBAT yields to everything else.
+        - `rendezvous`: nodes that introduce this one to others, by key: "<node id>@host:port" as `keynet rendezvous`
+          prints it. Several may be given, and all are used at once; two nodes need one in common.
+        - `stun`: "host:port" of STUN servers (RFC 8489) to ask beside those that the rendezvous nodes name.
+        - `lan`: find nodes, and be found, in the local network (mDNS).
+        - `port_mapping`: ask the router for a UDP port (PCP, NAT-PMP, UPnP); only with `rendezvous` or `lan`.
+        - `search_ports`: where one NAT is symmetric, look for the port among many: some hundred packets a second for
+          some seconds.
         - `limits`: see `keynet.Limits`.
 
         Raises `InvalidArgument` for what is out of range; some of it only on start.
@@ -70,6 +83,11 @@ class BaseProxy:
             "forward": forward,
             "credentials": credentials,
             "controller": controller,
+            "rendezvous": _listed("rendezvous", rendezvous, "<node id>@host:port"),
+            "stun": _listed("stun", stun, "host:port"),
+            "lan": bool(lan),
+            "port_mapping": bool(port_mapping),
+            "search_ports": bool(search_ports),
             "limits": dict(limits or {}),
         }
         _keynet.check_settings(self._settings)
@@ -181,6 +199,17 @@ class BaseProxy:
     def last_error(self, node_id: str) -> KeynetError | None:
         """Why the last connection to this node failed; None if it did not."""
         return self._running.last_error(NodeId(node_id))
+
+    def status(self) -> Status:
+        """This node now: its addresses and NAT, the rendezvous nodes, the peers and the paths to them."""
+        return _status(self._running.status())
+
+    def explain(self, node_id: str) -> PathExplanation:
+        """Why a node is reached as it is, or is not; `print` it.
+
+        What was tried, what answered, why this path is the one in use, what each NAT does, and what to do next.
+        """
+        return _explanation(self._running.explain(NodeId(node_id)))
 
     def stats(self) -> ProxyStats:
         """Counters since the start, by name."""
@@ -345,6 +374,12 @@ _lock = threading.Lock()
 def _running_proxies() -> Iterable[BaseProxy]:
     with _lock:
         return [proxy for proxy in _proxies if proxy.is_running]
+
+
+def _listed(name: str, texts: Sequence[str], form: str) -> list[str]:
+    if isinstance(texts, str):
+        raise InvalidArgument(f'{name} is a list: ["{form}"]')
+    return list(texts)
 
 
 def _closed(detail: str) -> ProxyClosedError:

@@ -58,6 +58,7 @@ class Stage(_Name):
 
     SETUP = "setup"
     REQUEST = "request"
+    RENDEZVOUS = "rendezvous"
     PUNCH = "punch"
     UTP = "utp"
     TLS = "tls"
@@ -90,6 +91,12 @@ class Reason(_Name):
     CONNECT_TIMEOUT = "connect_timeout"
     CONNECT_REFUSED = "connect_refused"
     UNREACHABLE = "unreachable"
+
+    RENDEZVOUS_UNREACHABLE = "rendezvous_unreachable"
+    PEER_OFFLINE = "peer_offline"
+    UDP_BLOCKED = "udp_blocked"
+    BOTH_SYMMETRIC = "both_symmetric"
+    RENDEZVOUS_BUSY = "rendezvous_busy"
 
     TLS_FAILED = "tls_failed"
     TLS_TIMEOUT = "tls_timeout"

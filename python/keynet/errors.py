@@ -13,10 +13,12 @@ that too.
     ├── DialError                          a connection did not come about
     │   ├── UnknownNode (LookupError)      ├── DialTimeout (TimeoutError)
     │   ├── DialRefused (ConnectionRefusedError), Unreachable
+    │   ├── RendezvousUnreachable, RendezvousBusy, PeerOffline, UdpBlocked, BothSymmetric
     │   ├── TlsError ─ IdentityMismatch, RejectedByPeer, CertificateError ─ CertificateExpired, ChainError
     │   ├── AccessDenied (PermissionError)
-    │   ├── ServiceError ─ ServiceNotFound (LookupError), ServiceRefused (ConnectionRefusedError), ServiceTimeout
-    (TimeoutError) │   └── PeerBusy, ProtocolError
+    │   ├── ServiceError ─ ServiceNotFound (LookupError), ServiceRefused (ConnectionRefusedError),
+    │   │                  ServiceTimeout (TimeoutError)
+    │   └── PeerBusy, ProtocolError
     └── ConnectionLost (ConnectionError)   a connection that stood has ended
         └── PeerLostError, PeerResetError, PeerClosedError, LocalResetError, Finished
 """
@@ -42,6 +44,11 @@ __all__ = [
     "DialTimeout",
     "DialRefused",
     "Unreachable",
+    "RendezvousUnreachable",
+    "PeerOffline",
+    "UdpBlocked",
+    "BothSymmetric",
+    "RendezvousBusy",
     "TlsError",
     "IdentityMismatch",
     "RejectedByPeer",
@@ -163,7 +170,7 @@ class DialError(KeynetError):
 
 
 class UnknownNode(DialError, LookupError):
-    """No address of the node is known: `proxy.add_peer(node_id, ["host:port"])`."""
+    """No address of the node is known, and no rendezvous to ask: give the proxy `rendezvous=`, or `add_peer`."""
 
 
 class DialTimeout(DialError, TimeoutError):
@@ -176,6 +183,26 @@ class DialRefused(DialError, ConnectionRefusedError):
 
 class Unreachable(DialError):
     """The datagrams could not be sent at all."""
+
+
+class RendezvousUnreachable(DialError):
+    """None of the rendezvous nodes answers, so nobody can be asked for the node."""
+
+
+class PeerOffline(DialError):
+    """The node is registered at none of the rendezvous nodes: it does not run, or uses others."""
+
+
+class UdpBlocked(DialError):
+    """No UDP comes back from anywhere: this network blocks it."""
+
+
+class BothSymmetric(DialError):
+    """Both NATs take another, unpredictable port for each destination: neither side can know where to send."""
+
+
+class RendezvousBusy(DialError):
+    """The rendezvous takes no more from this node for now."""
 
 
 class TlsError(DialError):
@@ -274,6 +301,11 @@ _CLASSES: dict[Reason, type[KeynetError]] = {
     Reason.CONNECT_TIMEOUT: DialTimeout,
     Reason.CONNECT_REFUSED: DialRefused,
     Reason.UNREACHABLE: Unreachable,
+    Reason.RENDEZVOUS_UNREACHABLE: RendezvousUnreachable,
+    Reason.PEER_OFFLINE: PeerOffline,
+    Reason.UDP_BLOCKED: UdpBlocked,
+    Reason.BOTH_SYMMETRIC: BothSymmetric,
+    Reason.RENDEZVOUS_BUSY: RendezvousBusy,
     Reason.TLS_FAILED: TlsError,
     Reason.TLS_TIMEOUT: DialTimeout,
     Reason.IDENTITY_MISMATCH: IdentityMismatch,

@@ -377,7 +377,7 @@ def explain(error: grpc.RpcError, proxy: BaseProxy, node_id: str | None = None) 
 
     gRPC reports nearly all that goes wrong below it as UNAVAILABLE, at best with the number of an HTTP status. The
     proxy knows more: its last error with the node. Without `node_id` all nodes are considered that it was told about
-    or that a channel was made for.
+    or that a channel was made for. Where no path was found, the text of `proxy.explain(node_id)` is part of it.
     """
     code, details = error.code(), error.details() or ""
     match = re.search(r"HTTP proxy returned response code (\d{3})", details)
@@ -392,11 +392,30 @@ def explain(error: grpc.RpcError, proxy: BaseProxy, node_id: str | None = None) 
     cause = causes[0] if len(causes) == 1 else None
     if causes:
         text = f"{code.name}, because the connection failed: {' | or: '.join(map(str, causes))}"
+        if cause is not None and cause.node_id is not None and cause.reason in _OF_THE_PATH:
+            text += "\n" + _path_in_words(proxy, cause.node_id)
     elif http_status is not None:
         text = f"{code.name}: the forward proxy answered {http_status}; {_guess(http_status)}"
     else:
         text = f"{code.name}: {details or 'no details'}; keynet itself knows of no failure with the node"
     return Explanation(code, cause, http_status, text)
+
+
+_OF_THE_PATH = (
+    Reason.PUNCH_TIMEOUT,
+    Reason.RENDEZVOUS_UNREACHABLE,
+    Reason.PEER_OFFLINE,
+    Reason.UDP_BLOCKED,
+    Reason.BOTH_SYMMETRIC,
+    Reason.RENDEZVOUS_BUSY,
+)
+
+
+def _path_in_words(proxy: BaseProxy, node_id: NodeId) -> str:
+    try:
+        return proxy.explain(node_id).text
+    except ProxyClosedError as closed:
+        return str(closed)
 
 
 def _causes(proxy: BaseProxy, node_id: str | None, http_status: int | None) -> list[KeynetError]:

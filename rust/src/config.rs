@@ -329,7 +329,8 @@ pub struct DiscoveryConfig {
     pub retransmit: Duration,
     /// How often it is asked.
     pub attempts: u32,
-    /// When a server counts as silent.
+    /// When all servers count as silent: several round trips over a geostationary satellite. Where one has answered, what
+    /// others say is waited for as long as two of its round trips and the repetitions take.
     pub query_timeout: Duration,
     /// Sockets opened to see how the NAT hands out ports. Eight tell a block of 1024 from all ports with certainty (`path/profile.rs`).
     pub port_samples: usize,
@@ -415,9 +416,12 @@ pub struct HostConfig {
     pub settle: Duration,
     /// Lifetime asked for a mapped port: RFC 6886 section 3.3 and RFC 6887 section 15 recommend two hours. It is renewed after half.
     pub mapping_lifetime: Duration,
-    /// The gateway is asked this long at most: first by PCP, then by NAT-PMP. 250, 500, 1000 ms (RFC 6886 section 3.1).
+    /// The gateway is asked this long at most, by PCP and by NAT-PMP. 250, 500, 1000 ms (RFC 6886 section 3.1).
     pub gateway_retransmit: Duration,
     pub gateway_attempts: u32,
+    /// How long a search for a UPnP gateway may take, and then what is asked of it: the search lets it wait for 3 s (MX), and
+    /// small routers take their time over HTTP.
+    pub upnp_patience: Duration,
     /// After a failure, or without a gateway: again after this.
     pub mapping_retry: Duration,
     /// Neighbours remembered, and addresses of each: a LAN has a few dozen; the rest is somebody's flood.
@@ -433,6 +437,7 @@ impl Default for HostConfig {
             mapping_lifetime: Duration::from_secs(7_200),
             gateway_retransmit: Duration::from_millis(250),
             gateway_attempts: 3,
+            upnp_patience: Duration::from_secs(5),
             mapping_retry: Duration::from_secs(300),
             max_neighbours: 256,
             max_neighbour_addresses: 8,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import pathlib
@@ -18,6 +19,7 @@ import pytest
 import keynet
 import keynet.grpc
 from keynet.cli import ExitCode, _code
+from keynet.cli._common import add_finding, finding
 from keynet.demo import greeter_pb2 as pb
 from keynet.demo import greeter_pb2_grpc as rpc
 from keynet.demo.run import Process
@@ -46,7 +48,7 @@ def test_help_lists_every_exit_code() -> None:
     assert done.returncode == 0
     listed = {int(code) for code in re.findall(r"^  (\d+) +", done.stdout, re.MULTILINE)}
     assert listed == {code for name, code in vars(ExitCode).items() if name.isupper()}
-    for name in ("id", "up", "ping", "forward", "rendezvous", "demo"):
+    for name in ("id", "up", "status", "ping", "doctor", "forward", "rendezvous", "demo"):
         assert re.search(rf"^ +{name}\s", done.stdout, re.MULTILINE)
         assert command(name, "--help").returncode == 0
 
@@ -69,6 +71,12 @@ def test_version() -> None:
         ["up", "--listen", "nowhere"],
         ["up", "--config", "/nonexistent.toml"],
         ["up", "--peer", "nobody=127.0.0.1:1"],
+        ["up", "--rendezvous", "127.0.0.1:7348"],
+        ["up", "--stun", "stun.example.org"],
+        ["ping", "v" + "0" * 52],
+        ["forward", "v" + "0" * 52, "50051"],
+        ["status", "nobody"],
+        ["status", "--identity", "a", "--socket", "b"],
     ],
     ids=" ".join,
 )
@@ -272,6 +280,12 @@ NODE = "v" + "0" * 52
         (f'[peers]\n"{NODE}" = "127.0.0.1:4433"', "not a list"),
         (f'[peers]\n"{NODE}" = [4433]', "not a list"),
         ("allow = [1]", "allow"),
+        ("rendezvous = [7348]", "rendezvous"),
+        (f'rendezvous = "{NODE}@127.0.0.1:7348"', "rendezvous"),
+        ('rendezvous = ["127.0.0.1:7348"]', "<node id>@host:port"),
+        ('stun = ["x"]', "stun"),
+        ('lan = "yes"', "lan"),
+        ("search_ports = 1", "search_ports"),
         ('[limits]\ndial_timeout = "x"', "dial_timeout"),
         ('listen = "localhost:4433"', "not a name"),
     ],
@@ -289,6 +303,27 @@ def test_expecting_a_node_without_an_address(tmp_path: pathlib.Path) -> None:
     done = command("up", "--expect", NODE, XDG_CONFIG_HOME=str(tmp_path))
     assert done.returncode == ExitCode.USAGE
     assert f"--peer {NODE}=" in done.stderr
+
+
+def settings(arguments: list[str], table: dict[str, Any] | None = None) -> dict[str, Any]:
+    parser = argparse.ArgumentParser()
+    add_finding(parser)
+    return finding(parser.parse_args(arguments), table)
+
+
+def test_how_a_node_is_to_be_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("KEYNET_RENDEZVOUS", raising=False)
+    assert settings([]) == {"rendezvous": [], "stun": [], "lan": False, "port_mapping": True}
+    monkeypatch.setenv("KEYNET_RENDEZVOUS", " a@h:1, b@h:2,")
+    assert settings([])["rendezvous"] == ["a@h:1", "b@h:2"]
+    # what is said takes the place of what is only there
+    assert settings(["--rendezvous", "c@h:3", "--rendezvous", "d@h:4"])["rendezvous"] == ["c@h:3", "d@h:4"]
+    table = {"rendezvous": ["e@h:5"], "stun": ["s:1"], "lan": True, "port_mapping": False}
+    assert settings([], table) == table
+    assert settings(["--rendezvous", "f@h:6", "--stun", "t:2"], table)["rendezvous"] == ["e@h:5", "f@h:6"]
+    assert settings(["--stun", "t:2"], table)["stun"] == ["s:1", "t:2"]
+    assert settings(["--lan", "--no-port-mapping"])["lan"] is True
+    assert settings(["--no-port-mapping"], {"port_mapping": True})["port_mapping"] is False
 
 
 @pytest.mark.parametrize("arguments", [["id"], ["up"]], ids=" ".join)
@@ -330,6 +365,9 @@ def test_nobody_reads(tmp_path: pathlib.Path) -> None:
         ("unknown_node", ExitCode.UNREACHED),
         ("punch_timeout", ExitCode.UNREACHED),
         ("connect_refused", ExitCode.UNREACHED),
+        ("rendezvous_unreachable", ExitCode.UNREACHED),
+        ("peer_offline", ExitCode.UNREACHED),
+        ("both_symmetric", ExitCode.UNREACHED),
         ("peer_lost", ExitCode.UNREACHED),
         ("identity_mismatch", ExitCode.WRONG_PEER),
         ("certificate_expired", ExitCode.WRONG_PEER),

@@ -10,25 +10,11 @@ from collections.abc import Callable, Sequence
 
 from .. import errors
 from .._keynet import __version__
-from . import _demo, _forward, _id, _ping, _rendezvous, _up
+from . import _demo, _doctor, _forward, _id, _ping, _rendezvous, _status, _up
+from ._exit import ExitCode
 from ._output import Output
 
 __all__ = ["ExitCode", "main"]
-
-
-class ExitCode:
-    """What the command exits with; part of its interface, listed in `keynet --help`."""
-
-    OK = 0
-    FAILED = 1
-    USAGE = 2
-    IDENTITY = 3
-    UNREACHED = 4
-    WRONG_PEER = 5
-    DENIED = 6
-    BIND = 7
-    INTERNAL = 70
-    INTERRUPTED = 130
 
 
 _EPILOG = """\
@@ -37,10 +23,13 @@ exit codes:
   1    failed in another way than those below
   2    wrong usage, or a wrong value in a flag or the configuration file
   3    the identity file is missing, unreadable, wrong, or readable by others
-  4    the node was not reached: unknown, unreachable, no answer, connection refused or lost
+  4    the node was not reached: unknown, offline, unreachable, no answer, connection refused or lost; `doctor`: none of
+       the rendezvous nodes was
   5    what answered is not the node: another key, or a certificate that does not hold
   6    the node answered and said no: access denied, no such service, service down, busy
   7    a local address cannot be bound
+  8    `doctor`: this network lets no UDP through
+  9    `doctor`: it cannot tell whether peers will be reached
   70   a fault of keynet itself
   130  interrupted
 
@@ -100,6 +89,6 @@ def _parser() -> argparse.ArgumentParser:
     common.add_argument("--json", action="store_true", help="one JSON object a line, for programs")
     common.add_argument("-v", "--verbose", action="count", default=0, help="log more to standard error (-vv: debug)")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for module in (_id, _up, _ping, _forward, _rendezvous, _demo):
+    for module in (_id, _up, _status, _ping, _doctor, _forward, _rendezvous, _demo):
         module.add(commands, common)
     return parser

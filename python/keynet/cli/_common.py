@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import os
 import pathlib
+from collections.abc import Mapping
+from typing import Any
 
 from .._identity import Identity
 from .._node import NodeId
@@ -48,6 +50,43 @@ def make_room(path: pathlib.Path) -> None:
     except OSError as error:
         detail = f"{path.parent} cannot be made: {error.strerror}; name a file with --identity (`keynet id`: FILE)"
         raise IdentityError(reason=Reason.IDENTITY_INVALID, stage=Stage.SETUP, detail=detail) from None
+
+
+def add_finding(parser: argparse.ArgumentParser) -> None:
+    """How a node finds others and is found."""
+    parser.add_argument(
+        "--rendezvous",
+        metavar="NODE@HOST:PORT",
+        action="append",
+        default=[],
+        help="a rendezvous, as `keynet rendezvous` prints it; repeatable (default: KEYNET_RENDEZVOUS in the "
+        "environment, several with commas between them)",
+    )
+    parser.add_argument(
+        "--stun", metavar="HOST:PORT", action="append", default=[], help="a further STUN server to ask; repeatable"
+    )
+    parser.add_argument("--lan", action="store_true", help="find nodes, and be found, in the local network (mDNS)")
+    parser.add_argument(
+        "--no-port-mapping",
+        dest="port_mapping",
+        action="store_false",
+        help="do not ask the router for a port (PCP, NAT-PMP, UPnP)",
+    )
+
+
+def finding(options: argparse.Namespace, table: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The arguments of Proxy for the flags of `add_finding`; `table` is the configuration file."""
+    table = table or {}
+    rendezvous = [*table.get("rendezvous", []), *options.rendezvous]
+    if not rendezvous:
+        from_environment = os.environ.get("KEYNET_RENDEZVOUS", "")
+        rendezvous = [text.strip() for text in from_environment.split(",") if text.strip()]
+    return {
+        "rendezvous": rendezvous,
+        "stun": [*table.get("stun", []), *options.stun],
+        "lan": options.lan or table.get("lan", False),
+        "port_mapping": options.port_mapping and table.get("port_mapping", True),
+    }
 
 
 def node_id(text: str) -> NodeId:

@@ -7,8 +7,9 @@ import asyncio
 from typing import Any
 
 from .._proxy import Proxy
-from ._common import add_identity, load_identity, node_id, port
+from ._common import add_finding, add_identity, finding, load_identity, node_id, port
 from ._output import Output
+from ._ping import check_findable
 from ._run import follow
 
 
@@ -27,8 +28,8 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
         "-a",
         metavar="ADDRESS",
         action="append",
-        required=True,
-        help='the node\'s UDP address "host:port"; repeatable',
+        default=[],
+        help='the node\'s UDP address "host:port"; repeatable; none is needed with a rendezvous',
     )
     parser.add_argument(
         "--local",
@@ -37,16 +38,20 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
         help='where to listen: "host:port" or "unix:/path"',
     )
     parser.add_argument("--listen", default="[::]:0", metavar="ADDRESS", help="our UDP address (default [::]:0)")
+    add_finding(parser)
     add_identity(parser)
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace, out: Output) -> int:
-    proxy = Proxy(load_identity(options.identity), listen=options.listen)
+    settings = finding(options)
+    check_findable(options.address, settings, "--address HOST:PORT")
+    proxy = Proxy(load_identity(options.identity), listen=options.listen, **settings)
 
     async def work() -> None:
         async with proxy:
-            proxy.add_peer(options.node, options.address)
+            if options.address:
+                proxy.add_peer(options.node, options.address)
             forward = await proxy.forward(options.node, options.port, local=options.local)
             ready = {
                 "event": "ready",

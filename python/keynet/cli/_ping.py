@@ -9,7 +9,8 @@ from typing import Any
 from .. import sync
 from .._identity import Identity
 from .._info import PingReport
-from ._common import add_identity, load_identity, node_id, positive
+from ..errors import DialError
+from ._common import add_finding, add_identity, finding, invalid, load_identity, node_id, positive
 from ._output import Output, milliseconds
 
 
@@ -24,25 +25,47 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("node", metavar="NODE", type=node_id, help="its node id")
     parser.add_argument(
-        "address", metavar="ADDRESS", nargs="+", help='its UDP address "host:port"; several may be given'
+        "address",
+        metavar="ADDRESS",
+        nargs="*",
+        help='its UDP address "host:port"; several may be given; none is needed with a rendezvous',
     )
     parser.add_argument("--count", "-c", type=int, default=1, metavar="N", help="so many times, a second apart")
     parser.add_argument("--timeout", type=positive, default=15.0, metavar="SECONDS", help="for each (default 15)")
+    add_finding(parser)
     add_identity(parser)
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace, out: Output) -> int:
+    settings = finding(options)
+    check_findable(options.address, settings, "an ADDRESS")
     identity = Identity.generate() if options.identity is None else load_identity(options.identity)
-    with sync.Proxy(identity) as proxy:
-        proxy.add_peer(options.node, options.address)
+    where = ", ".join(options.address) or "an address to be found out"
+    with sync.Proxy(identity, **settings) as proxy:
+        if options.address:
+            proxy.add_peer(options.node, options.address)
         for n in range(max(1, options.count)):
             if n:
                 time.sleep(1)
-            with out.progress(f"reaching {options.node.short} at {', '.join(options.address)}"):
-                report = proxy.ping(options.node, timeout=options.timeout)
+            try:
+                with out.progress(f"reaching {options.node.short} at {where}"):
+                    report = proxy.ping(options.node, timeout=options.timeout)
+            except DialError:
+                if settings.get("rendezvous"):
+                    # the error names the reason; this is how it came to it
+                    out.note(proxy.explain(options.node).text)
+                raise
             _show(report, options.node, out)
+        # nothing is left that could end by itself
+        proxy.close(drain=False)
     return 0
+
+
+def check_findable(addresses: list[str], settings: dict[str, Any], what: str) -> None:
+    """Refuses a node that nobody could find."""
+    if not (addresses or settings.get("rendezvous") or settings.get("lan")):
+        raise invalid(f"nobody says where the node is: give {what}, --rendezvous NODE@HOST:PORT, or --lan")
 
 
 def _show(report: PingReport, wanted: str, out: Output) -> None:

@@ -18,13 +18,13 @@ from .._proxy import EventStream, Proxy
 from ._output import Output
 
 
-async def follow(proxy: Proxy, out: Output, ready: Callable[[], None]) -> None:
+async def follow(proxy: Proxy, out: Output, ready: Callable[[], None], events: EventStream | None = None) -> None:
     """Says `ready`, prints events until SIGINT or SIGTERM, then closes the proxy; a second signal cuts it short."""
     loop = asyncio.get_running_loop()
     told = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, told.set)
-    events = proxy.events()
+    events = events or proxy.events()
     # only now: whoever reads it may send a signal at once
     ready()
     printing = asyncio.create_task(_print(events, out))
@@ -79,6 +79,14 @@ def _line(event: _events.Event) -> str:
         case _events.ConnectionRefused(node, address, port, error):
             who = NodeId(node).short if node else "somebody"
             return f"connection refused  {who} at {address or 'a UNIX socket'}, service {port or '?'}: {error}"
+        case _events.RendezvousConnected(node, address, observed):
+            return f"rendezvous          {node.short} at {address} sees this node at {observed or 'no address'}"
+        case _events.RendezvousLost(node, address, error):
+            return f"rendezvous lost     {node.short} at {address}: {error}"
+        case _events.NetworkChanged(addresses):
+            return f"network changed     now {', '.join(addresses) or 'none'}"
+        case _events.MeetingFailed(node, error):
+            return f"meeting failed      {node.short}: {error}"
         case _events.EventsDropped(count):
             return f"{count} events dropped"
         case _:

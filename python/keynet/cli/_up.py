@@ -13,8 +13,9 @@ from typing import Any
 from .._access import ANYONE, Allow
 from .._node import NodeId
 from .._proxy import Proxy
-from ..errors import DialError, ProxyClosedError
-from ._common import add_identity, invalid, load_identity, port, split
+from .._status_server import StatusServer
+from ..errors import BindError, DialError, ProxyClosedError
+from ._common import add_finding, add_identity, finding, invalid, load_identity, port, split
 from ._output import Output
 from ._run import follow
 
@@ -31,6 +32,11 @@ the configuration file (TOML); flags override it, repeatable ones add to it:
   forward = "127.0.0.1:8080"           # HTTP CONNECT, for local clients
   allow = ["v...", "v..."]             # who may use the services, or ["anyone"]
   controller = "bbr"                   # or "cubic", "ledbat"
+  rendezvous = ["v...@198.51.100.1:7348"]
+  stun = ["stun.example.org:3478"]     # further servers
+  lan = true                           # false unless given
+  port_mapping = false                 # true unless given
+  search_ports = false                 # true unless given
   [services]
   50051 = "127.0.0.1:50051"            # or "unix:/run/greeter.sock"
   [peers]
@@ -42,7 +48,21 @@ The password of the forward proxy is random unless KEYNET_CREDENTIALS="user:pass
 (a flag would show it to every user of this machine), and is printed with the "ready" line.
 """
 
-_KEYS = {"identity", "listen", "forward", "allow", "controller", "services", "peers", "limits"}
+_KINDS: dict[str, type] = {
+    "identity": str,
+    "listen": str,
+    "forward": str,
+    "controller": str,
+    "allow": list,
+    "services": dict,
+    "peers": dict,
+    "limits": dict,
+    "rendezvous": list,
+    "stun": list,
+    "lan": bool,
+    "port_mapping": bool,
+    "search_ports": bool,
+}
 
 
 def add(commands: Any, common: argparse.ArgumentParser) -> None:
@@ -86,8 +106,10 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
         metavar="NODE",
         action="append",
         default=[],
-        help="open our NAT for a node that will dial us (needs its --peer)",
+        help="open our NAT for a node that will dial us at an address it knows (needs its --peer); a rendezvous does "
+        "that by itself",
     )
+    add_finding(parser)
     parser.set_defaults(run=run)
 
 
@@ -95,24 +117,38 @@ def run(options: argparse.Namespace, out: Output) -> int:
     settings = _settings(options)
     peers: dict[NodeId, list[str]] = settings.pop("peers")
     expected = [NodeId(node) for node in options.expect]
+    found = bool(settings.get("rendezvous") or settings.get("lan"))
     for node in expected:
-        if node not in peers:
+        if node not in peers and not found:
             raise invalid(f"--expect {node}: no address of it is known; name one with --peer {node}=HOST:PORT")
     proxy = Proxy(load_identity(settings.pop("identity")), **settings)
 
     async def work() -> None:
         async with proxy:
+            # at once: on a near rendezvous it is registered before the rest is done
+            events = proxy.events()
             for node, addresses in peers.items():
                 proxy.add_peer(node, addresses)
             punching = [asyncio.create_task(_expect(proxy, node)) for node in expected]
+            status = StatusServer(proxy)
             try:
-                await follow(proxy, out, lambda: _ready(proxy, settings, out))
+                await _offer(status, out)
+                await follow(proxy, out, lambda: _ready(proxy, settings, status, out), events)
             finally:
                 for task in punching:
                     task.cancel()
+                await status.close()
 
     asyncio.run(work())
     return 0
+
+
+async def _offer(status: StatusServer, out: Output) -> None:
+    try:
+        await status.start()
+    except BindError as error:
+        # a node that cannot be looked at is still a node
+        out.note(f"`keynet status` will not find this node: {error.detail}")
 
 
 async def _expect(proxy: Proxy, node: NodeId) -> None:
@@ -128,7 +164,9 @@ async def _expect(proxy: Proxy, node: NodeId) -> None:
             await asyncio.sleep(pause)
 
 
-def _ready(proxy: Proxy, settings: dict[str, Any], out: Output) -> None:
+def _ready(proxy: Proxy, settings: dict[str, Any], status: StatusServer, out: Output) -> None:
+    # later ones are told as events
+    registered = [f"{one.node_id}@{one.address}" for one in proxy.status().rendezvous if one.connected]
     fields = {
         "event": "ready",
         "node_id": proxy.node_id,
@@ -136,6 +174,9 @@ def _ready(proxy: Proxy, settings: dict[str, Any], out: Output) -> None:
         "forward_address": proxy.forward_address,
         "forward_url": proxy.forward_url,
         "services": settings.get("services", {}),
+        "rendezvous": settings["rendezvous"],
+        "registered": registered,
+        "status_socket": None if status.path is None else str(status.path),
         "pid": os.getpid(),
     }
     lines = [
@@ -143,6 +184,10 @@ def _ready(proxy: Proxy, settings: dict[str, Any], out: Output) -> None:
         f"proxy     {proxy.proxy_address} (UDP, for peers)",
         f"forward   {proxy.forward_url} (HTTP CONNECT, for clients here)",
         *(f"service   {port} -> {backend}" for port, backend in fields["services"].items()),
+        *(
+            f"rendezvous {address} ({'registered' if address in registered else 'connecting'})"
+            for address in settings["rendezvous"]
+        ),
         "ready",
     ]
     out.result(fields, "\n".join(lines))
@@ -164,6 +209,9 @@ def _settings(options: argparse.Namespace) -> dict[str, Any]:
         {_port(text): backend for text, backend in (split(item, "PORT=BACKEND") for item in options.service)}
     )
     settings["services"] = services
+    settings.update(finding(options, table))
+    if "search_ports" in table:
+        settings["search_ports"] = table["search_ports"]
     allow = _allow([*table.get("allow", []), *options.allow])
     if allow is not None:
         settings["allow"] = allow
@@ -185,19 +233,19 @@ def _read(path: pathlib.Path) -> dict[str, Any]:
             table: dict[str, Any] = tomllib.load(file)
     except (OSError, tomllib.TOMLDecodeError) as error:
         raise invalid(f"{path}: {error}") from None
-    unknown = set(table) - _KEYS
+    unknown = set(table) - set(_KINDS)
     if unknown:
-        raise invalid(f"{path}: unknown keys: {', '.join(sorted(unknown))}; there are {', '.join(sorted(_KEYS))}")
-    kinds = {"services": dict, "peers": dict, "limits": dict, "allow": list}
+        raise invalid(f"{path}: unknown keys: {', '.join(sorted(unknown))}; there are {', '.join(sorted(_KINDS))}")
     for name, value in table.items():
-        if not isinstance(value, kinds.get(name, str)):
+        if not isinstance(value, _KINDS[name]):
             raise invalid(f"{path}: {name} is of the wrong type; `keynet up --help` shows an example")
     for node, addresses in table.get("peers", {}).items():
         if not isinstance(addresses, list) or not all(isinstance(address, str) for address in addresses):
             raise invalid(f'{path}: peers: the addresses of {node} are not a list of texts: ["host:port"]')
-    for name in table.get("allow", []):
-        if not isinstance(name, str):
-            raise invalid(f'{path}: allow: {name} is not a text; node ids and "anyone" stand in quotes')
+    for key in ("allow", "rendezvous", "stun"):
+        for name in table.get(key, []):
+            if not isinstance(name, str):
+                raise invalid(f"{path}: {key}: {name} is not a text; it stands in quotes")
     for name, value in table.get("limits", {}).items():
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise invalid(f"{path}: limits: {name} is not a number")

@@ -58,7 +58,7 @@ class Server:
 
     - `listen`: the UDP address.
     - `allow`: who may use it, as for `keynet.Proxy`; anyone unless given.
-    - `stun`: UDP addresses "host:port" at which it answers STUN.
+    - `stun`: UDP addresses "host:port" at which it answers STUN; two ports let nodes find out what their NAT does.
     - `public_stun`: "host:port" of other STUN servers that it recommends.
     - `nats`: the NATS server that joins it with others to a group, "nats://host:4222".
     - `settings`: its bounds.
@@ -123,7 +123,14 @@ class Server:
     def stats(self) -> dict[str, int]:
         """Counters since the start, and how many nodes are registered now."""
         group = {} if self._group is None else {"group_connected": int(self._group.is_connected)}
-        return {"registered": len(self._registry), "names": self._registry.names, **self._stats.snapshot(), **group}
+        stun = {} if self._stun is None else {f"stun_{name}": count for name, count in self._stun.stats().items()}
+        return {
+            "registered": len(self._registry),
+            "names": self._registry.names,
+            **self._stats.snapshot(),
+            **group,
+            **stun,
+        }
 
     async def start(self) -> None:
         """Binds the sockets and begins. Raises `BindError`, `InvalidArgument`."""

@@ -42,7 +42,12 @@ pub async fn discover(servers: &[SocketAddr], deadline: Duration, config: &Disco
     profile
 }
 
-/// The external port of a fresh mapping; `None`: no answer.
+/// The external port of a fresh mapping, after one round trip; `None`: no answer.
+///
+/// Where ports are handed out in order, what the sample tells is used up by every further mapping: of a new socket, and, behind a
+/// NAT with address-dependent mapping, of any socket that sends to a new address. So this comes last, when everything else
+/// about the own side is known, and from then on the only new mappings are those of the pings to the peer, whose ports are the
+/// ones predicted. A question that is repeated goes through the mapping that it has, and takes no other port.
 pub async fn sample_port(server: SocketAddr, config: &DiscoveryConfig) -> Option<u16> {
     let server = unmapped(server);
     let (_, external) = sample(bind(server).ok()?, server, config.query_timeout, config).await?;
@@ -67,32 +72,44 @@ pub async fn sample_ports(server: SocketAddr, count: usize, config: &DiscoveryCo
 
 async fn sample(socket: UdpSocket, server: SocketAddr, wait: Duration, config: &DiscoveryConfig) -> Option<(u16, u16)> {
     let internal = socket.local_addr().ok()?.port();
-    let heard = exchange(&socket, &[(server, Change::default())], wait, config).await;
-    let answer = heard.first().copied().flatten()?.answer?;
-    Some((internal, answer.observed.port()))
+    let heard = ask_one(&socket, (server, Change::default()), wait, config).await?;
+    Some((internal, heard.answer?.observed.port()))
 }
 
 /// All questions about servers of one family. What is found is written down at once.
+///
+/// It takes one round trip to find a server that can tell the filtering, and then all else at once: another round trip if
+/// everything is answered, [`patience`] if something is not. The samples of ports are asked for last, so that `last` of a
+/// sequence is not followed by mappings of the other questions.
 async fn investigate(profile: &mut NatProfile, servers: &[SocketAddr], wait: Duration, config: &DiscoveryConfig) {
-    let Some(socket) = servers.first().and_then(|server| bind(*server).ok()) else {
-        profile.udp_blocked = true;
-        return;
-    };
-    let mut seen: Vec<Seen> = ask_all(&socket, servers, wait, config).await;
-    let Some(first) = seen.first().copied() else {
-        profile.udp_blocked = true;
-        return;
-    };
+    profile.udp_blocked = true;
+    let mut routed = vec![];
+    for server in servers {
+        // without a route there is nothing to wait for
+        if source_towards(*server).await.is_some() {
+            routed.push(*server);
+        }
+    }
+    let Some(socket) = routed.first().and_then(|server| bind(*server).ok()) else { return };
+    let mut seen = ask_all(&socket, &routed, wait, config, |heard| {
+        let mut answers =
+            routed.iter().zip(heard).filter_map(|(server, heard)| Some((server, heard.as_ref()?.answer?)));
+        heard.iter().all(Option::is_some) || answers.any(|(server, answer)| has_two_ips(*server, &answer))
+    })
+    .await;
+    let Some(first) = seen.first().copied() else { return };
     profile.udp_blocked = false;
     profile.external = Some(first.answer.observed.ip());
     if let (Ok(port), Some(ip)) = (socket.local_addr().map(|local| local.port()), source_towards(first.server).await) {
         profile.translated = Some(first.answer.observed != SocketAddr::new(ip, port));
     }
-    // long enough for a second try to come through
-    let wait = wait.min(first.rtt * 4 + 3 * config.retransmit);
-    let others = other_targets(&seen);
+    let wait = wait.min(patience(first.rtt, config));
+    let mut others = other_targets(&seen);
+    let needed = others.len();
+    // those that were not waited for: what they say is worth having if it comes in time
+    others.extend(routed.iter().filter(|server| seen.iter().all(|seen| seen.server != **server)));
     let (further, filtering, samples) = tokio::join!(
-        ask_all(&socket, &others, wait, config),
+        ask_all(&socket, &others, wait, config, |heard| heard.iter().take(needed).all(Option::is_some)),
         find_filtering(&seen, wait, config),
         sample_ports(first.server, config.port_samples, config),
     );
@@ -103,6 +120,11 @@ async fn investigate(profile: &mut NatProfile, servers: &[SocketAddr], wait: Dur
     profile.ports = judge_ports(&samples);
 }
 
+/// How long answers are waited for where one came after `rtt`: every repetition has the time to come through.
+fn patience(rtt: Duration, config: &DiscoveryConfig) -> Duration {
+    config.retransmit * config.attempts.saturating_sub(1) + RTT_MARGIN * rtt
+}
+
 /// A server that answered.
 #[derive(Clone, Copy)]
 struct Seen {
@@ -111,9 +133,16 @@ struct Seen {
     rtt: Duration,
 }
 
-async fn ask_all(socket: &UdpSocket, servers: &[SocketAddr], wait: Duration, config: &DiscoveryConfig) -> Vec<Seen> {
+/// Those that answered, until it is `enough`.
+async fn ask_all(
+    socket: &UdpSocket,
+    servers: &[SocketAddr],
+    wait: Duration,
+    config: &DiscoveryConfig,
+    enough: impl Fn(&[Option<Heard>]) -> bool,
+) -> Vec<Seen> {
     let questions: Vec<_> = servers.iter().map(|server| (*server, Change::default())).collect();
-    let heard = exchange(socket, &questions, wait, config).await;
+    let heard = exchange(socket, &questions, wait, config, enough).await;
     let seen = servers.iter().zip(heard).filter_map(|(server, heard)| {
         let heard = heard?;
         Some(Seen { server: *server, answer: heard.answer?, rtt: heard.rtt })
@@ -163,11 +192,7 @@ fn judge_mapping(seen: &[(SocketAddr, SocketAddr)], translated: Option<bool>) ->
 
 /// With two fresh sockets, so that neither has sent anything to where the answer comes from.
 async fn find_filtering(seen: &[Seen], wait: Duration, config: &DiscoveryConfig) -> Filtering {
-    let two_ips = |seen: &&Seen| {
-        let (Some(other), origin) = (seen.answer.other, seen.answer.origin) else { return false };
-        other.ip() != seen.server.ip() && origin.is_none_or(|origin| origin.ip() != other.ip())
-    };
-    let with_two_ips = seen.iter().find(two_ips);
+    let with_two_ips = seen.iter().find(|seen| has_two_ips(seen.server, &seen.answer));
     let Some(server) = with_two_ips.or_else(|| seen.iter().find(|seen| seen.answer.other.is_some())) else {
         return Filtering::Unknown;
     };
@@ -176,6 +201,13 @@ async fn find_filtering(seen: &[Seen], wait: Duration, config: &DiscoveryConfig)
         asked_from_elsewhere(server.server, Change { ip: false, port: true }, wait, config),
     );
     judge_filtering(both, port)
+}
+
+/// Whether a server says that it can answer from another IP address.
+fn has_two_ips(server: SocketAddr, answer: &Answer) -> bool {
+    answer
+        .other
+        .is_some_and(|other| other.ip() != server.ip() && answer.origin.is_none_or(|origin| origin.ip() != other.ip()))
 }
 
 /// What came of a question whose answer was asked for from another address.
@@ -205,7 +237,7 @@ async fn asked_from_elsewhere(
     config: &DiscoveryConfig,
 ) -> Elsewhere {
     let Ok(socket) = bind(server) else { return Elsewhere::Refused };
-    match exchange(&socket, &[(server, change)], wait, config).await.first().copied().flatten() {
+    match ask_one(&socket, (server, change), wait, config).await {
         None => Elsewhere::Silent,
         Some(heard) if heard.answer.is_some() && heard.from != server => Elsewhere::Arrived,
         Some(_) => Elsewhere::Refused,
@@ -222,12 +254,24 @@ struct Heard {
     rtt: Duration,
 }
 
-/// Asks several questions from one socket at once, each up to [`DiscoveryConfig::attempts`] times, and waits for the replies.
+async fn ask_one(
+    socket: &UdpSocket,
+    question: (SocketAddr, Change),
+    wait: Duration,
+    config: &DiscoveryConfig,
+) -> Option<Heard> {
+    let heard = exchange(socket, &[question], wait, config, |heard| heard.iter().all(Option::is_some)).await;
+    heard.first().copied().flatten()
+}
+
+/// Asks several questions from one socket at once, each up to [`DiscoveryConfig::attempts`] times, and waits for the replies:
+/// until they are `enough`, or [`patience`] with the first is over, or `wait`.
 async fn exchange(
     socket: &UdpSocket,
     questions: &[(SocketAddr, Change)],
-    wait: Duration,
+    mut wait: Duration,
     config: &DiscoveryConfig,
+    enough: impl Fn(&[Option<Heard>]) -> bool,
 ) -> Vec<Option<Heard>> {
     let mut heard = vec![None; questions.len()];
     let mut transactions = vec![[0; 12]; questions.len()];
@@ -239,7 +283,7 @@ async fn exchange(
     let start = Instant::now();
     let mut rounds = 0;
     let mut buffer = [0; BUFFER];
-    while heard.iter().any(Option::is_none) {
+    while !enough(&heard) {
         let due = if rounds < config.attempts { config.retransmit * rounds } else { wait };
         let next = start + due.min(wait);
         if Instant::now() >= next {
@@ -266,7 +310,9 @@ async fn exchange(
         let plain =
             questions.get(place).is_some_and(|(server, change)| *change == Change::default() && *server != from);
         if let (Some(slot @ None), false) = (heard.get_mut(place), plain) {
-            *slot = Some(Heard { answer: reply.answer, from, rtt: start.elapsed() });
+            let rtt = start.elapsed();
+            *slot = Some(Heard { answer: reply.answer, from, rtt });
+            wait = wait.min(patience(rtt, config));
         }
     }
     heard
@@ -286,6 +332,8 @@ async fn source_towards(server: SocketAddr) -> Option<IpAddr> {
     Some(socket.local_addr().ok()?.ip())
 }
 
+/// For the way there and back, and as much again for a queue that was not there before.
+const RTT_MARGIN: u32 = 2;
 /// Servers asked, and other addresses of theirs: more tell nothing new.
 const MAX_SERVERS: usize = 8;
 /// Sockets that one sampling opens.

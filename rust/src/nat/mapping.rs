@@ -1,4 +1,6 @@
-//! A port that the gateway opens for us, by PCP or NAT-PMP, for as long as it is wanted.
+//! A port that the gateway opens for us, by PCP, NAT-PMP or UPnP, for as long as it is wanted.
+
+mod upnp;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -6,7 +8,7 @@ use std::time::Duration;
 
 use tokio::net::UdpSocket;
 use tokio::sync::{watch, Notify};
-use tokio::task::JoinHandle;
+use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{timeout, Instant};
 
 use super::gateway::{
@@ -26,7 +28,8 @@ pub struct PortMapping {
 }
 
 impl PortMapping {
-    /// Starts inside a tokio runtime. `gateways`: where PCP and NAT-PMP servers may be; none: where the system's routes lead.
+    /// Starts inside a tokio runtime. `gateways`: where PCP and NAT-PMP servers are; none: where the system's routes lead, and
+    /// UPnP is tried there too.
     pub fn start(local_port: u16, gateways: Vec<SocketAddr>, config: &HostConfig) -> Self {
         let (sender, external) = watch::channel(None);
         let (closing, closed) = watch::channel(false);
@@ -59,16 +62,15 @@ impl PortMapping {
     }
 }
 
-#[derive(Clone, Copy)]
-enum Protocol {
-    Pcp,
-    NatPmp,
+/// Who keeps a mapping.
+enum Via {
+    Pcp(SocketAddr),
+    NatPmp(SocketAddr),
+    Upnp(Box<upnp::Device>),
 }
 
-#[derive(Clone, Copy)]
 struct Lease {
-    gateway: SocketAddr,
-    protocol: Protocol,
+    via: Via,
     external: SocketAddrV4,
     until: Instant,
 }
@@ -89,9 +91,9 @@ impl Keeper {
                 () = self.ask() => {}
                 _ = closed.wait_for(|closed| *closed) => break,
             }
-            let external = self.lease.map(|lease| SocketAddr::V4(lease.external));
+            let external = self.lease.as_ref().map(|lease| SocketAddr::V4(lease.external));
             self.external.send_if_modified(|told| std::mem::replace(told, external) != external);
-            let pause = match self.lease {
+            let pause = match &self.lease {
                 Some(lease) => (lease.until.saturating_duration_since(Instant::now()) / 2).max(SHORTEST_PAUSE),
                 None => self.config.mapping_retry,
             };
@@ -110,64 +112,116 @@ impl Keeper {
 
     /// Makes or renews the mapping. A lease outlives a silent gateway until it runs out.
     async fn ask(&mut self) {
-        let gateways = match self.gateways.is_empty() {
-            true => Interfaces::read().unwrap_or_default().gateways().into_iter().map(server_of).collect(),
-            false => self.gateways.clone(),
+        let renewed = match &self.lease {
+            // no other search for who is known; but who does not answer may be that of a network that was left
+            Some(Lease { via: Via::Upnp(device), .. }) => self.ask_upnp(device).await,
+            _ => None,
         };
-        for gateway in gateways {
-            if let Some(lease) = self.ask_gateway(gateway).await {
-                self.lease = Some(lease);
-                return;
-            }
+        let found = match renewed {
+            Some(lease) => Some(lease),
+            None => self.find().await,
+        };
+        match found {
+            Some(lease) => self.lease = Some(lease),
+            None => drop(self.lease.take_if(|lease| lease.until <= Instant::now())),
         }
-        self.lease = self.lease.filter(|lease| lease.until > Instant::now());
     }
 
+    /// The search by UPnP takes its time meanwhile, but nothing is mapped by it before the others have failed: a gateway that
+    /// speaks all three would open two ports, and one of them would have to be given back.
+    async fn find(&self) -> Option<Lease> {
+        // ends with this function
+        let mut search = JoinSet::new();
+        let mut gateways = self.gateways.clone();
+        if gateways.is_empty() {
+            let routed = Interfaces::read().unwrap_or_default().gateways();
+            gateways.extend(routed.iter().map(|gateway| server_of(*gateway)));
+            if !routed.is_empty() {
+                search.spawn(upnp::search(routed, self.config.upnp_patience));
+            }
+        }
+        for gateway in gateways {
+            if let Some(lease) = self.ask_gateway(gateway).await {
+                return Some(lease);
+            }
+        }
+        let device = search.join_next().await?.ok()??;
+        self.ask_upnp(&device).await
+    }
+
+    /// PCP, and where it is not spoken NAT-PMP, which both have the same port (RFC 6887 appendix A). That NAT-PMP is there is asked at
+    /// the same time, so that a gateway that says nothing is waited for once.
     async fn ask_gateway(&self, gateway: SocketAddr) -> Option<Lease> {
-        let socket = connect(gateway).await?;
+        let (socket, old_socket) = (connect(gateway).await?, connect(gateway).await?);
         let request = self.request(&socket, self.config.mapping_lifetime)?;
         let question = encode_pcp(&request);
-        let answer = exchange(&socket, &question, &self.config, |bytes| decode_pcp(bytes, &request)).await;
-        if let Some(MapAnswer::Mapped(mapped)) = answer {
-            return self.lease(gateway, Protocol::Pcp, mapped.external_ip?, mapped);
-        }
+        let asked = exchange(&socket, &question, &self.config, |bytes| decode_pcp(bytes, &request));
+        let address = exchange(&old_socket, &NAT_PMP_ADDRESS_REQUEST, &self.config, decode_nat_pmp_address);
+        let mapped = async {
+            match asked.await {
+                Some(MapAnswer::Mapped(mapped)) => Err(mapped),
+                _ => Ok(()),
+            }
+        };
+        // done early with what PCP has mapped
+        let ip = match tokio::try_join!(mapped, async { Ok(address.await) }) {
+            Err(mapped) => return self.lease(Via::Pcp(gateway), mapped.external_ip?, mapped),
+            Ok(((), ip)) => ip?,
+        };
         let question = encode_nat_pmp(&request);
-        let answer = exchange(&socket, &question, &self.config, |bytes| decode_nat_pmp(bytes, &request)).await?;
+        let answer = exchange(&old_socket, &question, &self.config, |bytes| decode_nat_pmp(bytes, &request)).await?;
         let MapAnswer::Mapped(mapped) = answer else { return None };
-        let ip = exchange(&socket, &NAT_PMP_ADDRESS_REQUEST, &self.config, decode_nat_pmp_address).await?;
-        self.lease(gateway, Protocol::NatPmp, ip, mapped)
+        self.lease(Via::NatPmp(gateway), ip, mapped)
+    }
+
+    async fn ask_upnp(&self, device: &upnp::Device) -> Option<Lease> {
+        let wanted = self.lease.as_ref().map_or(self.local_port, |lease| lease.external.port());
+        let (lifetime, patience) = (self.config.mapping_lifetime, self.config.upnp_patience);
+        let external = upnp::map(device, self.local_port, wanted, lifetime, patience).await?;
+        let mapped = Mapped { external_port: external.port(), external_ip: None, lifetime };
+        self.lease(Via::Upnp(Box::new(device.clone())), *external.ip(), mapped)
     }
 
     fn request(&self, socket: &UdpSocket, lifetime: Duration) -> Option<MapRequest> {
         let IpAddr::V4(client) = socket.local_addr().ok()?.ip() else { return None };
-        let suggested = self.lease.map(|lease| lease.external);
+        let suggested = self.lease.as_ref().map(|lease| lease.external);
         Some(MapRequest { nonce: self.nonce, client, internal: self.local_port, suggested, lifetime })
     }
 
-    fn lease(&self, gateway: SocketAddr, protocol: Protocol, ip: Ipv4Addr, mapped: Mapped) -> Option<Lease> {
+    fn lease(&self, via: Via, ip: Ipv4Addr, mapped: Mapped) -> Option<Lease> {
         let external = SocketAddrV4::new(ip, mapped.external_port);
         let lifetime = mapped.lifetime.min(self.config.mapping_lifetime);
         // a gateway without a link upwards says 0.0.0.0
-        (crate::path::sendable(external.into()) && !lifetime.is_zero()).then(|| Lease {
-            gateway,
-            protocol,
-            external,
-            until: Instant::now() + lifetime,
+        (crate::path::sendable(external.into()) && !lifetime.is_zero()).then(|| {
+            tracing::debug!(by = via.name(), %external, ?lifetime, "port mapped");
+            Lease { via, external, until: Instant::now() + lifetime }
         })
     }
 
     async fn give_back(&self, lease: Lease) {
-        let Some(socket) = connect(lease.gateway).await else { return };
+        let gateway = match lease.via {
+            Via::Pcp(gateway) | Via::NatPmp(gateway) => gateway,
+            Via::Upnp(device) => {
+                return upnp::give_back(&device, lease.external.port(), self.config.upnp_patience).await;
+            }
+        };
+        let Some(socket) = connect(gateway).await else { return };
         let Some(request) = self.request(&socket, Duration::ZERO) else { return };
-        match lease.protocol {
-            Protocol::Pcp => {
-                let request = MapRequest { suggested: None, ..request };
-                exchange(&socket, &encode_pcp(&request), &self.config, |bytes| decode_pcp(bytes, &request)).await;
-            }
-            Protocol::NatPmp => {
-                exchange(&socket, &encode_nat_pmp(&request), &self.config, |bytes| decode_nat_pmp(bytes, &request))
-                    .await;
-            }
+        if matches!(lease.via, Via::Pcp(_)) {
+            let request = MapRequest { suggested: None, ..request };
+            exchange(&socket, &encode_pcp(&request), &self.config, |bytes| decode_pcp(bytes, &request)).await;
+        } else {
+            exchange(&socket, &encode_nat_pmp(&request), &self.config, |bytes| decode_nat_pmp(bytes, &request)).await;
+        }
+    }
+}
+
+impl Via {
+    const fn name(&self) -> &'static str {
+        match self {
+            Self::Pcp(_) => "PCP",
+            Self::NatPmp(_) => "NAT-PMP",
+            Self::Upnp(_) => "UPnP",
         }
     }
 }

@@ -2,8 +2,8 @@
 //! ports of one address it can answer from the other port, with a second IP address from there too.
 //!
 //! A question may be a bare header of 20 bytes, so an answer can be larger than it: 32 bytes over IPv4 and 44 over IPv6, which
-//! with IP and UDP headers is 1.25 and 1.35 times the question. Everything else stays within the size of the question, and
-//! all answers within two rate limits.
+//! with IP and UDP headers is 1.25 and 1.35 times the question. A refusal has 36. Everything else stays within the size of the
+//! question, and all answers within two rate limits.
 
 use std::io::{self, IoSliceMut};
 use std::net::SocketAddr;

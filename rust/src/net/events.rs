@@ -27,10 +27,10 @@ impl Driver<'_> {
                     let _ = done.send(Err(Error::new(Reason::PunchTimeout, Stage::Punch, text)));
                 }
             }
-            PathEvent::Met { id, address, via, rtt, observed, .. } => {
+            PathEvent::Met { id, address, via, rtt, observed, pings, .. } => {
                 tracing::debug!(%address, ?rtt, socket = via.0, "met");
                 if let Some(state) = inner.meetings().get(&id) {
-                    state.send_modify(|state| state.met = Some(Met { address, via, rtt, observed }));
+                    state.send_modify(|state| state.met = Some(Met { address, via, rtt, observed, pings }));
                 }
             }
             PathEvent::MeetingEnded { id, report, .. } => {

@@ -19,6 +19,8 @@ pub struct Met {
     pub rtt: Duration,
     /// Our own address as the peer saw it.
     pub observed: SocketAddr,
+    /// Pings until then.
+    pub pings: u32,
 }
 
 /// How far a meeting is.
@@ -28,12 +30,13 @@ pub struct MeetingState {
     pub ended: Option<MeetingReport>,
 }
 
-/// A meeting under way. Dropping it does not end it: it ends by itself, a moment after the two have met or when its time is up.
+/// A meeting under way. Dropping it ends it: nobody waits for it any more.
 #[derive(Debug)]
 pub struct Meeting {
     net: Net,
     id: MeetingId,
     state: watch::Receiver<MeetingState>,
+    kept: bool,
 }
 
 impl Net {
@@ -59,7 +62,7 @@ impl Net {
             id
         };
         inner.doorbell.ring_plain();
-        Ok(Meeting { net: self.clone(), id, state })
+        Ok(Meeting { net: self.clone(), id, state, kept: false })
     }
 }
 
@@ -80,9 +83,17 @@ impl Meeting {
         state.ok().and_then(|state| state.ended.clone()).unwrap_or_default()
     }
 
-    /// Ends it before its time.
-    pub fn stop(&self) {
-        self.net.inner.core().paths.stop_meeting(self.id);
-        self.net.inner.doorbell.ring_plain();
+    /// Lets it go on by itself: until a moment after the two have met, or until its time is up.
+    pub fn keep(mut self) {
+        self.kept = true;
+    }
+}
+
+impl Drop for Meeting {
+    fn drop(&mut self) {
+        if !self.kept {
+            self.net.inner.core().paths.stop_meeting(self.id);
+            self.net.inner.doorbell.ring_plain();
+        }
     }
 }

@@ -345,12 +345,13 @@ impl PathTable {
         self.meetings.names.remove(&keys.local_name);
         self.bind_node(now, remote, node, keys);
         self.path_answered(now, remote, from, Some(session), rtt);
-        if let Some(meeting) = self.meetings.all.get_mut(&id) {
-            meeting.met = Some(remote);
-            meeting.ends = meeting.ends.min(now + SETTLE);
-        }
+        let Some(meeting) = self.meetings.all.get_mut(&id) else { return };
+        meeting.met = Some(remote);
+        meeting.ends = meeting.ends.min(now + SETTLE);
+        let pings = meeting.report.pings;
         self.rearm_meeting(id);
-        self.events.push_back(PathEvent::Met { id, node, remote, via: from.via, address: from.to, rtt, observed });
+        let (via, address) = (from.via, from.to);
+        self.events.push_back(PathEvent::Met { id, remote, via, address, rtt, observed, pings });
     }
 
     /// The remote that the path is for: the node's own if it has one, else the one at the address, else a new one.

@@ -149,12 +149,12 @@ pub enum PathEvent {
     /// The meeting has made a path; the remote is bound to the node.
     Met {
         id: MeetingId,
-        node: NodeId,
         remote: RemoteId,
         via: Via,
         address: SocketAddr,
         rtt: Duration,
         observed: SocketAddr,
+        pings: u32,
     },
     /// Nothing more is tried.
     MeetingEnded { id: MeetingId, node: NodeId, met: bool, report: MeetingReport },

@@ -69,13 +69,14 @@ impl Whereabouts {
         })
     }
 
-    /// The address that the NAT shows to others, for IPv4, where NATs are.
+    /// The address that others see, for IPv4, where NATs are. Behind a firewall without a NAT it is the host's own.
     fn outside(&self) -> Option<SocketAddr> {
-        let reflexive = |kind| {
-            let mut of_kind = self.candidates.iter().filter(move |one| one.kind == kind && one.address.is_ipv4());
-            of_kind.next().map(|one| one.address)
+        let of = |kind: CandidateKind| {
+            let suits = move |one: &&Candidate| one.kind == kind && one.address.is_ipv4();
+            self.candidates.iter().filter(suits).map(|one| one.address)
         };
-        reflexive(CandidateKind::ServerReflexive)
+        let host = || of(CandidateKind::Host).find(|address| !is_local(address.ip()));
+        of(CandidateKind::ServerReflexive).next().or_else(host)
     }
 
     fn is_symmetric(&self) -> bool {
@@ -279,6 +280,17 @@ mod tests {
                 assert!(at_b.sockets.is_some() && at_a.plan.search.is_some(), "each does its half");
             }
         }
+    }
+
+    #[test]
+    fn a_host_behind_a_firewall_alone_is_found_at_its_own_address() {
+        let mut firewalled = cone(1, Filtering::AddressAndPortDependent);
+        firewalled.profile.translated = Some(false);
+        let own: SocketAddr = "203.0.113.9:4000".parse().unwrap();
+        firewalled.candidates = vec![Candidate { kind: CandidateKind::Host, address: own }];
+        let other = symmetric(2, Ports::Uniform);
+        assert_eq!(draft(&other, &firewalled, far, 0).sockets.map(|(_, to, _)| to), Some(own));
+        assert!(draft(&firewalled, &other, far, 0).plan.search.is_some());
     }
 
     #[test]

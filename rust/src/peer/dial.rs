@@ -38,7 +38,7 @@ pub struct PingReport {
     pub address: SocketAddr,
     /// Round-trip time as uTP measures it.
     pub rtt: Duration,
-    /// How long uTP took to connect, punching included.
+    /// How long it took until uTP was connected, counted from the start: rendezvous and punching included.
     pub utp: Duration,
     /// How long the TLS handshake took.
     pub tls: Duration,
@@ -72,8 +72,11 @@ impl Peers {
     /// Connects, looks, and ends the link in order. Errors: as [`Self::dial`]; also what the peer thinks of our identity.
     pub async fn ping(self: &Arc<Self>, node: NodeId, timeout: Duration) -> Result<PingReport> {
         let dial = Dial { node, address: None, priority: Priority::Interactive, deadline: Instant::now() + timeout };
+        let begin = Instant::now();
         let mut link = self.race(&dial).await?;
-        let report = report(&link);
+        let mut report = report(&link);
+        // the way to it counts: the rendezvous, and punching
+        report.utp = begin.elapsed().saturating_sub(report.tls);
         // The peer judges our certificate after we think that the handshake is over: wait for its own end, or its alert.
         use tokio::io::AsyncWriteExt;
         let ended = async {
@@ -224,6 +227,7 @@ impl Race {
             worst: None,
             in_tls: Arc::default(),
         };
+        let live_is_empty = live.is_empty();
         let (first, rest) = live.split_at(live.len().min(1));
         race.add_all(first.iter().copied(), now);
         race.add_all(rest.iter().copied(), race.others_at);
@@ -235,7 +239,9 @@ impl Race {
             }
         }
         if let Some(finder) = peers.finder().filter(|_| find) {
-            let (node, start, deadline) = (dial.node, race.others_at, dial.deadline);
+            // a path that is there deserves the time that TLS takes on a long one
+            let start = if live_is_empty { race.others_at } else { now + FIND_AFTER };
+            let (node, deadline) = (dial.node, dial.deadline);
             race.attempts.spawn(async move {
                 sleep_until(start).await;
                 finder.find(node, deadline).await.map_or_else(Step::Failed, |()| Step::Found)
@@ -366,6 +372,8 @@ pub async fn resolve(name: &str) -> Result<Vec<SocketAddr>> {
     Ok(found)
 }
 
+/// A node to which a path stands is looked for anew after so long: three round trips of a long path, and a lost packet.
+const FIND_AFTER: Duration = Duration::from_secs(2);
 /// Addresses tried in one dial, and taken from one name.
 const MAX_TRIED: usize = 32;
 const MAX_RESOLVED: usize = 8;

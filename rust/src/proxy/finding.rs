@@ -76,6 +76,13 @@ impl Finding {
         Ok(Self { rendezvous, lan })
     }
 
+    /// The node has another key.
+    pub(super) fn renew(&self) {
+        if let Some(rendezvous) = &self.rendezvous {
+            rendezvous.renew();
+        }
+    }
+
     pub(super) async fn close(&self) {
         if let Some(rendezvous) = &self.rendezvous {
             rendezvous.close().await;

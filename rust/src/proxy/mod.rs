@@ -240,6 +240,9 @@ impl Proxy {
     /// New handshakes use this identity; live connections go on. Errors: what is wrong with it.
     pub fn rotate(&self, identity: Identity) -> Result<()> {
         self.shared().peers.rotate(identity)?;
+        if let Some(finding) = self.shared().finding.get() {
+            finding.renew();
+        }
         tracing::info!(node = %self.node_id(), "identity replaced");
         Ok(())
     }
@@ -400,6 +403,8 @@ impl Shared {
         let drained = async {
             self.lifecycle.connections_ended().await;
             self.registry.emptied().await;
+            // sessions with rendezvous nodes are connections too
+            self.stop_finding().await;
             self.delivered().await;
         };
         tokio::select! {
@@ -408,9 +413,7 @@ impl Shared {
             () = tokio::time::sleep(self.limits.drain_timeout) => {}
         }
         self.lifecycle.advance(Phase::Aborting);
-        if let Some(finding) = self.finding.get() {
-            let _ = tokio::time::timeout(finding::CLOSE_TIME, finding.close()).await;
-        }
+        self.stop_finding().await;
         let ended = async {
             self.lifecycle.connections_ended().await;
             self.lifecycle.loops_ended().await;
@@ -425,6 +428,13 @@ impl Shared {
         self.lifecycle.advance(Phase::Closed);
         tracing::info!(node = %self.peers.identity().node_id(), "node closed");
         self.publisher.publish(Event::Closed);
+    }
+
+    /// Leaves the rendezvous nodes and the local network.
+    async fn stop_finding(&self) {
+        if let Some(finding) = self.finding.get() {
+            let _ = tokio::time::timeout(finding::CLOSE_TIME, finding.close()).await;
+        }
     }
 
     /// Waits until uTP has handed over what ended tunnels had left to it: closing the socket would lose that.

@@ -32,7 +32,7 @@ mod _keynet {
     #[pymodule_export]
     use super::identity::Identity;
     #[pymodule_export]
-    use super::nat::{discover, StunServer};
+    use super::nat::{discover, PortMapping, StunServer};
     #[pymodule_export]
     use super::proxy::{Forward, Proxy};
     #[pymodule_export]

@@ -1,4 +1,4 @@
-//! `_keynet.StunServer` and `_keynet.discover`.
+//! `_keynet.StunServer`, `_keynet.PortMapping` and `_keynet.discover`.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use super::bridge;
 use super::convert::{self, invalid};
 use super::errors::OrRaise;
 use super::runtime::Owned;
-use crate::config::{DiscoveryConfig, StunConfig};
+use crate::config::{DiscoveryConfig, HostConfig, StunConfig};
 use crate::error::{Error, Reason, Result, Stage};
 use crate::nat::{self, Interfaces, StunStats};
 use crate::path::{NatProfile, Ports};
@@ -54,6 +54,43 @@ impl StunServer {
         let server = self.0.get().or_raise(py)?.clone();
         bridge::run(py, event_loop, async move {
             server.close().await;
+            Ok(())
+        })
+    }
+}
+
+#[pyclass(frozen, module = "keynet._keynet")]
+pub(super) struct PortMapping(Owned<Arc<nat::PortMapping>>);
+
+#[pymethods]
+impl PortMapping {
+    #[staticmethod]
+    fn start<'py>(py: Python<'py>, port: u16, event_loop: Option<Bound<'py, PyAny>>) -> PyResult<Bound<'py, PyAny>> {
+        bridge::run(py, event_loop, async move {
+            let mapping = nat::PortMapping::start(port, vec![], &HostConfig::default());
+            Ok(Self(Owned::new(Arc::new(mapping))))
+        })
+    }
+
+    /// The external address as soon as there is one; `None`: not in this time.
+    fn wait<'py>(
+        &self,
+        py: Python<'py>,
+        timeout: f64,
+        event_loop: Option<Bound<'py, PyAny>>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let timeout = convert::seconds("timeout", timeout).or_raise(py)?;
+        let mut external = self.0.get().or_raise(py)?.external();
+        bridge::run(py, event_loop, async move {
+            let found = tokio::time::timeout(timeout, external.wait_for(Option::is_some)).await;
+            Ok(found.ok().and_then(|found| found.ok().and_then(|address| *address)).map(|address| address.to_string()))
+        })
+    }
+
+    fn close<'py>(&self, py: Python<'py>, event_loop: Option<Bound<'py, PyAny>>) -> PyResult<Bound<'py, PyAny>> {
+        let mapping = self.0.get().or_raise(py)?.clone();
+        bridge::run(py, event_loop, async move {
+            mapping.close().await;
             Ok(())
         })
     }

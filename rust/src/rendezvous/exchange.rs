@@ -12,7 +12,6 @@ use super::wire::{Cause, Signal};
 use super::{Inner, RendezvousEvent};
 use crate::addr::NodeId;
 use crate::error::{Error, Reason, Result, Stage};
-use crate::net::Meeting;
 use crate::path::{draft, Draft, Outlook, Whereabouts};
 use crate::peer::now;
 use crate::tls::introduction::{decline, declined, Introduced, Invitation, Kind, Welcomed};
@@ -236,17 +235,18 @@ impl Inner {
         };
         let within = most.min(deadline.saturating_duration_since(Instant::now()));
         tracing::debug!(node = %peer.leaf.short(), ?outlook, plan = ?draft.plan, "meeting");
-        let mut meeting = StopOnDrop(self.peers.net.start_meeting(peer.leaf, keys, draft, within)?);
-        let met = meeting.0.met().await;
+        let mut meeting = self.peers.net.start_meeting(peer.leaf, keys, draft, within)?;
+        let met = meeting.met().await;
         if met.is_err() {
-            report.pings = meeting.0.ended().await;
+            report.pings = meeting.ended().await;
         }
         match (met, outlook) {
             (Ok(met), _) => {
                 tracing::info!(node = %peer.leaf.short(), address = %met.address, rtt = ?met.rtt, ?outlook, "path opened");
                 report.pings.answered = vec![(met.address, met.rtt)];
+                report.pings.pings = met.pings;
                 // it goes on for a moment, in search of a better path
-                std::mem::forget(meeting);
+                meeting.keep();
                 Ok(())
             }
             (Err(error), Outlook::BothSymmetric) if error.reason == Reason::PunchTimeout => {
@@ -289,15 +289,6 @@ impl Inner {
 
     fn send_everywhere(&self, signal: &Signal) -> usize {
         self.stations.iter().filter(|station| station.send(signal)).count()
-    }
-}
-
-/// A meeting that nobody waits for any more is not carried on.
-struct StopOnDrop(Meeting);
-
-impl Drop for StopOnDrop {
-    fn drop(&mut self) {
-        self.0.stop();
     }
 }
 

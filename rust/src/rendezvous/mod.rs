@@ -181,6 +181,11 @@ impl Rendezvous {
         self.inner.reports().find(node)
     }
 
+    /// The node has another key: it registers anew, under its new name too.
+    pub fn renew(&self) {
+        self.inner.stations.iter().for_each(|station| station.renew.notify_one());
+    }
+
     /// Gives back what the gateway opened.
     pub async fn close(&self) {
         self.tasks.iter().for_each(JoinHandle::abort);
@@ -241,10 +246,11 @@ impl Inner {
         let inside = by.is_none_or(|by| is_local(unmapped(by).ip()));
         let may_ask = |server: &SocketAddr| inside || !is_local(unmapped(*server).ip());
         match resolve(name).await {
-            Ok(found) => found
-                .into_iter()
-                .filter(may_ask)
-                .fold(false, |news, server| self.surroundings.add_server(server) || news),
+            // every one of them is added
+            Ok(found) => {
+                let news = |server: &SocketAddr| may_ask(server) && self.surroundings.add_server(*server);
+                found.iter().filter(|server| news(server)).count() > 0
+            }
             Err(error) => {
                 tracing::info!(%error, "a STUN server is not found");
                 false

@@ -41,6 +41,8 @@ pub struct Station {
     state: Mutex<State>,
     /// The network has changed: what failed may work now.
     pub again: Notify,
+    /// The node has another key.
+    pub renew: Notify,
 }
 
 #[derive(Default)]
@@ -59,7 +61,7 @@ struct Session {
 
 impl Station {
     pub fn new(server: Server) -> Self {
-        Self { server, state: Mutex::default(), again: Notify::new() }
+        Self { server, state: Mutex::default(), again: Notify::new(), renew: Notify::new() }
     }
 
     pub fn is_connected(&self) -> bool {
@@ -97,6 +99,9 @@ impl Station {
             let started = Instant::now();
             let result = self.session(&inner).await;
             let was_connected = self.lock().session.take().is_some();
+            if matches!(result, Ok(Ended::Renewed)) {
+                continue;
+            }
             let error = result.err().unwrap_or_else(|| unreachable("the rendezvous ended the session"));
             let error = error.with_node(self.server.node);
             {
@@ -123,7 +128,7 @@ impl Station {
         }
     }
 
-    async fn session(&self, inner: &Arc<Inner>) -> Result<()> {
+    async fn session(&self, inner: &Arc<Inner>) -> Result<Ended> {
         let deadline = Instant::now() + inner.config.connect_timeout;
         let node = self.server.node;
         let address = Some(self.server.address.clone());
@@ -167,7 +172,7 @@ impl Station {
         mut incoming: Streaming<RendezvousMessage>,
         messages: mpsc::Sender<NodeMessage>,
         welcome: &Welcome,
-    ) -> Result<()> {
+    ) -> Result<Ended> {
         let every = Duration::from_secs(welcome.refresh_seconds.clamp(1, MAX_REFRESH).into());
         let mut refresh = interval_at(Instant::now() + every, every);
         refresh.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -176,13 +181,14 @@ impl Station {
                 message = incoming.message() => match message {
                     Ok(Some(RendezvousMessage { kind: Some(kind) })) => inner.handle(self, kind),
                     Ok(Some(_)) => {}
-                    Ok(None) => return Ok(()),
+                    Ok(None) => return Ok(Ended::ByServer),
                     Err(status) => return Err(map_status(&status)),
                 },
+                () = self.renew.notified() => return Ok(Ended::Renewed),
                 _ = refresh.tick() => {
                     let message = NodeMessage { kind: Some(FromNode::Refresh(Refresh {})) };
                     if messages.send(message).await.is_err() {
-                        return Ok(());
+                        return Ok(Ended::ByServer);
                     }
                 }
             }
@@ -192,6 +198,12 @@ impl Station {
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// How a session ended in order.
+enum Ended {
+    ByServer,
+    Renewed,
 }
 
 fn map_status(status: &Status) -> Error {

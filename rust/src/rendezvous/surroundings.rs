@@ -109,14 +109,22 @@ impl Surroundings {
         let mut profile = timeout(patience, known).await.ok().flatten().unwrap_or_default();
         let symmetric = !matches!(profile.mapping, Mapping::Unknown | Mapping::EndpointIndependent);
         if let (true, Ports::Sequential { delta, .. }) = (symmetric, profile.ports) {
-            let server = self.lock().servers.iter().copied().find(SocketAddr::is_ipv4);
-            if let Some(server) = server {
-                if let Some(last) = nat::sample_port(server, &self.discovery).await {
-                    profile.ports = Ports::Sequential { last, delta };
-                }
+            if let Some(last) = self.sample_port().await {
+                profile.ports = Ports::Sequential { last, delta };
             }
         }
         Whereabouts { candidates: self.candidates(), profile, searches: self.searches, took: begin.elapsed() }
+    }
+
+    /// The port that the NAT gives now; not every server need be alive.
+    async fn sample_port(&self) -> Option<u16> {
+        let servers: Vec<_> = self.lock().servers.iter().copied().filter(SocketAddr::is_ipv4).take(SAMPLED).collect();
+        for server in servers {
+            if let Ok(Some(port)) = timeout(SAMPLE_TIMEOUT, nat::sample_port(server, &self.discovery)).await {
+                return Some(port);
+            }
+        }
+        None
     }
 
     /// The addresses at which this node may be reached, the best first.
@@ -169,6 +177,9 @@ impl Surroundings {
 
 /// Each rendezvous node names a few; ten tell no more than four.
 const MAX_SERVERS: usize = 16;
+/// A round trip, and one repetition. What is not known then is guessed from the last time.
+const SAMPLE_TIMEOUT: Duration = Duration::from_millis(500);
+const SAMPLED: usize = 3;
 /// PUNCH.md, phase 0.
 const DISCOVERY_DEADLINE: Duration = Duration::from_secs(3);
 

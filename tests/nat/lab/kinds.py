@@ -11,6 +11,7 @@ from .system import LabError
 Mapping = Literal["endpoint-independent", "address-and-port-dependent"]
 Filtering = Literal["endpoint-independent", "address-dependent", "address-and-port-dependent"]
 Ports = Literal["preserved", "random", "sequential"]
+Mapper = Literal["none", "pcp", "upnp", "both"]
 # what `masquerade` and a stateful firewall look like as long as nobody else behind them wants the same port
 _INDEPENDENT: Mapping = "endpoint-independent"
 _STRICT: Filtering = "address-and-port-dependent"
@@ -30,6 +31,8 @@ class Box:
     """Seconds after which an unused UDP mapping goes: RFC 4787 asks for 120, many routers have 30."""
     open_input: bool = False
     """Unasked packets reach the box itself and are answered by its kernel; otherwise they are dropped."""
+    mapper: Mapper = "none"
+    """What a program in the box lets hosts open ports with: PCP and NAT-PMP, UPnP, or all (see mapper.py)."""
     udp: bool = True
     ipv4: bool = True
     """False: hosts behind it have IPv6 alone."""

@@ -13,7 +13,7 @@ import types
 import weakref
 from pathlib import Path
 
-from . import link, state
+from . import link, mapper, state
 from .kinds import Box, boxes
 from .nodes import GATEWAY4, GATEWAY6, Host, Nat, Node
 from .rules import CUT
@@ -208,6 +208,8 @@ class Lab:
             ip([f"addr add {nat.address}/{nat.outer.lan.prefixlen} dev wan0"], nat.namespace)
             ip([f"route add default via {nat.outer.gateway} dev wan0"], nat.namespace)
         nat.load_rules()
+        if nat.box.mapper != "none":
+            self.children.append(mapper.start(nat))
 
     def _make_host(self, host: Host) -> None:
         ip(["link set lo up"], host.namespace)

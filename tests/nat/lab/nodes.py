@@ -38,8 +38,12 @@ class Nat(Node):
         network = {"firewall": f"192.0.2.{8 * number}/29"}.get(box.engine, f"192.168.{number}.0/24")
         self.lan = ipaddress.IPv4Network(network)
         self.lan6 = ipaddress.IPv6Network(f"2001:db8:1:{number:x}::/64") if box.ipv6 else None
+        if box.mapper != "none" and (box.engine != "masquerade" or outer is not None):
+            raise LabError(f"{name}: ports are opened only by a masquerading box that stands at the internet")
         if outer is None:
-            self.address, self.address6 = f"198.51.100.{number}", f"2001:db8:6::{number:x}"
+            # miniupnpd opens no port at an address that is for documentation
+            public = "198.51.100" if box.mapper == "none" else "11.0.0"
+            self.address, self.address6 = f"{public}.{number}", f"2001:db8:6::{number:x}"
         else:
             self.address, self.address6 = outer.take_address()[0], ""
         if box.ipv6 and outer is not None:

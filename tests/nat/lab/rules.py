@@ -33,12 +33,30 @@ table inet cut {
   }
 }"""
 
+# chains for miniupnpd to write into; what it maps `ct status dnat` lets through
+MAPPER = """
+table inet mapper {
+  chain to_inside { }
+  chain to_outside { }
+  chain opened { }
+  chain pre {
+    type nat hook prerouting priority dstnat; policy accept
+    jump to_inside
+  }
+  chain post {
+    type nat hook postrouting priority srcnat - 1; policy accept
+    jump to_outside
+  }
+}"""
+
 
 def ruleset(box: Box, outside: str) -> str:
     """The rules of a box whose address on wan0 is `outside`."""
     parts = [_firewall(box)]
     if box.engine == "masquerade":
         parts.append(_masquerade())
+        if box.mapper != "none":
+            parts.append(MAPPER)
     elif box.engine == "tables":
         parts.append(_independent(box, outside) if box.mapping == "endpoint-independent" else _symmetric(box, outside))
     return "\n".join(parts)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import pathlib
 import signal
+import socket
 import subprocess
 import sys
 
 import pytest
 
 import keynet
+from keynet import _keynet
+from keynet._runtime import call
 from keynet.cli import ExitCode
 from keynet.demo.run import Process
 from nodes import nats_server, registered
@@ -81,10 +85,47 @@ def test_few_open_files(tmp_path: pathlib.Path) -> None:
     assert f"enough for {done.stdout.strip()} nodes" in done.stderr
 
 
+async def test_it_answers_stun(tmp_path: pathlib.Path, alice: keynet.Identity) -> None:
+    ports = free_ports(2)
+    addresses = [f"127.0.0.1:{port}" for port in ports]
+    flags = ["--identity", str(tmp_path / "r.pem"), "--listen", "127.0.0.1:0", "--json"]
+    with Process("keynet", "rendezvous", *flags, "--stun", addresses[0], "--stun", addresses[1]) as running:
+        async with registered(running.expect("ready")["rendezvous"], alice) as node:
+            assert list(node.welcome.stun) == [f":{port}" for port in ports]
+        found = await call(lambda loop: _keynet.discover(addresses, 20.0, loop))
+        assert (found["mapping"], found["external"]) == ("endpoint-independent", "127.0.0.1")
+        running._process.send_signal(signal.SIGINT)
+        assert running.expect("closed")["stun_answers"] > 0
+        running.finish()
+
+
+def test_a_stun_address_in_use(tmp_path: pathlib.Path) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as taken:
+        taken.bind(("127.0.0.1", 0))
+        flags = ["--listen", "127.0.0.1:0", "--stun", f"127.0.0.1:{taken.getsockname()[1]}"]
+        done = subprocess.run(
+            [sys.executable, "-m", "keynet", "rendezvous", "--identity", str(tmp_path / "r.pem"), *flags],
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+    assert (done.returncode, done.stdout) == (ExitCode.BIND, "")
+    assert "Traceback" not in done.stderr
+
+
+def free_ports(count: int) -> list[int]:
+    with contextlib.ExitStack() as held:
+        probes = [held.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) for _ in range(count)]
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [probe.getsockname()[1] for probe in probes]
+
+
 @pytest.mark.parametrize(
     ("flags", "wanted"),
     [
-        (["--stun", "127.0.0.1:3478"], "not built yet"),
+        (["--stun", "localhost:3478"], "localhost:3478"),
         (["--stun", "nowhere"], "host:port"),
         (["--public-stun", "stun.example.org"], "host:port"),
         (["--nats", "localhost"], "nats://host:4222"),

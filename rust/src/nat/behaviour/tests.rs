@@ -110,7 +110,7 @@ async fn a_socket_for_all_addresses_names_the_one_that_was_asked() {
         let ip: IpAddr = ip.parse().unwrap();
         let asked = SocketAddr::new(ip, ports[0]);
         let socket = bind(asked).unwrap();
-        let seen = ask_all(&socket, &[asked], Duration::from_secs(5), &quick()).await;
+        let seen = ask_all(&socket, &[asked], Duration::from_secs(5), &quick(), |heard| heard[0].is_some()).await;
         let answer = seen[0].answer;
         assert_eq!(answer.observed, SocketAddr::new(ip, socket.local_addr().unwrap().port()));
         assert_eq!(answer.origin, Some(asked));
@@ -128,6 +128,21 @@ async fn silence_is_blocked_udp() {
     assert_eq!((profile.mapping, profile.filtering, profile.ports), Default::default());
     assert_eq!(sample_port(address, &quick()).await, None);
     assert_eq!(discover(&[], DEADLINE, &quick()).await, NatProfile::default(), "nobody to ask");
+}
+
+#[tokio::test]
+async fn a_silent_server_holds_up_nobody() {
+    let deaf = bind(at("127.0.0.1:1")).unwrap();
+    let deaf = SocketAddr::new("127.0.0.1".parse().unwrap(), deaf.local_addr().unwrap().port());
+    let full = full_server("127.0.0.1", "127.0.0.2");
+    let plain = server(&["127.0.0.1:0"]);
+    let endless = DiscoveryConfig { query_timeout: Duration::MAX, ..Default::default() };
+    // the second cannot tell the filtering, so that another that could is waited for
+    for (answering, filtering) in [(&full, Filtering::EndpointIndependent), (&plain, Filtering::Unknown)] {
+        let servers = [deaf, answering.addresses()[0]];
+        let profile = timeout(DEADLINE, discover(&servers, Duration::from_secs(86_400), &endless)).await.unwrap();
+        assert_eq!((profile.filtering, profile.ports), (filtering, Ports::Preserved));
+    }
 }
 
 #[tokio::test]

@@ -1,0 +1,243 @@
+"""Paths, meetings and NATs in words, for people. Nothing here asks anything: it only speaks."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from ._reasons import Reason
+
+if TYPE_CHECKING:
+    from ._status import Candidate, Meeting, PathExplanation, PathStatus
+    from .errors import KeynetError
+
+_LISTED = 8
+"""Addresses that a line names; further ones are counted. A search tries hundreds."""
+
+_ADVICE = {
+    Reason.BOTH_SYMMETRIC: "No punching gets through two such NATs. Forward a UDP port to one node in its router (and "
+    "give that node `listen=` with that port), switch on UPnP or PCP there, use IPv6 on both sides, or move one "
+    "node to another network.",
+    Reason.PEER_OFFLINE: "Check on its machine that it runs, and that `keynet status` there shows one of this node's "
+    "rendezvous nodes as connected. A node that has just started registers within seconds.",
+    Reason.UDP_BLOCKED: "Allow outgoing UDP in this network's firewall, or use another network: a phone's hotspot "
+    "tells quickly whether it is that. `keynet doctor` shows what passes.",
+    Reason.RENDEZVOUS_UNREACHABLE: "Check that the rendezvous runs and that its address is right, then UDP to it: "
+    "`keynet doctor --rendezvous NODE@HOST:PORT` names the stage that fails.",
+    Reason.RENDEZVOUS_BUSY: "Try again in some seconds; name a second rendezvous if it stays so.",
+    Reason.UNKNOWN_NODE: "Give both nodes the same rendezvous (`rendezvous=`, `--rendezvous`), or tell this one an "
+    "address of the other (`add_peer`).",
+}
+
+
+def describe(explanation: PathExplanation) -> str:
+    """The text of a `PathExplanation`."""
+    lines = [_headline(explanation)]
+    lines += _paths(explanation.paths)
+    if explanation.known_addresses:
+        lines.append(f"Known addresses: {_some(explanation.known_addresses)}.")
+    if explanation.meeting is not None:
+        lines += _meeting(explanation.meeting)
+    cause = explanation.cause
+    if cause is not None:
+        lines.append(f"What went wrong: {_failure(cause)}.")
+        lines.append(f"What to do: {_advice(cause, explanation.meeting)}")
+    elif explanation.connected and explanation.last_error is not None:
+        lines.append(f"The last connection failed all the same: {_failure(explanation.last_error)}.")
+        lines.append(f"What to do: {_advice(explanation.last_error, None)}")
+    elif _is_unknown(explanation):
+        lines.append(f"What to do: {_ADVICE[Reason.UNKNOWN_NODE]}")
+    return "\n".join(lines)
+
+
+def nat(summary: str) -> str:
+    """What a NAT does, from the line that the core sums it up in."""
+    if summary == "UDP is blocked":
+        return "nothing comes back by UDP: it is blocked"
+    found = _SUMMARY.fullmatch(summary)
+    if found is None:
+        return summary
+    kind, mapping, filtering, ports = found.groups()
+    lets_in = _LETS_IN.get(filtering, "")
+    if kind == "no NAT":
+        return "no NAT" + {"": "", _ANYBODY: " and no firewall"}.get(lets_in, f"; a firewall{lets_in}")
+    if mapping == "unknown":
+        return "what its NAT does is not known" if kind == "NAT" else "whether there is a NAT is not known"
+    if mapping == "endpoint-independent":
+        return "a NAT that shows one port to everybody" + (f",{lets_in}" if lets_in else "")
+    how = next((words for name, words in _PORTS.items() if ports.startswith(name)), "")
+    return f"a symmetric NAT: it shows each destination another port{how}" + (f",{lets_in}" if lets_in else "")
+
+
+_SUMMARY = re.compile(r"(no NAT|NAT|NAT unknown), mapping ([a-z-]+), filtering ([a-z-]+), ports (.+)")
+_ANYBODY = " that lets anybody in"
+_LETS_IN = {
+    "endpoint-independent": _ANYBODY,
+    "address-dependent": " that lets in machines it has sent to, from any port",
+    "address-and-port-dependent": " that lets in only the very address and port it has sent to",
+}
+_PORTS = {
+    "sequential": ", counting, so that the next one can be guessed",
+    "block": " out of a known range",
+    "uniform": " at random",
+}
+
+
+def _headline(explanation: PathExplanation) -> str:
+    name = explanation.node_id
+    used = _used(explanation.paths)
+    if explanation.connected and used is not None:
+        return f"{name} is reached at {used.address}{_round_trip(used.rtt)}."
+    if explanation.connected:
+        return f"{name} is connected."
+    if explanation.meeting is not None and explanation.meeting.outcome == "running":
+        return f"{name} is not connected yet; a meeting goes on."
+    if _is_unknown(explanation):
+        return f"{name} is not connected: no address of it is known, and nobody was asked for it."
+    return f"{name} is not connected."
+
+
+def _is_unknown(explanation: PathExplanation) -> bool:
+    known = explanation.paths or explanation.known_addresses or explanation.meeting or explanation.last_error
+    return not (explanation.connected or known)
+
+
+def _used(paths: Sequence[PathStatus]) -> PathStatus | None:
+    return next((path for path in paths if path.in_use), None)
+
+
+# -- why this path ---------------------------------------------------------------------------------------------------
+
+
+def _paths(paths: Sequence[PathStatus]) -> Iterator[str]:
+    used = _used(paths)
+    if used is not None:
+        yield f"Why this path: {_why(used, [path for path in paths if path.proven])}."
+    others = [path for path in paths if path is not used]
+    for path in others[:_LISTED]:
+        yield f"  another: {path.address}{_round_trip(path.rtt)}, {_standing(path)}"
+    if len(others) > _LISTED:
+        yield f"  and {len(others) - _LISTED} more"
+
+
+def _why(used: PathStatus, proven: Sequence[PathStatus]) -> str:
+    others = [path for path in proven if path is not used]
+    if not used.proven:
+        return "it was told, and has not proved to be the node yet"
+    if not others:
+        return "it is the only one that answered" + (", and it stays in the local network" if used.local else "")
+    if used.local and not all(path.local for path in others):
+        return "it stays in the local network, and the others do not"
+    known = [path.rtt for path in others if path.rtt is not None]
+    if used.rtt is not None and known and used.rtt <= min(known):
+        return f"of the {len(others) + 1} that answered it has the shortest round trip"
+    if used.rtt is not None and known:
+        return "another is quicker just now, but by too little, or for too short a time, to change"
+    return f"it is one of {len(others) + 1} that answered; their round trips are not known yet"
+
+
+def _standing(path: PathStatus) -> str:
+    where = ", in the local network" if path.local else ""
+    if not path.proven:
+        return f"not proven{where}"
+    return f"proven, heard from {path.heard:.0f} s ago{where}"
+
+
+# -- the meeting -----------------------------------------------------------------------------------------------------
+
+
+def _meeting(meeting: Meeting) -> Iterator[str]:
+    who = "this node asked for it" if meeting.role == "dialler" else "the other node asked for it"
+    took = "" if meeting.took is None else f" after {_duration(meeting.took)}"
+    how = {"met": f"they met{took}", "failed": f"it failed{took}"}.get(meeting.outcome, "it goes on")
+    yield f"Meeting through a rendezvous at {meeting.when.astimezone():%Y-%m-%d %H:%M:%S}: {who}; {how}."
+    if meeting.own_nat is not None:
+        yield f"  this node:  {nat(meeting.own_nat)}"
+    yield f"              at {_candidates(meeting.own_candidates)}"
+    if meeting.peer_nat is None and not meeting.peer_candidates:
+        yield "  the other:  said nothing of itself"
+    else:
+        yield f"  the other:  {nat(meeting.peer_nat) if meeting.peer_nat else 'nothing is known of its NAT'}"
+        yield f"              at {_candidates(meeting.peer_candidates)}"
+    if meeting.outlook is not None:
+        yield f"  outlook:    {_OUTLOOK.get(meeting.outlook, meeting.outlook)}"
+    if meeting.tried:
+        yield f"  tried:      {_some(meeting.tried)}" + (f", with {meeting.pings} pings" if meeting.pings else "")
+    answers = [f"{one.address}{_round_trip(one.rtt)}" for one in meeting.answered]
+    yield f"  answered:   {_some(answers)}"
+    if meeting.heard:
+        yield f"  heard from: {_some(meeting.heard)}"
+
+
+_OUTLOOK = {
+    "direct": "the addresses that they told each other should do",
+    "prediction": "a NAT's next port has to be guessed",
+    "search": "one of many ports of a symmetric NAT has to be found, which takes some seconds",
+    "both_symmetric": "hopeless by punching: both NATs are symmetric and cannot be predicted",
+}
+
+
+def _advice(error: KeynetError, meeting: Meeting | None) -> str:
+    if error.reason is Reason.PUNCH_TIMEOUT and meeting is not None:
+        return _after_silence(meeting)
+    return _ADVICE.get(error.reason) or _sentence(error.advice)
+
+
+def _after_silence(meeting: Meeting) -> str:
+    """By what did get through."""
+    if meeting.heard and not meeting.answered:
+        return (
+            "The other's pings arrive here, and nothing comes back: a firewall on its side, or in between, drops what "
+            "this node sends. Let UDP pass there, or forward a UDP port to this node."
+        )
+    if meeting.outlook == "search":
+        return "A search finds the port nearly always, but not every time: dial again. A forwarded UDP port needs none."
+    if meeting.outlook == "prediction":
+        return "The guess missed, because others use the same NAT: dial again. A forwarded UDP port needs no guess."
+    if _same_outside(meeting):
+        return (
+            "Both are behind the same NAT, which does not turn packets round. Reach the other in the local network "
+            "(`lan=True` on both sides), or forward a UDP port."
+        )
+    return (
+        "Both should have met. Look for a firewall that drops UDP on either side (`keynet doctor` on both), then dial "
+        "again; if it stays so, forward a UDP port to one of them."
+    )
+
+
+def _same_outside(meeting: Meeting) -> bool:
+    own, peer = (
+        {one.address.rpartition(":")[0] for one in candidates if one.kind == "server-reflexive"}
+        for candidates in (meeting.own_candidates, meeting.peer_candidates)
+    )
+    return bool(own & peer)
+
+
+# -- small things ----------------------------------------------------------------------------------------------------
+
+
+def _failure(error: KeynetError) -> str:
+    text = error.reason.value.replace("_", " ") + (f": {error.detail}" if error.detail else "")
+    return f"{text} (stage {error.stage})"
+
+
+def _candidates(candidates: Sequence[Candidate]) -> str:
+    return _some([f"{one.address} ({one.kind})" for one in candidates])
+
+
+def _some(items: Sequence[str]) -> str:
+    more = f" and {len(items) - _LISTED} more" if len(items) > _LISTED else ""
+    return (", ".join(items[:_LISTED]) or "none") + more
+
+
+def _round_trip(seconds: float | None) -> str:
+    return "" if seconds is None else f" (round trip {_duration(seconds)})"
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds * 1000:.1f} ms" if seconds < 1 else f"{seconds:.1f} s"
+
+
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:] + "."

@@ -1,0 +1,280 @@
+"""What a node is doing now, and why it is, or is not, connected to another: frozen dataclasses.
+
+print(proxy.status().nat)
+print(proxy.explain(node_id))
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
+
+from . import _explain
+from ._info import _moment
+from ._node import NodeId
+from .errors import KeynetError, _from_core
+
+__all__ = [
+    "Answer",
+    "Candidate",
+    "Meeting",
+    "NatBehaviour",
+    "PathExplanation",
+    "PathStatus",
+    "PeerStatus",
+    "RendezvousStatus",
+    "Status",
+]
+
+
+T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True)
+class Candidate:
+    """An address at which a node may be reached (RFC 8445)."""
+
+    kind: str
+    """ "host", "server-reflexive" (as a STUN server or a rendezvous saw it), "peer-reflexive" (as a peer saw it),
+    "port-mapped" (a port that the router forwards) or "relayed"."""
+    address: str
+
+
+@dataclasses.dataclass(frozen=True)
+class NatBehaviour:
+    """What the NATs between a node and the internet do, taken together, in the words of RFC 4787."""
+
+    summary: str
+    """All of it in one line."""
+    mapping: str
+    """Of what the external port depends: "endpoint-independent", "address-dependent", "address-and-port-dependent"
+    (the last two are called symmetric), "unknown"."""
+    filtering: str
+    """Who is let in through it; the same words."""
+    ports: str
+    """How external ports are chosen: "preserved", "sequential (...)", "block (...)", "uniform" or "unknown"; the
+    parentheses have the numbers."""
+    udp_blocked: bool
+    """No STUN server answered."""
+    translated: bool | None
+    """Whether there is a NAT at all; None: not known."""
+    external: str | None
+    """The IP address that STUN servers saw."""
+
+    def __str__(self) -> str:
+        return _explain.nat(self.summary)
+
+
+@dataclasses.dataclass(frozen=True)
+class PathStatus:
+    """An address of a peer, and what is known of the way there."""
+
+    address: str
+    in_use: bool
+    proven: bool
+    """The peer has answered there with a key that only it has."""
+    rtt: float | None
+    """Round trip time in seconds."""
+    heard: float
+    """Seconds since something came from there."""
+    local: bool
+    """It is an address of a local network, not of the internet."""
+    socket: int
+    """0: the node's own socket; others were opened to search among the ports of a symmetric NAT."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PeerStatus:
+    """A peer that there are paths to."""
+
+    node_id: NodeId
+    paths: tuple[PathStatus, ...]
+    connections: int
+    """Open now."""
+    bytes_in: int
+    """Payload from the peer, of the connections that are open now."""
+    bytes_out: int
+    """Payload to the peer, likewise."""
+
+    @property
+    def path(self) -> PathStatus | None:
+        """The one in use."""
+        return next((path for path in self.paths if path.in_use), None)
+
+
+@dataclasses.dataclass(frozen=True)
+class RendezvousStatus:
+    """A rendezvous that this node was given."""
+
+    node_id: NodeId
+    address: str
+    connected: bool
+    """Registered there."""
+    observed: str | None
+    """This node's own UDP address as the rendezvous sees it."""
+    rtt: float | None
+    """Round trip time in seconds."""
+    error: KeynetError | None
+    """Why it is not connected."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Status:
+    """A node at one moment, from `BaseProxy.status`."""
+
+    node_id: NodeId
+    proxy_address: str
+    forward_address: str
+    addresses: tuple[Candidate, ...]
+    """Where it tells peers that it is."""
+    nat: NatBehaviour | None
+    """None: not known yet, or there is no server to ask."""
+    rendezvous: tuple[RendezvousStatus, ...]
+    peers: tuple[PeerStatus, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """An address that answered in a meeting."""
+
+    address: str
+    rtt: float
+    """Round trip time in seconds."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Meeting:
+    """How two nodes that a rendezvous introduced tried to find a path: the last time they did."""
+
+    when: datetime.datetime
+    role: str
+    """ "dialler": this node wanted to reach the other; "invited": the other one asked."""
+    took: float | None
+    """Seconds; None while it goes on."""
+    outcome: str
+    """ "met", "failed" or "running"."""
+    outlook: str | None
+    """What both NATs let expect: "direct", "prediction" (of a NAT's next ports), "search" (among its ports) or
+    "both_symmetric"; None: the other had not answered yet."""
+    own_nat: str | None
+    """`NatBehaviour.summary` of this node then."""
+    peer_nat: str | None
+    """What the other said of itself."""
+    own_candidates: tuple[Candidate, ...]
+    peer_candidates: tuple[Candidate, ...]
+    tried: tuple[str, ...]
+    """Addresses that this node pinged."""
+    answered: tuple[Answer, ...]
+    """Those that answered."""
+    heard: tuple[str, ...]
+    """Addresses that pings of the other came from."""
+    pings: int
+    """So many were sent."""
+    error: KeynetError | None
+
+
+@dataclasses.dataclass(frozen=True)
+class PathExplanation:
+    """Why a node is reached as it is, or is not: `print(proxy.explain(node_id))`."""
+
+    node_id: NodeId
+    known_addresses: tuple[str, ...]
+    """Told by `add_peer`, or found in the local network."""
+    paths: tuple[PathStatus, ...]
+    connected: bool
+    meeting: Meeting | None
+    """The last one, if a rendezvous ever arranged one."""
+    last_error: KeynetError | None
+    """Why the last connection to it failed; None if it did not."""
+
+    @property
+    def cause(self) -> KeynetError | None:
+        """What keeps the two apart now, if something does."""
+        if self.connected:
+            return None
+        return (self.meeting.error if self.meeting is not None else None) or self.last_error
+
+    @property
+    def text(self) -> str:
+        """All of it in words: what was tried, what answered, why this path, what the NATs do, what to do next."""
+        return _explain.describe(self)
+
+    def __str__(self) -> str:
+        return self.text
+
+
+# From the dicts that the core gives, or that come out of JSON. Keys that are not known are left to later versions.
+
+
+def _status(raw: Mapping[str, Any]) -> Status:
+    return Status(
+        node_id=NodeId(raw["node_id"]),
+        proxy_address=raw["proxy_address"],
+        forward_address=raw["forward_address"],
+        addresses=_candidates(raw["addresses"]),
+        nat=None if raw["nat"] is None else _plain(NatBehaviour, raw["nat"]),
+        rendezvous=tuple(_rendezvous(one) for one in raw["rendezvous"]),
+        peers=tuple(_peer(one) for one in raw["peers"]),
+    )
+
+
+def _explanation(raw: Mapping[str, Any]) -> PathExplanation:
+    return PathExplanation(
+        node_id=NodeId(raw["node_id"]),
+        known_addresses=tuple(raw["known_addresses"]),
+        paths=_paths(raw["paths"]),
+        connected=raw["connected"],
+        meeting=None if raw["meeting"] is None else _meeting(raw["meeting"]),
+        last_error=_error(raw["last_error"]),
+    )
+
+
+def _peer(raw: Mapping[str, Any]) -> PeerStatus:
+    return PeerStatus(
+        node_id=NodeId(raw["node_id"]),
+        paths=_paths(raw["paths"]),
+        connections=raw["connections"],
+        bytes_in=raw["bytes_in"],
+        bytes_out=raw["bytes_out"],
+    )
+
+
+def _rendezvous(raw: Mapping[str, Any]) -> RendezvousStatus:
+    node_id, error = NodeId(raw["node_id"]), _error(raw["error"])
+    return _plain(RendezvousStatus, raw, node_id=node_id, error=error)
+
+
+def _meeting(raw: Mapping[str, Any]) -> Meeting:
+    when = raw["when"]
+    return _plain(
+        Meeting,
+        raw,
+        when=datetime.datetime.fromisoformat(when) if isinstance(when, str) else _moment(when),
+        own_candidates=_candidates(raw["own_candidates"]),
+        peer_candidates=_candidates(raw["peer_candidates"]),
+        tried=tuple(raw["tried"]),
+        answered=tuple(_plain(Answer, one) for one in raw["answered"]),
+        heard=tuple(raw["heard"]),
+        error=_error(raw["error"]),
+    )
+
+
+def _paths(raw: Sequence[Mapping[str, Any]]) -> tuple[PathStatus, ...]:
+    return tuple(_plain(PathStatus, one) for one in raw)
+
+
+def _candidates(raw: Sequence[Mapping[str, Any]]) -> tuple[Candidate, ...]:
+    return tuple(_plain(Candidate, one) for one in raw)
+
+
+def _error(raw: KeynetError | Mapping[str, Any] | None) -> KeynetError | None:
+    if raw is None or isinstance(raw, KeynetError):
+        return raw
+    return _from_core(raw["reason"], raw["stage"], raw["node_id"], raw["address"], raw["detail"], raw["message"])
+
+
+def _plain(kind: type[T], raw: Mapping[str, Any], **converted: Any) -> T:
+    names = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
+    return kind(**{name: converted[name] if name in converted else raw[name] for name in names})

@@ -1,0 +1,348 @@
+"""`keynet doctor`: what does this network let a node do?"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import datetime
+import ipaddress
+import time
+from typing import Any
+
+from .. import _keynet, sync
+from .._identity import Identity
+from .._info import PingReport
+from .._nat import PORT_RESTRICTED, Outlook, Prospect, prospects
+from .._node import NodeId
+from .._status import NatBehaviour, RendezvousStatus, Status
+from ..errors import CertificateExpired, DialError, KeynetError
+from ._common import add_finding, add_identity, finding, load_identity, positive
+from ._exit import ExitCode
+from ._output import Output, milliseconds
+
+_EPILOG = """\
+exit codes of doctor:
+  0  a peer behind an ordinary NAT will be reached, and a rendezvous was reached if one was named
+  4  none of the rendezvous nodes that were named was reached
+  8  no UDP comes back from anywhere: peers will not be reached
+  9  it cannot tell: no server was named, or too few answered; name one with --rendezvous or --stun
+"""
+
+_BORN = datetime.datetime(2026, 11, 1, tzinfo=datetime.timezone.utc)
+"""Older than this program no clock can be."""
+_LOOK_EVERY = 0.2
+"""Seconds between two looks at what a node has found out by itself."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Visit:
+    """What came of reaching one rendezvous."""
+
+    node_id: NodeId
+    address: str
+    ping: PingReport | None
+    error: KeynetError | None
+    registered: bool
+    observed: str | None
+    registration_error: KeynetError | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Findings:
+    """All that was found out, before it is judged."""
+
+    discovered: dict[str, Any]
+    """What `_keynet.discover` gives."""
+    visits: tuple[Visit, ...] = ()
+    status: Status | None = None
+    """Of a temporary node with these rendezvous nodes, after a while."""
+    asked_router: bool = False
+    now: datetime.datetime = _BORN
+    stun_error: KeynetError | None = None
+    """Why the STUN servers of the user's choice could not be asked at all."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """The judgement."""
+
+    nat: NatBehaviour
+    nat_by: str
+    """ "stun", "rendezvous", "own address", or "nothing"."""
+    global_ipv6: tuple[str, ...]
+    mapped: str | None
+    """The address that a router forwards to this machine."""
+    asked_router: bool
+    clock_is_wrong: bool
+    peers: tuple[Prospect, ...]
+    advice: tuple[str, ...]
+    verdict: str
+    exit_code: int
+
+
+def add(commands: Any, common: argparse.ArgumentParser) -> None:
+    parser = commands.add_parser(
+        "doctor",
+        parents=[common],
+        help="find out what this network lets a node do: NAT, IPv6, port mapping, rendezvous",
+        description="Looks at this machine's addresses, asks what its NAT does, reaches the rendezvous nodes, and says "
+        "in words which peers will be reached. It runs a node for some seconds, under a new name without --identity.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_finding(parser)
+    parser.add_argument("--timeout", type=positive, default=10.0, metavar="SECONDS", help="for each part (default 10)")
+    add_identity(parser)
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace, out: Output) -> int:
+    findings = look(options, out)
+    report = judge(findings)
+    fields = {
+        "addresses": findings.discovered["addresses"],
+        "gateways": findings.discovered["gateways"],
+        "rendezvous": findings.visits,
+        **{field.name: getattr(report, field.name) for field in dataclasses.fields(report)},
+    }
+    out.result({"doctor": fields}, words(findings, report))
+    return report.exit_code
+
+
+# -- looking ---------------------------------------------------------------------------------------------------------
+
+
+def look(options: argparse.Namespace, out: Output) -> Findings:
+    """Asks whatever can be asked. Takes a few times `--timeout` at most."""
+    settings = finding(options)
+    now = datetime.datetime.now(datetime.timezone.utc)
+    identity = Identity.generate() if options.identity is None else load_identity(options.identity)
+    # complains about wrong flags before anything is sent
+    proxy = sync.Proxy(identity, **settings)
+    if settings["stun"]:
+        out.note(f"asking {', '.join(settings['stun'])} what the NAT does")
+    discovered, stun_error = _discover(settings["stun"], options.timeout)
+    if not settings["rendezvous"]:
+        return Findings(discovered, now=now, stun_error=stun_error)
+    with proxy:
+        visits = tuple(_visit(proxy, text, options.timeout, out) for text in settings["rendezvous"])
+        out.note("letting a node find out what it can, with their help")
+        status = _settled(proxy, settings["port_mapping"], options.timeout)
+        visits = tuple(_with_registration(visit, status.rendezvous) for visit in visits)
+        proxy.close(drain=False)
+    return Findings(discovered, visits, status, settings["port_mapping"], now, stun_error)
+
+
+def _discover(servers: list[str], timeout: float) -> tuple[dict[str, Any], KeynetError | None]:
+    """Names that cannot be resolved are a finding, and no reason to end."""
+    try:
+        return _keynet.discover(servers, timeout, None), None
+    except DialError as error:
+        return _keynet.discover([], timeout, None), error
+
+
+def _visit(proxy: sync.Proxy, text: str, timeout: float, out: Output) -> Visit:
+    name, _, address = text.partition("@")
+    node = NodeId(name)
+    out.note(f"reaching the rendezvous {node.short} at {address}")
+    ping, failure = None, None
+    try:
+        proxy.add_peer(node, [address])
+        ping = proxy.ping(node, timeout=timeout)
+    except KeynetError as error:
+        failure = error
+    return Visit(node, address, ping, failure, registered=False, observed=None, registration_error=None)
+
+
+def _settled(proxy: sync.Proxy, port_mapping: bool, timeout: float) -> Status:
+    """The node's status when it knows all that it wants to, or the time is over."""
+    deadline = time.monotonic() + timeout
+    while True:
+        status = proxy.status()
+        told = status.nat is not None and status.nat.mapping != "unknown"
+        registered = all(one.connected or one.error is not None for one in status.rendezvous)
+        mapped = not port_mapping or _mapped(status) is not None
+        if (told and registered and mapped) or time.monotonic() >= deadline:
+            return status
+        time.sleep(_LOOK_EVERY)
+
+
+def _with_registration(visit: Visit, rendezvous: tuple[RendezvousStatus, ...]) -> Visit:
+    for one in rendezvous:
+        if (one.node_id, one.address) == (visit.node_id, visit.address):
+            return dataclasses.replace(
+                visit, registered=one.connected, observed=one.observed, registration_error=one.error
+            )
+    return visit
+
+
+# -- judging ---------------------------------------------------------------------------------------------------------
+
+
+def judge(findings: Findings) -> Report:
+    """What follows from it. Asks nothing."""
+    nat, nat_by = _nat(findings)
+    mapped = None if findings.status is None else _mapped(findings.status)
+    peers = prospects(nat, forwarded=mapped is not None and _is_public(mapped))
+    exit_code, verdict = _verdict(findings, nat, nat_by, peers)
+    dated = any(isinstance(visit.error, CertificateExpired) for visit in findings.visits)
+    clock_is_wrong = findings.now < _BORN or dated
+    return Report(
+        nat=nat,
+        nat_by=nat_by,
+        global_ipv6=_global_ipv6(findings),
+        mapped=mapped,
+        asked_router=findings.asked_router,
+        clock_is_wrong=clock_is_wrong,
+        peers=tuple(peers),
+        advice=tuple(_advice(findings, nat, mapped, clock_is_wrong)),
+        verdict=verdict,
+        exit_code=exit_code,
+    )
+
+
+def _nat(findings: Findings) -> tuple[NatBehaviour, str]:
+    """The best source: what servers of the user's choice said, then the node's own, then an address without a NAT."""
+    raw = findings.discovered
+    asked = _behaviour(raw)
+    reached = any(visit.ping is not None for visit in findings.visits)
+    if asked.mapping != "unknown":
+        return asked, "stun"
+    if findings.status is not None and findings.status.nat is not None:
+        nat = findings.status.nat
+        if nat.mapping != "unknown" or (nat.udp_blocked and not reached):
+            return nat, "rendezvous"
+    public = [row["address"] for row in raw["addresses"] if ":" not in row["address"] and _is_public(row["address"])]
+    if public and not asked.udp_blocked:
+        # whether a firewall is there is not known: taken for a strict one
+        summary = "no NAT, mapping endpoint-independent, filtering unknown, ports preserved"
+        own = NatBehaviour(summary, "endpoint-independent", "unknown", "preserved", False, False, public[0])
+        return own, "own address"
+    if asked.udp_blocked and not reached:
+        return asked, "stun"
+    return dataclasses.replace(asked, udp_blocked=False), "nothing"
+
+
+def _behaviour(raw: dict[str, Any]) -> NatBehaviour:
+    names = [field.name for field in dataclasses.fields(NatBehaviour)]
+    values = {name: raw[name] for name in names}
+    return NatBehaviour(**{**values, "ports": raw["ports_detail"] or raw["ports"]})
+
+
+def _verdict(findings: Findings, nat: NatBehaviour, nat_by: str, peers: list[Prospect]) -> tuple[int, str]:
+    reached = [visit for visit in findings.visits if visit.ping is not None]
+    if nat.udp_blocked:
+        return ExitCode.UDP_BLOCKED, "This network lets no UDP through: no peer will be reached from here."
+    if findings.visits and not reached:
+        return ExitCode.UNREACHED, "No rendezvous was reached: nodes that are known by their key alone cannot be found."
+    if nat_by == "nothing":
+        return (
+            ExitCode.UNDECIDED,
+            "What the NAT does was not found out: which peers will be reached is open.",
+        )
+    ordinary = next(peer for peer in peers if peer.peer == PORT_RESTRICTED)
+    if not ordinary.outlook.works:
+        return (
+            ExitCode.UNDECIDED,
+            "Too little was found out about the NAT: which peers will be reached is open.",
+        )
+    hard = [peer.peer for peer in peers if peer.outlook is Outlook.BOTH_SYMMETRIC]
+    which = "" if len(hard) > 1 else " with random ports"
+    but = f", but none behind a symmetric NAT{which}" if hard else ""
+    return ExitCode.OK, f"A peer behind an ordinary NAT will be reached {ordinary.text.partition(',')[0]}{but}."
+
+
+def _advice(findings: Findings, nat: NatBehaviour, mapped: str | None, clock_is_wrong: bool) -> list[str]:
+    advice = []
+    if clock_is_wrong:
+        advice.append("Set this machine's clock: it is wrong, and certificates are judged by it.")
+    if nat.udp_blocked:
+        advice.append("Allow outgoing UDP in this network's firewall, or use another network.")
+    if findings.stun_error is not None:
+        advice.append(f"The STUN servers were not asked: {findings.stun_error}.")
+    for visit in findings.visits:
+        if visit.error is not None:
+            advice.append(f"Rendezvous {visit.node_id.short}, stage {visit.error.stage}: {visit.error.advice}.")
+        elif visit.registration_error is not None:
+            advice.append(f"Rendezvous {visit.node_id.short} does not register this node: {visit.registration_error}.")
+    is_symmetric = nat.mapping in ("address-dependent", "address-and-port-dependent")
+    if is_symmetric and mapped is None:
+        advice.append("The NAT is symmetric: forward a UDP port to this machine, or switch on UPnP or PCP.")
+    if mapped is not None and not _is_public(mapped):
+        advice.append(f"The router forwards a port, but has no public address itself ({mapped}): another NAT follows.")
+    if not findings.visits:
+        advice.append("Name a rendezvous (--rendezvous) to see whether peers that know only the key find this node.")
+    return advice
+
+
+def _mapped(status: Status) -> str | None:
+    return next((one.address for one in status.addresses if one.kind == "port-mapped"), None)
+
+
+def _global_ipv6(findings: Findings) -> tuple[str, ...]:
+    rows = [row for row in findings.discovered["addresses"] if row["kind"] in ("network", "tunnel")]
+    return tuple(row["address"] for row in rows if ":" in row["address"] and _is_public(row["address"]))
+
+
+def _is_public(address: str) -> bool:
+    """Of an IP address, with or without a port."""
+    bare = address.rpartition(":")[0].strip("[]") if address.count(":") == 1 or "]" in address else address
+    return ipaddress.ip_address(bare).is_global
+
+
+# -- in words --------------------------------------------------------------------------------------------------------
+
+
+def words(findings: Findings, report: Report) -> str:
+    """All of it for people."""
+    lines = ["addresses of this machine"]
+    rows = [row for row in findings.discovered["addresses"] if row["kind"] != "loopback"]
+    lines += [f"  {row['address']}/{row['prefix']} on {row['interface']} ({row['kind']})" for row in rows] or ["  none"]
+    lines.append(f"IPv6          {_ipv6(report)}")
+    lines.append(f"NAT           {_nat_words(report)}")
+    lines.append(f"port mapping  {_mapping_words(report)}")
+    lines += [f"rendezvous    {_visit_words(visit)}" for visit in findings.visits] or ["rendezvous    none named"]
+    if report.clock_is_wrong:
+        lines.append(f"clock         {findings.now:%Y-%m-%d %H:%M} UTC: wrong")
+    lines += ["", "peers will be reached"]
+    width = max(len(peer.peer) for peer in report.peers)
+    lines += [f"  {peer.peer:{width}}  {peer.text}" for peer in report.peers]
+    if report.global_ipv6:
+        lines.append(f"  {'any with IPv6, too':{width}}  directly, unless a firewall drops UDP")
+    lines += ["", report.verdict, *report.advice]
+    return "\n".join(lines)
+
+
+def _ipv6(report: Report) -> str:
+    if not report.global_ipv6:
+        return "no address of the internet"
+    return f"{report.global_ipv6[0]}: of the internet, so that nodes that have one, too, need no NAT traversal"
+
+
+def _nat_words(report: Report) -> str:
+    by = {
+        "stun": "",
+        "rendezvous": "",
+        "own address": "; this machine has an address of the internet",
+        "nothing": "; name a server to ask with --stun or --rendezvous",
+    }[report.nat_by]
+    seen = f"; seen from outside as {report.nat.external}" if report.nat.external and not by else ""
+    return f"{report.nat}{by}{seen}"
+
+
+def _mapping_words(report: Report) -> str:
+    if not report.asked_router:
+        return "not asked for"
+    return f"the router forwards {report.mapped}" if report.mapped else "no router offers it (PCP, NAT-PMP, UPnP)"
+
+
+def _visit_words(visit: Visit) -> str:
+    head = f"{visit.node_id.short} at {visit.address}: "
+    if visit.ping is None:
+        assert visit.error is not None
+        why = visit.error.detail or visit.error.reason.value.replace("_", " ")
+        return f"{head}not reached, stage {visit.error.stage}: {why}"
+    text = f"{head}round trip {milliseconds(visit.ping.rtt)}, {visit.ping.tls_version}, "
+    if visit.registered:
+        return text + f"registered, seen there as {visit.observed or 'nothing known'}"
+    return text + (f"not registered: {visit.registration_error}" if visit.registration_error else "not registered yet")

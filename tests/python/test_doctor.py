@@ -1,0 +1,234 @@
+"""`keynet doctor`: what it foretells, what it makes of findings, and the command itself."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+from lab import KINDS, seen
+from pairs import Case, expected
+
+import keynet
+from keynet import _keynet
+from keynet._nat import PEERS, PORT_RESTRICTED, Outlook, outlook, prospects
+from keynet.cli import ExitCode
+from keynet.cli._doctor import Findings, Visit, judge, words
+from keynet.errors import _from_core
+
+NODE = keynet.NodeId("v" + "0" * 52)
+NOW = datetime.datetime(2030, 1, 1, tzinfo=datetime.timezone.utc)
+PING = keynet.PingReport("192.0.2.7:1", NODE, 0.01, 0.02, 0.03, "TLSv1.3", "suite", "group", False)
+
+
+def behind(kind: str) -> keynet.NatBehaviour:
+    """What a node behind a middlebox of the laboratory finds out."""
+    of = seen(kind)
+    ports = "uniform" if of.ports == "random" else of.ports
+    return keynet.NatBehaviour("", of.mapping, of.filtering, ports, not of.udp, None, None)
+
+
+@pytest.mark.parametrize("b", KINDS)
+@pytest.mark.parametrize("a", KINDS)
+def test_it_foretells_what_the_laboratory_expects(a: str, b: str) -> None:
+    wanted = expected(Case(a, b))
+    found = outlook(behind(a), behind(b))
+    assert outlook(behind(b), behind(a)) is found
+    if wanted.outcome is None:
+        return
+    how = {"plainly": Outlook.DIRECT, "by prediction": Outlook.PREDICTION, "by search": Outlook.SEARCH}
+    failed = {
+        "udp_blocked": Outlook.UDP_BLOCKED,
+        "peer_offline": Outlook.UDP_BLOCKED,
+        "both_symmetric": Outlook.BOTH_SYMMETRIC,
+    }
+    assert found is (how[wanted.how] if wanted.outcome == "direct" else failed[wanted.outcome])
+
+
+def test_a_forwarded_port_is_as_good_as_no_nat() -> None:
+    works = {one.peer: one.outlook for one in prospects(behind("symmetric"), forwarded=True)}
+    assert works.pop("network that blocks UDP") is Outlook.UDP_BLOCKED
+    assert set(works.values()) == {Outlook.DIRECT}
+
+
+def test_what_is_not_known_is_not_foretold() -> None:
+    unknown = keynet.NatBehaviour("", "unknown", "unknown", "unknown", False, None, None)
+    works = {one.peer: one.outlook for one in prospects(unknown)}
+    assert works["no NAT, or full-cone NAT"] is Outlook.DIRECT
+    assert works[PORT_RESTRICTED] is Outlook.UNKNOWN
+
+
+def discovered(**changes: Any) -> dict[str, Any]:
+    return {
+        "summary": "NAT unknown, mapping unknown, filtering unknown, ports unknown",
+        "mapping": "unknown",
+        "filtering": "unknown",
+        "ports": "unknown",
+        "ports_detail": None,
+        "udp_blocked": False,
+        "translated": None,
+        "external": None,
+        "nested": None,
+        "servers": [],
+        "gateways": [],
+        "took": 0.1,
+        "addresses": [{"interface": "eth0", "address": "192.168.1.2", "prefix": 24, "kind": "network"}],
+        **changes,
+    }
+
+
+def nat(mapping: str = "endpoint-independent", ports: str = "preserved") -> dict[str, Any]:
+    strict = "address-and-port-dependent"
+    return discovered(
+        summary=f"NAT, mapping {mapping}, filtering {strict}, ports {ports}",
+        mapping=mapping,
+        filtering=strict,
+        ports=ports,
+        translated=True,
+        external="203.0.113.1",
+    )
+
+
+def status(*, mapped: str | None = None, blocked: bool = False) -> keynet.Status:
+    addresses = () if mapped is None else (keynet.Candidate("port-mapped", mapped),)
+    behaviour = keynet.NatBehaviour("UDP is blocked", "unknown", "unknown", "unknown", True, None, None)
+    return keynet.Status(NODE, "[::]:1", "127.0.0.1:2", addresses, behaviour if blocked else None, (), ())
+
+
+def visit(error: str | None = None, stage: str = "punch") -> Visit:
+    failure = None if error is None else _from_core(error, stage, NODE, "192.0.2.7:1", "in words")
+    ping = PING if error is None else None
+    return Visit(NODE, "192.0.2.7:1", ping, failure, error is None, "203.0.113.1:9", None)
+
+
+UNRESOLVED = _from_core("unreachable", "setup", None, None, "in words")
+LOST, FOUND = (visit("punch_timeout"),), (visit(),)
+PUBLIC = [{"interface": "eth0", "address": "8.8.8.8", "prefix": 24, "kind": "network"}]
+SYMMETRIC = "address-and-port-dependent"
+
+
+@pytest.mark.parametrize(
+    ("findings", "code", "said"),
+    [
+        (Findings(discovered(), now=NOW), ExitCode.UNDECIDED, "--stun"),
+        (Findings(nat(), now=NOW), ExitCode.OK, "will be reached directly."),
+        (
+            Findings(nat(SYMMETRIC, "uniform"), now=NOW),
+            ExitCode.OK,
+            "but none behind a symmetric NAT.",
+        ),
+        (Findings(nat(SYMMETRIC, "sequential"), now=NOW), ExitCode.OK, "symmetric NAT with random ports."),
+        (Findings(discovered(addresses=PUBLIC), now=NOW), ExitCode.OK, "an address of the internet"),
+        (
+            Findings(discovered(udp_blocked=True, summary="UDP is blocked"), now=NOW),
+            ExitCode.UDP_BLOCKED,
+            "lets no UDP through",
+        ),
+        (
+            Findings(discovered(), LOST, status(blocked=True), True, NOW),
+            ExitCode.UDP_BLOCKED,
+            "UDP",
+        ),
+        (Findings(nat(), LOST, status(), True, NOW), ExitCode.UNREACHED, "stage punch"),
+        (
+            Findings(nat(), (*LOST, *FOUND), status(), True, NOW),
+            ExitCode.OK,
+            "registered, seen there",
+        ),
+        # a server that does not run is not a network that blocks
+        (
+            Findings(discovered(udp_blocked=True), FOUND, status(), True, NOW),
+            ExitCode.UNDECIDED,
+            "no router offers",
+        ),
+        (
+            Findings(nat(SYMMETRIC), FOUND, status(mapped="8.8.8.8:5"), True, NOW),
+            ExitCode.OK,
+            "router forwards 8.8",
+        ),
+        (Findings(nat(), FOUND, status(mapped="100.64.0.9:5"), True, NOW), ExitCode.OK, "another NAT follows"),
+        (Findings(nat(), (visit("certificate_expired", "tls"),), status(), True, NOW), ExitCode.UNREACHED, "clock"),
+        (
+            Findings(discovered(), now=NOW, stun_error=UNRESOLVED),
+            ExitCode.UNDECIDED,
+            "were not asked: ",
+        ),
+        (Findings(nat(), now=NOW.replace(year=1970)), ExitCode.OK, "1970-01-01"),
+    ],
+)
+def test_the_judgement(findings: Findings, code: int, said: str) -> None:
+    report = judge(findings)
+    assert report.exit_code == code
+    text = words(findings, report)
+    assert said in text
+    assert report.verdict in text
+    for name in PEERS:
+        assert name in text
+
+
+def test_ipv6_of_the_internet() -> None:
+    def with_address(address: str, kind: str = "network") -> tuple[str, ...]:
+        row = {"interface": "eth0", "address": address, "prefix": 64, "kind": kind}
+        return judge(Findings(discovered(addresses=[row]), now=NOW)).global_ipv6
+
+    assert with_address("2606:4700::1") == ("2606:4700::1",)
+    assert with_address("fd00::2") == with_address("fe80::1") == with_address("2606:4700::1", "virtual") == ()
+
+
+# -- the command -----------------------------------------------------------------------------------------------------
+
+
+def command(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    quiet = {name: value for name, value in os.environ.items() if name != "KEYNET_RENDEZVOUS"}
+    return subprocess.run(
+        [sys.executable, "-m", "keynet", "doctor", "--no-port-mapping", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        stdin=subprocess.DEVNULL,
+        env={**quiet, **environment},
+    )
+
+
+def test_stun_servers_tell() -> None:
+    server = _keynet.StunServer.bind(["127.0.0.1:0", "127.0.0.1:0"], None)
+    try:
+        flags = [flag for address in server.addresses() for flag in ("--stun", address)]
+        done = command(*flags, "--json")
+        assert (done.returncode, done.stderr) == (0, "")
+        (said,) = [json.loads(line)["doctor"] for line in done.stdout.splitlines()]
+        assert (said["nat"]["mapping"], said["nat_by"], said["exit_code"]) == ("endpoint-independent", "stun", 0)
+        assert {one["peer"]: one["outlook"] for one in said["peers"]}[PORT_RESTRICTED] == "direct"
+        human = command(*flags)
+        assert human.returncode == 0
+        assert "peers will be reached" in human.stdout
+        # what it is doing is no result
+        assert "asking" in human.stderr
+        assert "asking" not in human.stdout
+    finally:
+        server.close(None)
+
+
+def test_nobody_to_ask() -> None:
+    done = command()
+    assert done.returncode in (ExitCode.UNDECIDED, ExitCode.OK)  # this machine may have an address of the internet
+    assert "rendezvous    none named" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--rendezvous", "nobody"], ["--rendezvous", f"{NODE}@host"], ["--rendezvous", "x@host:1"], ["--stun", "host"]],
+    ids=" ".join,
+)
+def test_wrong_usage(arguments: list[str]) -> None:
+    done = command(*arguments)
+    assert (done.returncode, done.stdout) == (ExitCode.USAGE, "")
+    assert "Traceback" not in done.stderr
+    if arguments[0] == "--rendezvous":
+        again = command(KEYNET_RENDEZVOUS=arguments[1])
+        assert (again.returncode, again.stdout) == (ExitCode.USAGE, "")

@@ -1,0 +1,190 @@
+"""Explanations in words: what they say in each case, and that JSON carries them."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+import keynet
+from keynet import _explain
+from keynet._plain import plain
+from keynet._status import _explanation, _status
+from keynet.errors import _from_core
+
+NODE = "v" + "0" * 52
+STRICT = "NAT, mapping endpoint-independent, filtering address-and-port-dependent, ports preserved"
+SYMMETRIC = "NAT, mapping address-and-port-dependent, filtering address-and-port-dependent, ports uniform"
+
+
+def path(address: str, **changes: Any) -> dict[str, Any]:
+    base = {"address": address, "in_use": False, "proven": True, "rtt": 0.02, "heard": 1.0, "local": False, "socket": 0}
+    return {**base, **changes}
+
+
+def meeting(**changes: Any) -> dict[str, Any]:
+    return {
+        "when": 1_700_000_000.0,
+        "role": "dialler",
+        "took": 5.0,
+        "outcome": "failed",
+        "outlook": "direct",
+        "own_nat": STRICT,
+        "peer_nat": STRICT,
+        "own_candidates": [{"kind": "server-reflexive", "address": "203.0.113.1:5000"}],
+        "peer_candidates": [{"kind": "server-reflexive", "address": "203.0.113.2:6000"}],
+        "tried": ["203.0.113.2:6000"],
+        "answered": [],
+        "heard": [],
+        "pings": 12,
+        "error": failure("punch_timeout"),
+        **changes,
+    }
+
+
+def failure(reason: str, stage: str = "punch") -> keynet.KeynetError:
+    return _from_core(reason, stage, NODE, None, "in words")
+
+
+def explained(**changes: Any) -> keynet.PathExplanation:
+    raw = {"node_id": NODE, "known_addresses": [], "paths": [], "connected": False, "meeting": None, "last_error": None}
+    return _explanation({**raw, **changes})
+
+
+USED = path("203.0.113.2:6000", in_use=True)
+ANOTHER = path("203.0.113.3:6000", rtt=0.2)
+
+
+@pytest.mark.parametrize(
+    ("paths", "why"),
+    [
+        ([USED], "the only one that answered"),
+        ([USED, path("203.0.113.3:6000", proven=False)], "the only one that answered"),
+        (
+            [path("192.168.1.2:1", in_use=True, local=True)],
+            "the only one that answered, and it stays in the local network",
+        ),
+        ([path("192.168.1.2:1", in_use=True, local=True, rtt=0.5), ANOTHER], "it stays in the local network"),
+        ([USED, ANOTHER], "of the 2 that answered it has the shortest round trip"),
+        ([{**USED, "rtt": 0.3}, ANOTHER], "another is quicker just now"),
+        ([{**USED, "rtt": None}, ANOTHER], "their round trips are not known yet"),
+        ([{**USED, "proven": False}], "has not proved to be the node yet"),
+    ],
+)
+def test_why_this_path(paths: list[dict[str, Any]], why: str) -> None:
+    text = explained(paths=paths, connected=True).text
+    (line,) = [line for line in text.splitlines() if line.startswith("Why this path: ")]
+    assert why in line
+    assert f"is reached at {paths[0]['address']}" in text.splitlines()[0]
+    assert text.count("another: ") == len(paths) - 1
+    assert "What to do" not in text
+
+
+@pytest.mark.parametrize(
+    ("changes", "advice"),
+    [
+        ({"last_error": failure("peer_offline", "rendezvous")}, "keynet status"),
+        ({"last_error": failure("rendezvous_unreachable", "rendezvous")}, "keynet doctor --rendezvous"),
+        ({"last_error": failure("rendezvous_busy", "rendezvous")}, "second rendezvous"),
+        ({"last_error": failure("udp_blocked")}, "firewall"),
+        ({"meeting": meeting(error=failure("both_symmetric"), outlook="both_symmetric")}, "Forward a UDP port"),
+        ({"meeting": meeting(heard=["203.0.113.2:6000"])}, "The other's pings arrive here"),
+        ({"meeting": meeting(outlook="search")}, "dial again"),
+        ({"meeting": meeting(outlook="prediction")}, "The guess missed"),
+        ({"meeting": meeting(peer_candidates=[{"kind": "server-reflexive", "address": "203.0.113.1:7"}])}, "lan=True"),
+        ({"meeting": meeting()}, "keynet doctor"),
+        ({"last_error": failure("access_denied", "open")}, keynet.Reason.ACCESS_DENIED.advice[1:]),
+        ({}, "Give both nodes the same rendezvous"),
+    ],
+)
+def test_what_to_do(changes: dict[str, Any], advice: str) -> None:
+    explanation = explained(**changes)
+    (line,) = [line for line in explanation.text.splitlines() if line.startswith("What to do: ")]
+    assert advice in line
+    assert (explanation.cause is None) == (not changes)
+
+
+def test_every_reason_has_words() -> None:
+    for reason in keynet.Reason:
+        text = explained(last_error=failure(reason)).text
+        assert reason.replace("_", " ") in text
+        assert text.splitlines()[-1].startswith("What to do: ")
+        assert text.endswith(".")
+
+
+def test_a_connected_node_has_no_cause() -> None:
+    explanation = explained(paths=[USED], connected=True, meeting=meeting(outcome="met", error=None, answered=[]))
+    assert explanation.cause is None
+    assert "they met after 5.0 s" in str(explanation)
+
+
+def test_a_meeting_is_told_from_both_sides() -> None:
+    answer = {"address": "203.0.113.2:6000", "rtt": 0.03}
+    text = explained(meeting=meeting(heard=["203.0.113.9:1"], answered=[answer])).text
+    for part in (
+        "this node asked for it",
+        "203.0.113.1:5000 (server-reflexive)",
+        "203.0.113.2:6000 (server-reflexive)",
+    ):
+        assert part in text
+    for part in ("with 12 pings", "answered:   203.0.113.2:6000 (round trip 30.0 ms)", "heard from: 203.0.113.9:1"):
+        assert part in text
+    assert "the other node asked for it" in explained(meeting=meeting(role="invited")).text
+    assert "it goes on" in explained(meeting=meeting(outcome="running", took=None, error=None)).text
+    silent = meeting(peer_nat=None, peer_candidates=[], outlook=None, tried=[])
+    assert "said nothing of itself" in explained(meeting=silent).text
+
+
+def test_a_long_list_is_cut() -> None:
+    many = [f"203.0.113.2:{port}" for port in range(1, 1001)]
+    text = explained(meeting=meeting(tried=many)).text
+    assert "and 992 more" in text
+    assert len(text) < 3000
+
+
+@pytest.mark.parametrize(
+    ("summary", "said"),
+    [
+        ("UDP is blocked", "blocked"),
+        ("no NAT, mapping endpoint-independent, filtering endpoint-independent, ports preserved", "no firewall"),
+        (
+            "no NAT, mapping endpoint-independent, filtering address-and-port-dependent, ports preserved",
+            "a firewall that",
+        ),
+        ("no NAT, mapping endpoint-independent, filtering unknown, ports preserved", "no NAT"),
+        (STRICT, "one port to everybody, that lets in only"),
+        (SYMMETRIC, "symmetric NAT: it shows each destination another port at random"),
+        (SYMMETRIC.replace("uniform", "sequential (+1 from 5002)"), "can be guessed"),
+        (SYMMETRIC.replace("uniform", "block (1024 to 2047)"), "known range"),
+        ("NAT, mapping unknown, filtering unknown, ports unknown", "what its NAT does is not known"),
+        ("NAT unknown, mapping unknown, filtering unknown, ports unknown", "whether there is a NAT"),
+        ("something of a later version", "something of a later version"),
+    ],
+)
+def test_a_nat_in_words(summary: str, said: str) -> None:
+    assert said in _explain.nat(summary)
+
+
+def test_an_explanation_survives_json() -> None:
+    explanation = explained(paths=[USED, ANOTHER], meeting=meeting(), last_error=failure("peer_offline"))
+    again = _explanation(json.loads(json.dumps(explanation, default=plain)))
+    assert again.text == explanation.text
+    assert isinstance(again.last_error, keynet.PeerOffline)
+    assert again.meeting is not None
+    assert explanation.meeting is not None
+    assert again.meeting.when == explanation.meeting.when
+
+
+def test_what_a_later_version_adds_is_left_out() -> None:
+    raw = {
+        "node_id": NODE,
+        "proxy_address": "[::]:1",
+        "forward_address": "127.0.0.1:2",
+        "addresses": [{"kind": "host", "address": "192.0.2.1:1", "cost": 5}],
+        "nat": None,
+        "rendezvous": [],
+        "peers": [],
+        "weather": "fine",
+    }
+    assert _status(raw).addresses == (keynet.Candidate("host", "192.0.2.1:1"),)
