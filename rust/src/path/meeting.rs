@@ -75,6 +75,8 @@ struct Meeting {
     guess_rounds: usize,
     search: Option<Search>,
     searched: u32,
+    /// How far the search is behind, because nobody woke it in time.
+    search_late: Duration,
     opening_ttl: Option<u8>,
     met: Option<RemoteId>,
     /// When each address was last pinged because a ping came from there.
@@ -138,7 +140,7 @@ impl Meeting {
                 (*begin, SOCKETS_AGAIN.saturating_mul(round) + SEARCH_TICK.saturating_mul(tick))
             }
         };
-        (self.searched < search.most()).then(|| self.started + begin + moment)
+        (self.searched < search.most()).then(|| self.started + begin + moment + self.search_late)
     }
 
     fn deadline(&self) -> Time {
@@ -211,6 +213,7 @@ impl PathTable {
             guess_rounds: 0,
             search: plan.search,
             searched: 0,
+            search_late: Duration::ZERO,
             opening_ttl: plan.opening_ttl,
             met: None,
             asked_back: HashMap::new(),
@@ -255,7 +258,9 @@ impl PathTable {
         }
         let mut out: Vec<(Route, Option<u8>)> = Vec::new();
         if meeting.next_guess().is_some_and(|at| at <= now) {
-            meeting.guess_rounds += 1;
+            while meeting.next_guess().is_some_and(|at| at <= now) {
+                meeting.guess_rounds += 1;
+            }
             out.extend(meeting.guesses.iter().map(|route| (*route, None)));
         }
         if meeting.next_round() <= now {
@@ -271,9 +276,13 @@ impl PathTable {
                 break;
             }
             if let Some(search) = &meeting.search {
-                out.extend(search.tick(meeting.searched).into_iter().map(|route| (route, None)));
+                let routes = search.tick(meeting.searched).into_iter().filter(|route| sendable(route.to));
+                out.extend(routes.map(|route| (route, None)));
             }
             meeting.searched += 1;
+        }
+        if let Some(late) = meeting.next_search().filter(|at| *at <= now) {
+            meeting.search_late += now.since(late) + SEARCH_TICK;
         }
         let sent = u32::try_from(out.len()).unwrap_or(u32::MAX);
         meeting.report.pings = meeting.report.pings.saturating_add(sent);
@@ -420,7 +429,7 @@ const MOST_PORTS: u32 = 2_048;
 const SOCKETS_A_TICK: usize = 16;
 /// And again after this: the other side may be later, and mappings must live (30 s is the shortest life that NATs are known for).
 const SOCKETS_AGAIN: Duration = Duration::from_secs(2);
-/// After a long sleep the search goes on and makes up for little of it.
+/// After a long sleep the search goes on and makes up for no more of it.
 const MAX_TICKS_AT_ONCE: usize = 4;
 /// Between two pings back to one address: the first step of the punching schedule.
 const ASK_BACK_SPACING: Duration = Duration::from_millis(33);

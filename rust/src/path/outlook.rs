@@ -100,8 +100,11 @@ impl Whereabouts {
 
 /// What this side does. `near`: one of our own networks has this address in it. `start` is random: where a search begins.
 pub fn draft(own: &Whereabouts, peer: &Whereabouts, near: impl Fn(IpAddr) -> bool, start: u32) -> Draft {
-    let mut candidates: Vec<Candidate> =
-        peer.candidates.iter().copied().filter(|one| may_try(one.address.ip(), &near)).collect();
+    // what is guessed or searched lies at one of these addresses as well
+    let mut candidates = peer.candidates.clone();
+    candidates.retain(|one| may_try(one.address.ip(), &near));
+    let peer = &Whereabouts { candidates, ..peer.clone() };
+    let mut candidates = peer.candidates.clone();
     rank_candidates(&mut candidates, &near);
     let translated = own.profile.translated == Some(true) && peer.profile.translated == Some(true);
     let mut draft = Draft {
@@ -150,7 +153,7 @@ fn ask_many_ports(draft: &mut Draft, own: &Whereabouts, peer: &Whereabouts, star
             draft.outlook = Outlook::Prediction;
             return;
         }
-        Ports::Block { low, high } => (low, high),
+        Ports::Block { low, high } => (low.max(FIRST_PORT), high.max(FIRST_PORT)),
         Ports::Unknown | Ports::Preserved | Ports::Uniform => (FIRST_PORT, u16::MAX),
     };
     if own.searches && peer.searches {
@@ -300,6 +303,36 @@ mod tests {
             assert!(!may_try(ip.parse().unwrap(), far), "{ip}");
         }
         assert!(may_try("100.128.0.1".parse().unwrap(), far) && may_try("2001:db8::1".parse().unwrap(), far));
+    }
+
+    #[test]
+    fn nothing_is_searched_where_nothing_may_be_tried() {
+        let counting = Ports::Sequential { last: 7_000, delta: 1 };
+        for ip in ["10.0.0.1", "127.0.0.1", "100.64.0.1", "169.254.169.254"] {
+            for (own, ports) in [
+                (cone(1, Filtering::Unknown), Ports::Uniform),
+                (cone(1, Filtering::Unknown), counting),
+                (symmetric(1, counting), counting),
+            ] {
+                let mut liar = symmetric(2, ports);
+                liar.candidates[1].address.set_ip(ip.parse().unwrap());
+                let plan = draft(&own, &liar, far, 0).plan;
+                assert!(plan.search.is_none() && plan.guesses.is_empty() && plan.candidates.is_empty(), "{plan:?}");
+            }
+        }
+        let mut liar = cone(2, Filtering::Unknown);
+        liar.candidates[1].address.set_ip("10.0.0.1".parse().unwrap());
+        assert!(draft(&symmetric(1, Ports::Uniform), &liar, far, 0).sockets.is_none());
+    }
+
+    #[test]
+    fn well_known_ports_are_not_searched() {
+        for (low, high) in [(0, 0), (0, 1_000), (53, 2_000)] {
+            let peer = symmetric(2, Ports::Block { low, high });
+            let plan = draft(&cone(1, Filtering::AddressAndPortDependent), &peer, far, 0).plan;
+            let Some(Search::Ports { low, high, .. }) = plan.search else { panic!("{plan:?}") };
+            assert!(low == 1_024 && high >= low, "{low} to {high}");
+        }
     }
 
     #[test]

@@ -1,12 +1,13 @@
 //! The exchange of two nodes by way of a rendezvous, in both roles, and the meeting that it leads to (docs/protocol.md section 7).
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use tokio::sync::mpsc;
 use tokio::time::{sleep, timeout, timeout_at, Instant};
 
 use super::report::{Report, Role};
-use super::station::{unreachable, Station};
+use super::station::unreachable;
 use super::wire::{Cause, Signal};
 use super::{Inner, RendezvousEvent};
 use crate::addr::NodeId;
@@ -26,7 +27,8 @@ pub(super) enum Heard {
 struct Exchange {
     inner: Arc<Inner>,
     id: [u8; 16],
-    heard: mpsc::Receiver<Heard>,
+    /// With the place of the rendezvous that it came from.
+    heard: mpsc::Receiver<(usize, Heard)>,
 }
 
 impl Exchange {
@@ -111,30 +113,35 @@ impl Inner {
         own: &Whereabouts,
         until: Instant,
     ) -> Result<(Introduced, Vec<u8>)> {
-        let mut refused = Vec::new();
+        let config = self.peers.tls_config();
+        // one word each: a rendezvous that lies does not speak for the others
+        let mut refused: HashMap<usize, Error> = HashMap::new();
         while refused.len() < asked {
-            match timeout_at(until, exchange.heard.recv()).await {
-                Ok(Some(Heard::Body(body))) if Kind::of(&body) == Some(Kind::Answer) => {
-                    return invitation.handle_answer(&body, &own.encode(), self.peers.tls_config(), now());
+            let Ok(Some((place, heard))) = timeout_at(until, exchange.heard.recv()).await else { break };
+            let error = match heard {
+                Heard::Body(body) if Kind::of(&body) == Some(Kind::Answer) => {
+                    match invitation.check(&body, config, now()) {
+                        Ok(()) => return invitation.handle_answer(&body, &own.encode(), config, now()),
+                        Err(error) => error,
+                    }
                 }
-                Ok(Some(Heard::Body(body))) => {
-                    refused.push(Error::new(declined(&body), Stage::Rendezvous, "the node declined to meet"));
-                }
-                Ok(Some(Heard::Undelivered(cause, detail))) => refused.push(explain(cause, detail)),
-                Ok(None) | Err(_) => break,
-            }
+                Heard::Body(body) => Error::new(declined(&body), Stage::Rendezvous, "the node declined to meet"),
+                Heard::Undelivered(cause, detail) => explain(cause, detail),
+            };
+            refused.entry(place).or_insert(error);
         }
         let silence = || Error::new(Reason::PeerOffline, Stage::Rendezvous, "it did not answer the invitation");
         // what somebody said for sure says more than that others do not know it
+        let mut refused: Vec<_> = refused.into_values().collect();
         refused.sort_by_key(|error| error.reason == Reason::PeerOffline);
         Err(refused.into_iter().next().unwrap_or_else(silence))
     }
 
     /// Somebody invites this node.
-    pub(super) async fn invited(self: Arc<Self>, station: Arc<Station>, from: Vec<u8>, id: [u8; 16], invite: Vec<u8>) {
+    pub(super) async fn invited(self: Arc<Self>, id: [u8; 16], invite: Vec<u8>) {
         let mut report = Report::new(Role::Invited, now());
         let begin = Instant::now();
-        let result = self.accept(&station, from, id, &invite, &mut report).await;
+        let result = self.accept(id, &invite, &mut report).await;
         report.took = Some(begin.elapsed());
         match result {
             Ok(node) => {
@@ -151,20 +158,15 @@ impl Inner {
         }
     }
 
-    async fn accept(
-        self: &Arc<Self>,
-        station: &Station,
-        from: Vec<u8>,
-        id: [u8; 16],
-        invite: &[u8],
-        report: &mut Report,
-    ) -> Result<NodeId> {
+    async fn accept(self: &Arc<Self>, id: [u8; 16], invite: &[u8], report: &mut Report) -> Result<NodeId> {
         let identity = self.peers.identity();
         let peer = Welcomed::who(&identity, &id, invite, self.peers.tls_config(), now())?;
         let node = peer.leaf;
-        let reply = |body| Signal { node: from.clone(), exchange: id.to_vec(), body };
+        // through all of them: the rendezvous that was the first to bring the invitation may drop what goes back
+        let reply =
+            |body| self.send_everywhere(&Signal { node: node.public_key().to_vec(), exchange: id.to_vec(), body });
         if !(self.admits)(&peer) {
-            station.send(&reply(decline(Reason::AccessDenied)));
+            reply(decline(Reason::AccessDenied));
             return Err(Error::new(Reason::AccessDenied, Stage::Rendezvous, "not on the access list").with_node(node));
         }
         let named = |error: Error| error.with_node(node);
@@ -172,8 +174,8 @@ impl Inner {
         let own = self.surroundings.whereabouts(self.config.discovery_patience).await;
         note_own(report, &own);
         let (welcomed, answer) = Welcomed::new(&identity, id, invite, peer, &own.encode()).map_err(named)?;
-        if !station.send(&reply(answer)) {
-            return Err(named(unreachable("the rendezvous takes nothing for the moment")));
+        if reply(answer) == 0 {
+            return Err(named(unreachable("the rendezvous nodes take nothing for the moment")));
         }
         let introduced = self.wait_for_go(&mut exchange, &welcomed).await.map_err(named)?;
         let peer = self.read(&introduced).map_err(named)?;
@@ -186,7 +188,7 @@ impl Inner {
     async fn wait_for_go(&self, exchange: &mut Exchange, welcomed: &Welcomed) -> Result<Introduced> {
         let go = async {
             while let Some(heard) = exchange.heard.recv().await {
-                if let Heard::Body(body) = heard {
+                if let (_, Heard::Body(body)) = heard {
                     // one that is not right is somebody's joke: the right one may still come
                     if let Ok(introduced) = welcomed.handle_go(&body) {
                         return Ok(introduced);

@@ -33,7 +33,7 @@ use crate::addr::{unmapped, NodeId};
 use crate::config::{HostConfig, RendezvousConfig};
 use crate::error::Error;
 use crate::net::NetEvent;
-use crate::path::{Candidate, NatProfile};
+use crate::path::{is_local, Candidate, NatProfile};
 use crate::peer::{resolve, Finder, Peers};
 use crate::tls::PeerIdentity;
 use exchange::Heard;
@@ -79,7 +79,7 @@ struct Inner {
     surroundings: Surroundings,
     stations: Vec<Arc<Station>>,
     admits: Admits,
-    exchanges: Mutex<HashMap<[u8; 16], mpsc::Sender<Heard>>>,
+    exchanges: Mutex<Exchanges>,
     invitations: Mutex<Invitations>,
     /// Places for invitations that are being answered.
     places: Arc<Semaphore>,
@@ -92,6 +92,9 @@ struct Inner {
     /// Nodes that are being met again, or were lately.
     again: Mutex<HashMap<NodeId, Instant>>,
 }
+
+/// Where what comes in an exchange is waited for; with it goes the place of the rendezvous that it came from.
+type Exchanges = HashMap<[u8; 16], mpsc::Sender<(usize, Heard)>>;
 
 /// Invitations that came: each rendezvous delivers its copy.
 #[derive(Default)]
@@ -208,7 +211,7 @@ impl Inner {
         let _ = self.events.send(event);
     }
 
-    fn exchanges(&self) -> MutexGuard<'_, HashMap<[u8; 16], mpsc::Sender<Heard>>> {
+    fn exchanges(&self) -> MutexGuard<'_, Exchanges> {
         self.exchanges.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -219,7 +222,7 @@ impl Inner {
     /// A session has begun: what it says about us and about servers.
     fn welcomed(self: &Arc<Self>, welcome: &Welcome, from: SocketAddr, observed: Option<SocketAddr>) {
         if let Some(observed) = observed {
-            self.surroundings.observe(observed);
+            self.surroundings.observe(observed, from);
         }
         let inner = self.clone();
         let named: Vec<_> = welcome.stun.iter().take(MAX_STUN_NAMES).cloned().collect();
@@ -229,7 +232,7 @@ impl Inner {
             for name in named {
                 match name.strip_prefix(':').and_then(|port| port.parse().ok()) {
                     Some(port) => news |= inner.surroundings.add_server(at(port)),
-                    None => news |= inner.add_named_server(&name).await,
+                    None => news |= inner.add_named_server(&name, Some(from)).await,
                 }
             }
             if news {
@@ -238,10 +241,16 @@ impl Inner {
         });
     }
 
-    async fn add_named_server(&self, name: &str) -> bool {
+    /// `by`: the rendezvous that names it. One on the internet has no business with addresses of our own network.
+    async fn add_named_server(&self, name: &str, by: Option<SocketAddr>) -> bool {
+        let inside = by.is_none_or(|by| is_local(unmapped(by).ip()));
+        let may_ask = |server: &SocketAddr| inside || !is_local(unmapped(*server).ip());
         match resolve(name).await {
             // every one of them is added
-            Ok(found) => found.into_iter().filter(|server| self.surroundings.add_server(*server)).count() > 0,
+            Ok(found) => {
+                let news = |server: &SocketAddr| may_ask(server) && self.surroundings.add_server(*server);
+                found.iter().filter(|server| news(server)).count() > 0
+            }
             Err(error) => {
                 tracing::info!(%error, "a STUN server is not found");
                 false
@@ -251,43 +260,43 @@ impl Inner {
 
     /// A message from a rendezvous.
     fn handle(self: &Arc<Self>, station: &Station, message: FromRendezvous) {
-        let (exchange, heard, from) = match message {
+        let (exchange, heard) = match message {
             FromRendezvous::Welcome(_) => return,
-            FromRendezvous::Signal(signal) => (signal.exchange, Heard::Body(signal.body), signal.node),
+            FromRendezvous::Signal(signal) => (signal.exchange, Heard::Body(signal.body)),
             FromRendezvous::Undelivered(refused) => {
                 let cause = Cause::try_from(refused.cause).unwrap_or(Cause::Unspecified);
-                (refused.exchange, Heard::Undelivered(cause, refused.detail), refused.node)
+                (refused.exchange, Heard::Undelivered(cause, refused.detail))
             }
         };
         let Ok(id) = <[u8; 16]>::try_from(exchange) else { return };
+        let known = |known: &Arc<Station>| std::ptr::eq(known.as_ref(), station);
+        let Some(place) = self.stations.iter().position(known) else { return };
         if let Some(waiting) = self.exchanges().get(&id) {
             // one that is full has more than it can want
-            let _ = waiting.try_send(heard);
+            let _ = waiting.try_send((place, heard));
             return;
         }
         let Heard::Body(body) = heard else { return };
         let invite = crate::tls::introduction::Kind::of(&body) == Some(crate::tls::introduction::Kind::Invite);
-        if !invite || body.len() > wire::LARGEST_BODY || from.len() != 32 {
+        if !invite || body.len() > wire::LARGEST_BODY {
             return;
         }
         let mut invitations = self.invitations.lock().unwrap_or_else(PoisonError::into_inner);
-        let Ok(place) = self.places.clone().try_acquire_owned() else { return };
+        let Ok(permit) = self.places.clone().try_acquire_owned() else { return };
         if !invitations.take(id, Instant::now(), self.config.invitations_per_second) {
             return;
         }
-        let station = self.stations.iter().find(|known| std::ptr::eq(known.as_ref(), station)).cloned();
-        let Some(station) = station else { return };
         let inner = self.clone();
         tokio::spawn(async move {
-            inner.invited(station, from, id, body).await;
-            drop(place);
+            inner.invited(id, body).await;
+            drop(permit);
         });
     }
 
     /// Asks the servers what the NAT does: when there is a new one, when the network has changed, and now and then.
     async fn look_around(self: Arc<Self>, stun: Vec<String>) {
         for name in &stun {
-            self.add_named_server(name).await;
+            self.add_named_server(name, None).await;
         }
         if !stun.is_empty() {
             self.look.notify_one();
@@ -325,7 +334,7 @@ impl Inner {
                 Ok(NetEvent::Observed { address, by }) => {
                     let by = unmapped(by);
                     if self.surroundings.is_server(by) {
-                        self.surroundings.observe(address);
+                        self.surroundings.observe(address, by);
                     }
                 }
                 Ok(_) | Err(broadcast::error::RecvError::Lagged(_)) => {}

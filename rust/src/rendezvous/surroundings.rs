@@ -11,7 +11,7 @@ use tokio::time::{timeout, Instant};
 use crate::addr::unmapped;
 use crate::config::{DiscoveryConfig, HostConfig};
 use crate::nat::{self, Interfaces, Network, PortMapping, Watch};
-use crate::path::{rank_candidates, Candidate, CandidateKind, Mapping, NatProfile, Ports, Whereabouts};
+use crate::path::{rank_candidates, sendable, Candidate, CandidateKind, Mapping, NatProfile, Ports, Whereabouts};
 
 /// What is known, and the tasks that find it out.
 pub struct Surroundings {
@@ -60,7 +60,7 @@ impl Surroundings {
     pub fn add_server(&self, server: SocketAddr) -> bool {
         let server = unmapped(server);
         let mut state = self.lock();
-        let news = !state.servers.contains(&server) && state.servers.len() < MAX_SERVERS;
+        let news = sendable(server) && !state.servers.contains(&server) && state.servers.len() < MAX_SERVERS;
         if news {
             state.servers.push(server);
         }
@@ -72,9 +72,13 @@ impl Surroundings {
         self.lock().servers.contains(&address)
     }
 
-    /// Somebody saw us come from there.
-    pub fn observe(&self, address: SocketAddr) {
+    /// Somebody saw us come from there. One who is elsewhere cannot have seen us on the loopback, and whoever believed that
+    /// would try what peers say of it.
+    pub fn observe(&self, address: SocketAddr, by: SocketAddr) {
         let address = unmapped(address);
+        if !sendable(address) || (address.ip().is_loopback() && !unmapped(by).ip().is_loopback()) {
+            return;
+        }
         let mut state = self.lock();
         state.observed.retain(|known| known.is_ipv4() != address.is_ipv4());
         state.observed.push(address);
@@ -178,3 +182,25 @@ const SAMPLE_TIMEOUT: Duration = Duration::from_millis(500);
 const SAMPLED: usize = 3;
 /// PUNCH.md, phase 0.
 const DISCOVERY_DEADLINE: Duration = Duration::from_secs(3);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_cannot_be_true_is_not_believed() {
+        let at = |text: &str| text.parse::<SocketAddr>().unwrap();
+        let surroundings = Surroundings::start(at("0.0.0.0:4433"), false, true, &HostConfig::default());
+        for lie in ["127.0.0.1:5", "224.0.0.1:5", "255.255.255.255:5", "203.0.113.9:0", "[ff02::1]:5"] {
+            surroundings.observe(at(lie), at("203.0.113.1:7348"));
+            assert!(!surroundings.candidates().iter().any(|one| one.address == at(lie)), "{lie}");
+            assert_eq!(surroundings.add_server(at(lie)), lie == "127.0.0.1:5", "{lie}");
+        }
+        assert!(!surroundings.near()("127.0.0.1".parse().unwrap()));
+        surroundings.observe(at("203.0.113.9:5"), at("203.0.113.1:7348"));
+        assert!(surroundings.candidates().iter().any(|one| one.address == at("203.0.113.9:5")));
+        surroundings.observe(at("127.0.0.1:5"), at("127.0.0.1:7348"));
+        assert!(surroundings.near()("127.0.0.1".parse().unwrap()));
+        surroundings.close().await;
+    }
+}

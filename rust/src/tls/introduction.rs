@@ -88,6 +88,12 @@ impl Invitation {
         Ok((Self { exchange, own, wanted, private, public }, message))
     }
 
+    /// Whether the Answer is from the one who was invited. One that is not leaves the invitation as it was: the right one may
+    /// still come, by way of another rendezvous. Errors: as [`Self::handle_answer`].
+    pub fn check(&self, answer: &[u8], config: &TlsConfig, now: SystemTime) -> Result<()> {
+        self.author(&Parts::read(answer, ANSWER)?, config, now).map(drop)
+    }
+
     /// Reads the Answer; `say` is sealed into the Go for it. Errors: a chain's faults, `IdentityMismatch`,
     /// `ProtocolViolation`.
     pub fn handle_answer(
@@ -98,15 +104,21 @@ impl Invitation {
         now: SystemTime,
     ) -> Result<(Introduced, Vec<u8>)> {
         let parts = Parts::read(answer, ANSWER)?;
-        let peer = parts.judge(Some(&self.wanted), config, now)?;
-        let signed = transcript(ANSWER, &self.exchange, &peer.leaf, &self.own, &[&self.public, parts.public]);
-        parts.verify(&signed, &peer)?;
+        let peer = self.author(&parts, config, now)?;
         let names = Names { exchange: &self.exchange, dialler: &self.own, other: &peer.leaf };
         let secrets = agree(self.private, &self.public, parts.public, parts.public, &names)?;
         let said = open(&secrets.other_seals, ANSWER, &self.exchange, parts.rest)?;
         let mut go = vec![GO];
         go.extend_from_slice(&seal(&secrets.dialler_seals, GO, &self.exchange, say)?);
         Ok((Introduced { peer, said, keys: secrets.keys }, go))
+    }
+
+    fn author(&self, parts: &Parts<'_>, config: &TlsConfig, now: SystemTime) -> Result<PeerIdentity> {
+        let peer = parts.judge(Some(&self.wanted), config, now)?;
+        let mut signed = transcript(ANSWER, &self.exchange, &peer.leaf, &self.own, &[&self.public, parts.public]);
+        signed.extend_from_slice(parts.rest);
+        parts.verify(&signed, &peer)?;
+        Ok(peer)
     }
 }
 
@@ -148,9 +160,12 @@ impl Welcomed {
         let mut message = vec![ANSWER];
         push_chain(&mut message, identity);
         message.extend_from_slice(&public);
-        let signed = transcript(ANSWER, &exchange, &own, &peer.leaf, &[parts.public, &public]);
+        let sealed = seal(&secrets.other_seals, ANSWER, &exchange, say)?;
+        let mut signed = transcript(ANSWER, &exchange, &own, &peer.leaf, &[parts.public, &public]);
+        // whoever checks the Answer before it uses its own key up sees a changed seal as well
+        signed.extend_from_slice(&sealed);
         message.extend_from_slice(identity.sign(&signed).as_ref());
-        message.extend_from_slice(&seal(&secrets.other_seals, ANSWER, &exchange, say)?);
+        message.extend_from_slice(&sealed);
         let PingKeys { key, local_name, remote_name } = secrets.keys;
         secrets.keys = PingKeys { key, local_name: remote_name, remote_name: local_name };
         Ok((Self { exchange, peer, secrets }, message))
@@ -404,9 +419,14 @@ mod tests {
         let refused = Welcomed::who(&c, &exchange, &invite, &config(), now()).unwrap_err();
         assert_eq!(refused.reason, Reason::ProtocolViolation, "it is not for this node");
         // one who answers all the same
-        let (_, forged) =
-            Welcomed::new(&c, exchange, &invite, PeerIdentity { leaf: a.node_id(), all: vec![a.node_id()] }, b"x")
-                .unwrap();
+        let dialler = PeerIdentity { leaf: a.node_id(), all: vec![a.node_id()] };
+        let (_, forged) = Welcomed::new(&c, exchange, &invite, dialler.clone(), b"x").unwrap();
+        assert!(invitation.check(&forged, &config(), now()).is_err());
+        let (_, genuine) = Welcomed::new(&b, exchange, &invite, dialler, b"x").unwrap();
+        assert_eq!(invitation.check(&genuine, &config(), now()), Ok(()), "it may still come");
+        let mut changed = genuine;
+        *changed.last_mut().unwrap() ^= 1;
+        assert!(invitation.check(&changed, &config(), now()).is_err());
         let error = invitation.handle_answer(&forged, b"", &config(), now()).err().unwrap();
         assert_eq!(error.reason, Reason::IdentityMismatch);
     }

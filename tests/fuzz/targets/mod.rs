@@ -3,13 +3,16 @@
 
 mod chain;
 mod codec;
+mod discovery;
 mod endpoint;
 mod head;
 mod input;
+mod introduction;
 mod open;
 mod pair;
 mod path;
 mod stun;
+mod whereabouts;
 
 /// The body of a target: any input is legal.
 pub type Target = fn(&[u8]);
@@ -25,4 +28,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("head", head::requests),
     ("open", open::messages),
     ("chain", chain::certificates),
+    ("introduction", introduction::messages),
+    ("whereabouts", whereabouts::any_two),
+    ("discovery", discovery::questions),
 ];

@@ -1,12 +1,13 @@
 //! The path table behind the STUN codec, as the runtime puts them together: pings leave as datagrams, datagrams come back from
-//! anywhere, genuine or not, in any order, while time passes. The table is so small that everything collides.
+//! anywhere, genuine or not, in any order, while time passes and meetings come and go. The table is so small that everything collides.
 
+use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use keynet::addr::{unmapped, NodeId, PingKeys, RemoteId};
+use keynet::addr::{unmapped, NodeId, PingKeys, RemoteId, Route, Via};
 use keynet::config::PathConfig;
-use keynet::path::{PathEvent, PathTable, PingIn, PingOut, PongIn, PunchId};
+use keynet::path::{MeetingId, PathEvent, PathTable, PingIn, PingOut, Plan, PongIn, PunchId, Search};
 use keynet::stun::{self, Message};
 use keynet::time::Time;
 
@@ -23,6 +24,10 @@ pub fn operations(data: &[u8]) {
         remotes: Vec::new(),
         held: Vec::new(),
         punches: Vec::new(),
+        meetings: Vec::new(),
+        vias: HashSet::new(),
+        last_via: 0,
+        has_others: false,
         pings: Vec::new(),
         proven: Vec::new(),
         up: Vec::new(),
@@ -45,6 +50,12 @@ struct Outside {
     remotes: Vec<RemoteId>,
     held: Vec<RemoteId>,
     punches: Vec<PunchId>,
+    meetings: Vec<MeetingId>,
+    /// Sockets of searches that have not been given back.
+    vias: HashSet<Via>,
+    last_via: u16,
+    /// Something went through another socket than the node's own.
+    has_others: bool,
     pings: Vec<PingOut>,
     /// Where a keyed pong came from that the table took, and where handshakes took place.
     proven: Vec<SocketAddr>,
@@ -54,8 +65,26 @@ struct Outside {
 
 impl Outside {
     fn operate(&mut self, input: &mut Input<'_>) {
+        match input.u8() {
+            240..=247 => self.meet(input),
+            248..=250 => {
+                let n = usize::from(input.u8()) % self.meetings.len().max(1);
+                if let Some(&meeting) = self.meetings.get(n) {
+                    self.table.stop_meeting(meeting);
+                }
+            }
+            251..=255 => {
+                let via = Via(u16::from(input.u8() % 8));
+                self.has_others |= via != Via::MAIN;
+                self.ping(input, via);
+            }
+            operation => self.older(operation % 16, input),
+        }
+    }
+
+    fn older(&mut self, operation: u8, input: &mut Input<'_>) {
         let now = self.now;
-        match input.u8() % 16 {
+        match operation {
             0 => self.remotes.extend(self.table.remote_for(now, address(input))),
             1 => {
                 let remote = self.remote(input);
@@ -75,8 +104,8 @@ impl Outside {
                 self.table.handle_utp_from(now, from, remote, input.u8() & 1 == 1);
             }
             6 => self.table.handle_sent(now, self.remote(input)),
-            7 => self.arrive(address(input), input.short()),
-            8 => self.ping(input),
+            7 => self.arrive(address(input).into(), input.short()),
+            8 => self.ping(input, Via::MAIN),
             9..=11 => self.pong(input),
             12 => {
                 let to: Vec<_> = (0..input.u8() % 5).map(|_| address(input)).collect();
@@ -99,14 +128,42 @@ impl Outside {
         self.remotes.get(n).copied().unwrap_or(RemoteId(99))
     }
 
+    /// Two nodes have agreed to meet, and what they told each other made this plan.
+    fn meet(&mut self, input: &mut Input<'_>) {
+        let (session, how) = (input.u8() % 20, input.u8());
+        let candidates: Vec<_> = (0..how % 4).map(|_| address(input)).collect();
+        let guesses: Vec<_> = (0..how / 4 % 4).map(|_| address(input)).collect();
+        let begin = Duration::from_millis(u64::from(input.u8()));
+        let count = u16::from(input.u8() % 20);
+        let vias: Vec<_> = (0..count).map(|n| Via(self.last_via + 1 + n)).collect();
+        self.last_via += count;
+        self.has_others |= count > 0;
+        let search = match how >> 6 {
+            0 => None,
+            1 => {
+                Some(Search::Ports { ip: [192, 0, 2, 9].into(), low: 0, high: input.u16(), start: input.u32(), begin })
+            }
+            _ => Some(Search::Sockets { vias: vias.clone(), to: SocketAddr::from(([192, 0, 2, 9], 1)), begin }),
+        };
+        let searches_from = if how >> 7 > 0 { vias } else { Vec::new() };
+        let opening_ttl = (how & 0x10 > 0).then_some(2);
+        let plan = Plan { candidates, guesses, search, opening_ttl };
+        let timeout = Duration::from_millis(u64::from(input.u16() % 15_000));
+        let node = NodeId::from_public_key([session % 4; 32]);
+        if let Some(id) = self.table.start_meeting(self.now, node, keys(session), plan, timeout) {
+            self.meetings.push(id);
+            self.vias.extend(searches_from);
+        }
+    }
+
     /// A peer's or a forger's ping.
-    fn ping(&mut self, input: &mut Input<'_>) {
+    fn ping(&mut self, input: &mut Input<'_>, via: Via) {
         let (from, transaction, session) = (address(input), [input.u8(); 12], input.u8());
         let keys = keys(session % 20);
         let mut datagram = Vec::new();
         stun::encode_ping(&mut datagram, transaction, (session < 200).then_some((&keys.local_name, &keys.key)));
         damage(&mut datagram, input);
-        self.arrive(from, &datagram);
+        self.arrive(Route { via, to: from }, &datagram);
     }
 
     /// An answer to a ping that was sent: from there or from elsewhere, in order or damaged, keyed or not.
@@ -124,11 +181,11 @@ impl Outside {
         let mut datagram = Vec::new();
         stun::encode_pong(&mut datagram, ping.transaction, observed, key.as_ref(), usize::MAX);
         damage(&mut datagram, input);
-        self.arrive(from, &datagram);
+        self.arrive(Route { via: ping.via, to: from }, &datagram);
     }
 
     /// A datagram that was classified as STUN, as the runtime takes it.
-    fn arrive(&mut self, from: SocketAddr, datagram: &[u8]) {
+    fn arrive(&mut self, from: Route, datagram: &[u8]) {
         match stun::decode(datagram) {
             Ok(Message::Ping(ping)) => {
                 let ping = PingIn { transaction: ping.transaction, session: ping.session, size: datagram.len() };
@@ -147,7 +204,7 @@ impl Outside {
                     genuine
                 });
                 if genuine {
-                    self.proven.push(unmapped(from));
+                    self.proven.push(unmapped(from.to));
                 }
             }
             Ok(Message::Other) | Err(_) => {}
@@ -171,9 +228,13 @@ impl Outside {
                     assert!(!self.lost.contains(&remote), "lost twice");
                     self.lost.push(remote);
                 }
-                PathEvent::Punched { remote, .. } => self.remotes.push(remote),
+                PathEvent::Punched { remote, .. } | PathEvent::Met { remote, .. } => self.remotes.push(remote),
+                PathEvent::Unused { via } => {
+                    self.vias.remove(&via);
+                }
                 PathEvent::Moved { remote, node, from, to, .. } => {
-                    assert!(from != to && !self.lost.contains(&remote));
+                    // to the same address through another socket is a move as well
+                    assert!((from != to || self.has_others) && !self.lost.contains(&remote));
                     assert!(node.is_none() || self.proven.contains(&to), "moved to {to} without proof");
                 }
                 _ => {}
@@ -204,6 +265,8 @@ impl Outside {
         let stats = self.table.stats();
         // pings that nobody answered are cleared away by the next one
         assert_eq!((stats.remotes, stats.strangers, stats.punches), (0, 0, 0), "{stats:?}");
+        assert_eq!(stats.meetings, 0, "{stats:?}");
+        assert!(self.vias.is_empty(), "sockets that nobody gives back: {:?}", self.vias);
     }
 }
 

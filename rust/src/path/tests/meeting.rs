@@ -223,6 +223,27 @@ fn a_search_asks_each_port_once_at_a_bounded_rate_and_ends() {
 }
 
 #[test]
+fn what_was_slept_through_is_not_sent_at_once() {
+    let ip = address(3).ip();
+    let vias: Vec<_> = (1..=40).map(Via).collect();
+    let ports = Search::Ports { ip, low: 2_000, high: 60_000, start: 77, begin: Duration::ZERO };
+    let sockets = Search::Sockets { vias, to: address(3), begin: Duration::ZERO };
+    for (search, most) in [(None, 0), (Some(ports), 4), (Some(sockets), 4 * 16)] {
+        let mut bench = Bench::new();
+        let guesses: Vec<_> = (50..60).map(address).collect();
+        bench.meet(1, Plan { guesses, search, ..plan(&[1]) });
+        bench.drain();
+        bench.now += seconds(5);
+        bench.table.handle_timeout(bench.now);
+        let burst = bench.drain().len();
+        assert!(burst <= 10 + 1 + most, "{burst}");
+        assert!(bench.table.poll_timeout().is_some_and(|at| at > bench.now), "and nothing is due at once");
+        let on = bench.pass(seconds(3)).len();
+        assert!(on >= most.min(40), "the search goes on: {on}");
+    }
+}
+
+#[test]
 fn a_search_from_many_sockets_ends_with_one_of_them() {
     let mut bench = Bench::new();
     let vias: Vec<_> = (1..=40).map(Via).collect();

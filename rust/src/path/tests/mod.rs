@@ -6,12 +6,13 @@ use std::time::Duration;
 
 use super::*;
 use crate::addr::PingKeys;
-use crate::config::PathConfig;
+use crate::config::{PathConfig, RendezvousConfig};
 use crate::time::Time;
 
 mod forgery;
 mod keepalive;
 mod meeting;
+mod nats;
 mod network;
 mod operations;
 mod punching;

@@ -4,21 +4,29 @@
 use super::*;
 
 /// The generator of Marsaglia's xorshift family, enough for tests and repeatable everywhere.
-struct Random(u64);
+pub(super) struct Random(u64);
 
 impl Random {
-    fn next(&mut self) -> u64 {
+    pub(super) fn new(seed: u64) -> Self {
+        let mut random = Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
+        for _ in 0..10 {
+            random.next();
+        }
+        random
+    }
+
+    pub(super) fn next(&mut self) -> u64 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;
         self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
     }
 
-    fn below(&mut self, n: u64) -> u64 {
+    pub(super) fn below(&mut self, n: u64) -> u64 {
         self.next() % n
     }
 
-    fn chance(&mut self, percent: u64) -> bool {
+    pub(super) fn chance(&mut self, percent: u64) -> bool {
         self.below(100) < percent
     }
 }
@@ -56,10 +64,7 @@ const ATTACKER: u32 = 66;
 impl World {
     fn new(seed: u64, loss: u64) -> Self {
         let now = Time::from_millis(1_000_000);
-        let mut random = Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
-        for _ in 0..10 {
-            random.next();
-        }
+        let random = Random::new(seed);
         let addresses = [address(1), address(2)];
         let sides = [0, 1].map(|n: usize| {
             let mut table = PathTable::new(PathConfig::default(), [n as u8; 32]);

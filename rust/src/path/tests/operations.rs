@@ -1,8 +1,11 @@
 //! Any sequence of operations, on a table so small that everything collides.
 
+use std::collections::HashSet;
+
 use proptest::prelude::*;
 
 use super::*;
+use crate::addr::{Route, Via};
 
 #[derive(Clone, Debug)]
 enum Operation {
@@ -26,6 +29,9 @@ enum Operation {
     },
     Punch(Vec<u32>, u64),
     StopPunch(u64),
+    /// With candidates, guesses and perhaps sockets of a search.
+    Meet(Vec<u32>, u8, u8, u64),
+    StopMeeting(usize),
     Pass(u64),
 }
 
@@ -45,6 +51,9 @@ fn operation() -> impl Strategy<Value = Operation> {
             .prop_map(|(ping, elsewhere, forged)| Operation::Pong { ping, elsewhere, forged }),
         1 => (prop::collection::vec(at, 0..4), 0..5_000u64).prop_map(|(to, timeout)| Operation::Punch(to, timeout)),
         1 => (0..10u64).prop_map(Operation::StopPunch),
+        2 => (prop::collection::vec(0..8u32, 0..6), 0..20u8, 0..6u8, 0..15_000u64)
+            .prop_map(|(to, session, sockets, timeout)| Operation::Meet(to, session, sockets, timeout)),
+        1 => (0..10usize).prop_map(Operation::StopMeeting),
         3 => (0..20_000u64).prop_map(Operation::Pass),
     ]
 }
@@ -56,6 +65,10 @@ struct Outside {
     pings: Vec<PingOut>,
     up: Vec<RemoteId>,
     lost: Vec<RemoteId>,
+    meetings: Vec<MeetingId>,
+    /// Sockets of searches that have not been given back.
+    vias: HashSet<Via>,
+    last_via: u16,
 }
 
 impl Outside {
@@ -80,13 +93,42 @@ impl Outside {
             Operation::Pong { ping, elsewhere, forged } => {
                 let Some(ping) = self.pings.iter().rev().nth(ping).cloned() else { return };
                 let key = ping.keys.map(|(_, key)| if forged { [0xbb; 32] } else { key });
-                self.bench.pong(elsewhere.map_or(ping.to, address), ping.transaction, key);
+                let from = Route { via: ping.via, to: elsewhere.map_or(ping.to, address) };
+                let pong = PongIn { transaction: ping.transaction, observed: own(), keyed: key.is_some() };
+                table.handle_pong(now, from, &pong, |expected| Some(*expected) == key);
             }
             Operation::Punch(to, timeout) => {
                 let to: Vec<_> = to.into_iter().map(address).collect();
                 table.start_punch(now, &to, millis(timeout));
             }
             Operation::StopPunch(n) => table.stop_punch(PunchId(n)),
+            Operation::Meet(to, session, sockets, timeout) => {
+                let to: Vec<_> = to.into_iter().map(address).collect();
+                let vias: Vec<_> = (0..u16::from(sockets)).map(|n| Via(self.last_via + 1 + n)).collect();
+                self.last_via += u16::from(sockets);
+                let begin = millis(u64::from(session) * 20);
+                let search = match (to.first(), vias.is_empty()) {
+                    (Some(to), false) => Some(Search::Sockets { vias: vias.clone(), to: *to, begin }),
+                    (Some(to), true) => {
+                        Some(Search::Ports { ip: to.ip(), low: 998, high: 1_020, start: timeout as u32, begin })
+                    }
+                    (None, _) => None,
+                };
+                let opening_ttl = (session % 2 == 0).then_some(2);
+                let guesses = to[to.len() / 2..].to_vec();
+                let has_sockets = matches!(search, Some(Search::Sockets { .. }));
+                let plan = Plan { candidates: to, guesses, search, opening_ttl };
+                let made = table.start_meeting(now, node(session % 4), keys(session), plan, millis(timeout));
+                if made.is_some() && has_sockets {
+                    self.vias.extend(vias);
+                }
+                self.meetings.extend(made);
+            }
+            Operation::StopMeeting(n) => {
+                if let Some(id) = self.meetings.get(n % self.meetings.len().max(1)) {
+                    table.stop_meeting(*id);
+                }
+            }
             Operation::Pass(duration) => self.pings.extend(self.bench.pass(millis(duration))),
         }
         self.pings.extend(self.bench.drain());
@@ -100,7 +142,13 @@ impl Outside {
                     assert!(!self.lost.contains(&remote), "lost twice");
                     self.lost.push(remote);
                 }
-                PathEvent::Moved { remote, from, to, .. } => assert!(from != to && !self.lost.contains(&remote)),
+                PathEvent::Unused { via } => {
+                    self.vias.remove(&via);
+                }
+                PathEvent::Moved { remote, from, to, .. } => {
+                    // to the same address through another socket is a move as well
+                    assert!((from != to || self.last_via > 0) && !self.lost.contains(&remote));
+                }
                 _ => {}
             }
         }
@@ -116,7 +164,16 @@ proptest! {
     ) {
         let config = PathConfig { max_strangers: 3, max_remotes: 6, ..PathConfig::default() };
         let bench = Bench::with(config);
-        let mut outside = Outside { bench, remotes: vec![], pings: vec![], up: vec![], lost: vec![] };
+        let mut outside = Outside {
+            bench,
+            remotes: vec![],
+            pings: vec![],
+            up: vec![],
+            lost: vec![],
+            meetings: vec![],
+            vias: HashSet::new(),
+            last_via: 0,
+        };
         for operation in operations {
             outside.run(operation);
         }
@@ -126,9 +183,11 @@ proptest! {
                 outside.bench.table.release(outside.bench.now, remote);
             }
         }
-        outside.bench.pass(seconds(300));
+        outside.run(Operation::Pass(300_000));
+        prop_assert!(outside.vias.is_empty(), "sockets were not given back: {:?}", outside.vias);
         let table = &outside.bench.table;
         prop_assert_eq!((table.remotes.len(), table.slots.len(), table.names.len()), (0, 0, 0));
         prop_assert_eq!((table.nodes.len(), table.timers.len(), table.spares.len()), (0, 0, 0));
+        prop_assert_eq!(table.stats().meetings, 0);
     }
 }
