@@ -90,11 +90,14 @@ impl PathTable {
         }
     }
 
-    /// Data of full size gets nowhere on the path in use, though pings do: what is for the remote takes the best other path that
-    /// has answered lately, if there is one.
+    /// Data of full size gets nowhere on the path in use, though pings do: what is for the remote takes another path, when that
+    /// answers now. Those that are known are asked; the caller comes again.
     pub fn handle_stuck(&mut self, now: Time, id: RemoteId) {
         let Some(remote) = self.remotes.get_mut(&id).filter(|remote| !remote.lost) else { return };
-        let Some(better) = last_heard_alternate(remote, now, self.config.ping_idle * 2) else { return };
+        let Some(better) = last_heard_alternate(remote, now, self.config.ping_retry) else {
+            self.ask_others(now, id);
+            return;
+        };
         if let Some(path) = remote.paths.get_mut(remote.in_use) {
             path.shunned = Some(now);
         }
@@ -159,6 +162,21 @@ impl PathTable {
         if let Some(remote) = self.remotes.get_mut(&id) {
             let deadline = remote.deadline(&self.config);
             self.timers.advance(&mut remote.timer, Owner::Remote(id), deadline);
+        }
+    }
+
+    /// Pings every path beside the one in use, no more often than `ping_retry`.
+    fn ask_others(&mut self, now: Time, id: RemoteId) {
+        let Some(remote) = self.remotes.get_mut(&id) else { return };
+        let (keys, in_use, spacing) = (remote.sessions.pick(0), remote.in_use, self.config.ping_retry);
+        let others = remote.paths.iter_mut().enumerate().filter(|(index, _)| *index != in_use).map(|(_, path)| path);
+        let mut due = Vec::new();
+        for path in others.filter(|path| path.warmed.is_none_or(|last| now.since(last) >= spacing)) {
+            path.warmed = Some(now);
+            due.push(path.route);
+        }
+        for route in due {
+            self.ping(route, Purpose::Path { remote: id, keys: keys.clone() });
         }
     }
 

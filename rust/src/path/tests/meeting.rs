@@ -164,6 +164,32 @@ fn the_best_path_beside_the_one_in_use_is_kept_warm_and_takes_over_when_that_die
 }
 
 #[test]
+fn data_that_is_stuck_moves_to_a_path_that_answers_and_to_no_other() {
+    let mut bench = Bench::new();
+    bench.meet(1, plan(&[1, 2]));
+    let pings = bench.drain();
+    bench.now += millis(20);
+    pings.iter().for_each(|ping| bench.answer(ping));
+    let (remote, _) = bench.met()[0];
+    bench.table.hold(bench.now, remote);
+    bench.pass_answered(seconds(5));
+    // the other path was good a moment ago, and is not known to be now
+    bench.pass(millis(100));
+    bench.now += seconds(2);
+    let in_use = bench.table.address_of(remote).unwrap();
+    let other = if in_use == address(1) { address(2) } else { address(1) };
+    bench.table.handle_stuck(bench.now, remote);
+    assert_eq!(bench.table.address_of(remote), Some(in_use));
+    let asked = bench.drain();
+    assert_eq!(targets(&asked), [other]);
+    bench.table.handle_stuck(bench.now, remote);
+    assert_eq!(bench.drain(), [], "once is enough");
+    bench.answer(&asked[0]);
+    bench.table.handle_stuck(bench.now, remote);
+    assert_eq!(bench.table.address_of(remote), Some(other));
+}
+
+#[test]
 fn a_node_that_is_met_again_keeps_its_remote() {
     let mut bench = Bench::new();
     let remote = bench.peer(address(1), 1);
