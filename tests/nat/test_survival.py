@@ -141,6 +141,7 @@ def test_roaming(who: str, lab: Lab, record_property: Record):
 
 
 @pytest.mark.matrix
+@pytest.mark.xfail(reason="what was cut for a larger path is lost where no router knows of the smaller one")
 def test_roaming_to_a_smaller_mtu(lab: Lab, record_property: Record):
     """What was cut for the larger packets of the old network must get through the new one as well."""
     wifi, mobile = lab.nat("wifi", "port-restricted"), lab.nat("mobile", "full-cone")

@@ -76,7 +76,7 @@ impl Core {
 
     pub fn insert(&mut self, now: Time, handle: Handle, mut utp: Connection) -> Arc<Conn> {
         if let Some(route) = self.paths.route_of(utp.remote()) {
-            utp.handle_path(now, path_key(route), Origin::of(route.to).max_datagram(), true);
+            utp.handle_path(now, path_key(route), self.max_datagram(utp.remote(), route), true);
         }
         let conn = Arc::new(Conn::new(handle, utp));
         if self.conns.len() <= handle.slot() {
@@ -150,6 +150,16 @@ impl Core {
         self.paths.route_of(remote).unwrap_or_else(|| SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)).into())
     }
 
+    /// The largest datagram on a path of a remote. A node that has proven itself may have paths of both families: what is cut for
+    /// IPv4 must get through over IPv6 as well, for in uTP it cannot be made smaller.
+    pub fn max_datagram(&self, remote: RemoteId, route: Route) -> u16 {
+        let cap = Origin::of(route.to).max_datagram();
+        match self.paths.node_of(remote) {
+            Some(_) => cap.min(COMMON_DATAGRAM),
+            None => cap,
+        }
+    }
+
     /// Live connections of a remote.
     pub fn of_remote(&self, remote: RemoteId) -> Vec<Arc<Conn>> {
         self.all().filter(|conn| conn.remote == remote).cloned().collect()
@@ -187,6 +197,9 @@ impl std::fmt::Debug for Core {
         f.debug_struct("Core").field("stats", &self.stats()).finish_non_exhaustive()
     }
 }
+
+/// What Ethernet carries in either family: 1500 - 48 of IPv6 and UDP headers.
+const COMMON_DATAGRAM: u16 = 1_452;
 
 /// Names a route for uTP, which knows no addresses: FNV-1a, for two of a handful must only not be the same by chance.
 pub fn path_key(route: Route) -> PathKey {

@@ -6,7 +6,6 @@ use super::conn::Conn;
 use super::core::{path_key, Core};
 use super::driver::Driver;
 use super::{Met, NetEvent, PathInfo};
-use crate::addr::Origin;
 use crate::error::{Error, Reason, Stage};
 use crate::path::PathEvent;
 use crate::time::Time;
@@ -69,7 +68,7 @@ impl Driver<'_> {
             PathEvent::Moved { remote, node, from, to, alive } => {
                 tracing::info!(%from, %to, alive, "path moved");
                 let route = core.route_of(remote);
-                let cap = Origin::of(route.to).max_datagram();
+                let cap = core.max_datagram(remote, route);
                 self.each(core.of_remote(remote), |conn| {
                     conn.lock().utp.handle_path(now, path_key(route), cap, alive);
                 });
