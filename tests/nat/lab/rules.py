@@ -57,6 +57,7 @@ table inet {COUNT}-{one}-{other} {{
   }}
 }}"""
 
+
 # chains for miniupnpd to write into; what it maps `ct status dnat` lets through
 MAPPER = """
 table inet mapper {
