@@ -214,7 +214,7 @@ def test_two_paths(who: str, lab: Lab, record_property: Record):
         flow.ends_well()
 
 
-@pytest.mark.slow
+@pytest.mark.matrix
 @WHO
 def test_a_black_hole_for_large_packets(who: str, lab: Lab, record_property: Record):
     """Pings and acknowledgements pass, what carries data does not: the other path does."""

@@ -94,7 +94,9 @@ impl PathTable {
     /// answers now. Those that are known are asked; the caller comes again.
     pub fn handle_stuck(&mut self, now: Time, id: RemoteId) {
         let Some(remote) = self.remotes.get_mut(&id).filter(|remote| !remote.lost) else { return };
-        let Some(better) = last_heard_alternate(remote, now, self.config.ping_retry) else {
+        let answered = |path: &super::remote::Path| path.probed.is_some_and(|asked| path.heard >= asked);
+        let better = last_heard_alternate(remote, now, self.config.ping_idle);
+        let Some(better) = better.filter(|index| remote.paths.get(*index).is_some_and(answered)) else {
             self.ask_others(now, id);
             return;
         };
@@ -171,8 +173,8 @@ impl PathTable {
         let (keys, in_use, spacing) = (remote.sessions.pick(0), remote.in_use, self.config.ping_retry);
         let others = remote.paths.iter_mut().enumerate().filter(|(index, _)| *index != in_use).map(|(_, path)| path);
         let mut due = Vec::new();
-        for path in others.filter(|path| path.warmed.is_none_or(|last| now.since(last) >= spacing)) {
-            path.warmed = Some(now);
+        for path in others.filter(|path| path.probed.is_none_or(|last| now.since(last) >= spacing)) {
+            path.probed = Some(now);
             due.push(path.route);
         }
         for route in due {

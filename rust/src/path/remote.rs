@@ -25,6 +25,8 @@ pub(super) struct Path {
     pub(super) rtt: Option<Duration>,
     /// The last ping to keep it warm while another is in use.
     pub(super) warmed: Option<Time>,
+    /// When it was last asked because data got nowhere on the path in use.
+    pub(super) probed: Option<Time>,
     /// When it was left because data got nowhere on it.
     pub(super) shunned: Option<Time>,
 }
@@ -251,7 +253,7 @@ impl Remote {
 
 impl Path {
     pub(super) fn new(now: Time, route: Route) -> Self {
-        Self { route, proven: false, answers: false, heard: now, rtt: None, warmed: None, shunned: None }
+        Self { route, proven: false, answers: false, heard: now, rtt: None, warmed: None, probed: None, shunned: None }
     }
 
     /// What the path costs, to compare it with others: its round trip, and what RFC 8421 and RFC 8305 prefer. `None`: it was not
