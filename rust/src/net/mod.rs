@@ -9,6 +9,7 @@ mod meeting;
 mod socket;
 mod sockets;
 mod stream;
+mod wire;
 
 use std::collections::HashMap;
 use std::future::poll_fn;
@@ -32,6 +33,7 @@ use sockets::{NewSockets, Sockets};
 
 pub use meeting::{Meeting, MeetingState, Met};
 pub use stream::{Helm, UtpStream};
+pub use wire::{Datagrams, Wire, WIRE_QUEUE};
 
 /// Knobs of everything below.
 #[derive(Clone, Debug, Default)]
