@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 use std::{env, fs};
 
+use data_encoding::BASE64;
 use rcgen::{CertificateParams, KeyPair, PKCS_ED25519};
 
 use keynet::addr::NodeId;
@@ -164,7 +165,7 @@ fn config(ip: IpAddr, port: u16, tls_port: u16, folder: &Path, lines: &[&str]) -
     let mut text = format!(
         "listening-ip={ip}\nlistening-port={port}\ntls-listening-port={tls_port}\nrelay-ip={ip}\nrealm=test\n\
          cert={folder}/cert.pem\npkey={folder}/key.pem\nallow-loopback-peers\nno-cli\nno-dtls\n\
-         log-file=stdout\npidfile={folder}/pid\nuserdb={folder}/db\nrelay-threads=1\n"
+         log-file=stdout\npidfile={folder}/pid\nuserdb={folder}/db\nrelay-threads=1\nverbose\n"
     );
     for line in lines {
         text += line;
@@ -179,6 +180,13 @@ fn certificate(folder: &Path) -> NodeId {
     let names = ["localhost", "127.0.0.1", "::1"].map(str::to_owned);
     let certificate = CertificateParams::new(names).unwrap().self_signed(&key).unwrap();
     fs::write(folder.join("cert.pem"), certificate.pem()).unwrap();
-    fs::write(folder.join("key.pem"), key.serialize_pem()).unwrap();
+    fs::write(folder.join("key.pem"), old_pkcs8(&key)).unwrap();
     NodeId::from_public_key(key.public_key_raw().try_into().unwrap())
+}
+
+/// OpenSSL 3.0 reads Ed25519 keys without the public key in them only (PKCS #8 version 1, RFC 8410 section 7).
+fn old_pkcs8(key: &KeyPair) -> String {
+    let new = key.serialize_der();
+    let old = [&[0x30, 0x2e, 0x02, 0x01, 0x00], &new[5..48]].concat();
+    format!("-----BEGIN PRIVATE KEY-----\n{}\n-----END PRIVATE KEY-----\n", BASE64.encode(&old))
 }

@@ -184,10 +184,11 @@ impl Work {
         });
         for datagrams in self.batches.drain() {
             let (number, bytes) = (count(&datagrams), datagrams.contents.len() as u64);
-            match self.wire.incoming.try_send((self.wire.via, datagrams)) {
-                Ok(()) => {
+            match self.wire.incoming.try_reserve() {
+                Ok(place) => {
                     add(&self.counters.datagrams_in, number);
                     add(&self.counters.bytes_in, bytes);
+                    place.send((self.wire.via, datagrams));
                 }
                 Err(TrySendError::Full(_)) => add(&self.counters.dropped, number),
                 Err(TrySendError::Closed(_)) => return Ok(false),

@@ -75,7 +75,11 @@ pub(super) fn encode(question: Question, transaction: [u8; 12], auth: Option<&Au
             // the number of UDP and three reserved bytes (RFC 8656 section 18.8)
             add(REQUESTED_TRANSPORT, &[17, 0, 0, 0]);
             match families {
-                Families::Both => add(ADDITIONAL_ADDRESS_FAMILY, &[FAMILY_V6, 0, 0, 0]),
+                // both may be ignored
+                Families::Both => {
+                    add(ADDITIONAL_ADDRESS_FAMILY, &[FAMILY_V6, 0, 0, 0]);
+                    add(DRAFT_ADDITIONAL_ADDRESS_FAMILY, &[FAMILY_V6, 0, 0, 0]);
+                }
                 Families::V6 => add(REQUESTED_ADDRESS_FAMILY, &[FAMILY_V6, 0, 0, 0]),
                 Families::V4 => {}
             }
@@ -298,6 +302,8 @@ const REQUESTED_ADDRESS_FAMILY: u16 = 0x0017;
 const REQUESTED_TRANSPORT: u16 = 0x0019;
 const XOR_MAPPED_ADDRESS: u16 = 0x0020;
 const ADDITIONAL_ADDRESS_FAMILY: u16 = 0x8000;
+/// The number that it had before RFC 8656, and that coturn 4.6 knows.
+const DRAFT_ADDITIONAL_ADDRESS_FAMILY: u16 = 0x8032;
 /// One of each family is all that can be asked for.
 const MAX_RELAYED: usize = 2;
 /// RFC 8489 section 14.8: a reason phrase has fewer than 128 characters.
@@ -355,7 +361,7 @@ mod tests {
         assert_eq!((read.relayed, read.lifetime), (relayed, Some(600)));
         let other = Auth::new("user", "another", b"realm", b"nonce").unwrap();
         assert!(!reply(&message).is_signed_by(&other, &message));
-        message[25] ^= 1;
+        message[27] ^= 1; // of a port
         assert!(!reply(&message).is_signed_by(&auth, &message));
     }
 

@@ -247,6 +247,7 @@ mod tests {
                 Verdict::Bind(channel) => assert!(seen.insert(channel)),
                 other => panic!("{other:?}"),
             }
+            peers.handle_failed(to(port).peer, None); // or those that wait would be too many
         }
         assert!(matches!(peers.handle_outgoing(now, to(u16::MAX)), Verdict::Drop));
     }
