@@ -236,10 +236,9 @@ impl Session {
 
     fn handle_error(&mut self, now: Instant, request: &Request, code: u16, text: &str, reply: &Reply<'_>) {
         let question = request.question;
-        if matches!(code, UNAUTHORIZED | STALE_NONCE) && request.renewed < MAX_RENEWALS {
-            if self.renew(code, reply) {
-                return self.ask(now, question, request.renewed + 1);
-            }
+        let may_renew = matches!(code, UNAUTHORIZED | STALE_NONCE) && request.renewed < MAX_RENEWALS;
+        if may_renew && self.renew(code, reply) {
+            return self.ask(now, question, request.renewed + 1);
         }
         match question {
             Question::Refresh(0) => self.end(Event::Deleted),
