@@ -34,6 +34,11 @@ impl UtpStream {
     }
 
     /// Where packets go now; it can change while the stream lives.
+    /// The way to the peer now.
+    pub fn route(&self) -> Route {
+        self.inner.core().route_of(self.conn.remote)
+    }
+
     pub fn remote_address(&self) -> SocketAddr {
         self.inner.address_of(self.conn.remote)
     }
