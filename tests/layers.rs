@@ -203,6 +203,7 @@ const LAYERS: &[(&str, u8)] = &[
     ("net", 2),
     ("peer", 3),
     ("nat", 3),
+    ("relay", 3),
     ("rendezvous", 4),
     ("proxy", 5),
     ("python", 6),

@@ -59,6 +59,7 @@ class Stage(_Name):
     SETUP = "setup"
     REQUEST = "request"
     RENDEZVOUS = "rendezvous"
+    RELAY = "relay"
     PUNCH = "punch"
     UTP = "utp"
     TLS = "tls"
@@ -97,6 +98,9 @@ class Reason(_Name):
     UDP_BLOCKED = "udp_blocked"
     BOTH_SYMMETRIC = "both_symmetric"
     RENDEZVOUS_BUSY = "rendezvous_busy"
+    RELAY_UNREACHABLE = "relay_unreachable"
+    RELAY_REFUSED = "relay_refused"
+    RELAY_LOST = "relay_lost"
 
     TLS_FAILED = "tls_failed"
     TLS_TIMEOUT = "tls_timeout"

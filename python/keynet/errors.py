@@ -14,6 +14,7 @@ that too.
     │   ├── UnknownNode (LookupError)      ├── DialTimeout (TimeoutError)
     │   ├── DialRefused (ConnectionRefusedError), Unreachable
     │   ├── RendezvousUnreachable, RendezvousBusy, PeerOffline, UdpBlocked, BothSymmetric
+    │   ├── RelayUnreachable, RelayRefused, RelayLost
     │   ├── TlsError ─ IdentityMismatch, RejectedByPeer, CertificateError ─ CertificateExpired, ChainError
     │   ├── AccessDenied (PermissionError)
     │   ├── ServiceError ─ ServiceNotFound (LookupError), ServiceRefused (ConnectionRefusedError),
@@ -49,6 +50,9 @@ __all__ = [
     "UdpBlocked",
     "BothSymmetric",
     "RendezvousBusy",
+    "RelayUnreachable",
+    "RelayRefused",
+    "RelayLost",
     "TlsError",
     "IdentityMismatch",
     "RejectedByPeer",
@@ -205,6 +209,18 @@ class RendezvousBusy(DialError):
     """The rendezvous takes no more from this node for now."""
 
 
+class RelayUnreachable(DialError):
+    """No relay can be reached."""
+
+
+class RelayRefused(DialError):
+    """The relay, or the HTTP proxy before it, does not let this node do that: its credentials, a quota, a rule."""
+
+
+class RelayLost(DialError):
+    """A relay that was in use is gone."""
+
+
 class TlsError(DialError):
     """The TLS handshake failed, or the peer is not who it should be."""
 
@@ -306,6 +322,9 @@ _CLASSES: dict[Reason, type[KeynetError]] = {
     Reason.UDP_BLOCKED: UdpBlocked,
     Reason.BOTH_SYMMETRIC: BothSymmetric,
     Reason.RENDEZVOUS_BUSY: RendezvousBusy,
+    Reason.RELAY_UNREACHABLE: RelayUnreachable,
+    Reason.RELAY_REFUSED: RelayRefused,
+    Reason.RELAY_LOST: RelayLost,
     Reason.TLS_FAILED: TlsError,
     Reason.TLS_TIMEOUT: DialTimeout,
     Reason.IDENTITY_MISMATCH: IdentityMismatch,

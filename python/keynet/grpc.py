@@ -408,6 +408,9 @@ _OF_THE_PATH = (
     Reason.UDP_BLOCKED,
     Reason.BOTH_SYMMETRIC,
     Reason.RENDEZVOUS_BUSY,
+    Reason.RELAY_UNREACHABLE,
+    Reason.RELAY_REFUSED,
+    Reason.RELAY_LOST,
 )
 
 

@@ -32,6 +32,8 @@ pub enum Stage {
     Request,
     /// Finding the node through a rendezvous: who it is, whether it is there, and where.
     Rendezvous,
+    /// Reaching a relay, and what it lets this node do.
+    Relay,
     /// Opening NATs: no address of the peer has answered a ping or a SYN yet.
     Punch,
     /// The uTP connection.
@@ -52,6 +54,7 @@ impl Stage {
         Self::Setup,
         Self::Request,
         Self::Rendezvous,
+        Self::Relay,
         Self::Punch,
         Self::Utp,
         Self::Tls,
@@ -65,6 +68,7 @@ impl Stage {
             Self::Setup => "setup",
             Self::Request => "request",
             Self::Rendezvous => "rendezvous",
+            Self::Relay => "relay",
             Self::Punch => "punch",
             Self::Utp => "utp",
             Self::Tls => "tls",
@@ -159,6 +163,13 @@ reasons! {
     BothSymmetric = 48, "both_symmetric", Network, 502, "destination_ip_unroutable", "forward a UDP port on one of the two NATs, or use IPv6";
     /// The rendezvous takes no more from this node for now.
     RendezvousBusy = 49, "rendezvous_busy", Peer, 503, "connection_limit_reached", "try again in some seconds";
+
+    /// No relay can be reached.
+    RelayUnreachable = 50, "relay_unreachable", Network, 502, "destination_unavailable", "check the relay's address and that it runs; where UDP is blocked, give it with ?transport=tcp or turns: as well";
+    /// The relay, or the HTTP proxy before it, does not let this node do that.
+    RelayRefused = 51, "relay_refused", Peer, 502, "connection_limit_reached", "check the relay's credentials, and ask its operator about quotas and rules";
+    /// A relay that was in use is gone.
+    RelayLost = 52, "relay_lost", Network, 502, "connection_terminated", "nothing: another way is looked for; if it persists, check that the relay runs";
 
     /// TLS failed for a reason that is not about identity.
     TlsFailed = 60, "tls_failed", Peer, 502, "tls_protocol_error", "check that both ends run compatible versions of keynet";

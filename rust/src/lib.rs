@@ -9,6 +9,7 @@
 //! | 1 | [`utp`], [`path`], [`stun`], [`http_connect`], [`open`], [`tls`] | state machines and codecs: no sockets, no clock, no runtime |
 //! | 2 | `net` | the one task that owns the UDP socket (tokio starts here) |
 //! | 3 | `peer` | a link: uTP stream + TLS + the node at its other end |
+//! | 3 | `relay` | relays: TURN, for nodes between which no datagram passes directly |
 //! | 3 | `nat` | what a node finds out about itself and its network, and a STUN server that helps others to |
 //! | 4 | `rendezvous` | nodes that find each other by their keys |
 //! | 5 | `proxy` | forward and reverse proxy, access list, splice |
@@ -37,6 +38,8 @@ pub mod peer;
 pub mod proxy;
 #[cfg(feature = "python")]
 mod python;
+#[cfg(feature = "runtime")]
+pub mod relay;
 #[cfg(feature = "runtime")]
 pub mod rendezvous;
 pub mod stun;

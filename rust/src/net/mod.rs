@@ -6,7 +6,7 @@ mod core;
 mod driver;
 mod events;
 mod meeting;
-mod socket;
+pub(crate) mod socket;
 mod sockets;
 mod stream;
 mod wire;

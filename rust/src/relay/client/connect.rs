@@ -1,0 +1,65 @@
+//! To a relay's door: its name becomes addresses, and an address a connection by the transport that the URI names.
+
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use tokio::net::{lookup_host, TcpStream};
+
+use super::link::{DatagramLink, Link, StreamLink};
+use super::{tls, Options, RelaySpec};
+use crate::error::{Error, Reason, Result, Stage};
+use crate::net::socket::Socket;
+use crate::relay::Transport;
+
+/// The addresses of what is connected to, the relay or the proxy before it: families take turns, as the resolver orders them
+/// (RFC 8305 section 4).
+pub(super) async fn addresses(spec: &RelaySpec) -> Result<Vec<SocketAddr>> {
+    let (host, port) = match &spec.proxy {
+        Some(proxy) => (proxy.host.as_str(), proxy.port),
+        None => (spec.uri.host.as_str(), spec.uri.port),
+    };
+    let failed = |what: String| Error::new(Reason::RelayUnreachable, Stage::Relay, format!("{host}: {what}"));
+    let found: Vec<SocketAddr> = lookup_host((host, port)).await.map_err(|error| failed(error.to_string()))?.collect();
+    let first_is_v4 = found.first().is_some_and(SocketAddr::is_ipv4);
+    let (first, second): (Vec<_>, Vec<_>) = found.into_iter().partition(|address| address.is_ipv4() == first_is_v4);
+    let (mut first, mut second) = (first.into_iter(), second.into_iter());
+    let mut ordered = Vec::new();
+    while ordered.len() < MAX_ADDRESSES {
+        let before = ordered.len();
+        ordered.extend(first.next());
+        ordered.extend(second.next());
+        if ordered.len() == before {
+            break;
+        }
+    }
+    match ordered.is_empty() {
+        true => Err(failed("the name has no address".to_owned())),
+        false => Ok(ordered),
+    }
+}
+
+/// Connects to one of these addresses.
+pub(super) async fn connect(spec: &RelaySpec, address: SocketAddr, options: &Options) -> Result<Link> {
+    let unreachable = |what: String| Error::new(Reason::RelayUnreachable, Stage::Relay, what).with_address(address);
+    if spec.uri.transport == Transport::Udp {
+        if spec.proxy.is_some() {
+            let what = "an HTTP proxy carries no UDP: give the relay with ?transport=tcp or turns:";
+            return Err(Error::new(Reason::InvalidArgument, Stage::Setup, what));
+        }
+        let any = if address.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+        let socket = Socket::bind(SocketAddr::new(any, 0), &options.socket)?;
+        return Ok(Link::Datagrams(DatagramLink::new(socket, address)));
+    }
+    let mut stream = TcpStream::connect(address).await.map_err(|error| unreachable(error.to_string()))?;
+    // what is written is a whole batch: nothing is gained by waiting for more
+    stream.set_nodelay(true).map_err(|error| unreachable(error.to_string()))?;
+    if let Some(proxy) = &spec.proxy {
+        proxy.connect(&mut stream, &spec.uri.authority()).await?;
+    }
+    Ok(Link::Stream(match spec.uri.transport {
+        Transport::Tls => StreamLink::new(Box::new(tls::connect(&spec.uri, stream).await?)),
+        Transport::Udp | Transport::Tcp => StreamLink::new(Box::new(stream)),
+    }))
+}
+
+/// Of a name with more, the first are as good as any.
+const MAX_ADDRESSES: usize = 6;

@@ -1,0 +1,123 @@
+//! The client of a relay: an address on a TURN server, and a task that carries datagrams through it.
+//!
+//! | file | what |
+//! |---|---|
+//! | `message`, `frame` | what is on the wire: requests and answers, channel data |
+//! | `peers`, `session` | one allocation as a state machine, without sockets and clocks |
+//! | `http`, `tls`, `connect`, `link` | the connection to the relay: UDP, TCP, TLS, through an HTTP proxy |
+//! | `lease` | session and connection together; never let go without giving the allocation back |
+//! | `race` | which relay, and which way to it |
+//! | `carry` | the task between a wire of the core and the relay |
+//!
+//! The state machine is ours: `turn-client-proto` tells no error codes, refreshes permissions for ever, and has no question of its
+//! own by which a dead relay is noticed.
+
+mod carry;
+mod connect;
+mod frame;
+mod http;
+mod lease;
+mod link;
+mod message;
+mod peers;
+mod race;
+mod session;
+mod tls;
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use zeroize::Zeroizing;
+
+use crate::config::SocketConfig;
+use crate::error::Result;
+use crate::net::Wire;
+use crate::relay::{RelayUri, Transport};
+use lease::Lease;
+use link::Link;
+
+pub use carry::{Carrier, CarryState, CarryStats};
+pub use http::HttpProxy;
+pub use race::race;
+
+/// A relay, one way to it, and who we are there.
+#[derive(Clone)]
+pub struct RelaySpec {
+    pub uri: RelayUri,
+    pub username: String,
+    pub password: Zeroizing<String>,
+    /// For TCP and TLS only.
+    pub proxy: Option<HttpProxy>,
+}
+
+impl RelaySpec {
+    /// With the credentials of the URI; none there are empty ones.
+    pub fn new(uri: RelayUri) -> Self {
+        let username = uri.user().unwrap_or_default().to_owned();
+        let password = Zeroizing::new(uri.password().unwrap_or_default().to_owned());
+        Self { uri, username, password, proxy: None }
+    }
+}
+
+impl fmt::Debug for RelaySpec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { uri, username, proxy, .. } = self;
+        f.debug_struct("RelaySpec").field("uri", uri).field("username", username).field("proxy", proxy).finish()
+    }
+}
+
+/// How an allocation is asked for.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Everything, from names to the allocation, has to happen in this time.
+    pub deadline: Duration,
+    pub socket: SocketConfig,
+}
+
+impl Default for Options {
+    /// 10 s: UDP gives up after 3.75 s, and TLS over TCP, one lost packet included, then still has its time.
+    fn default() -> Self {
+        Self { deadline: Duration::from_secs(10), socket: SocketConfig::default() }
+    }
+}
+
+/// Addresses on a relay. Dropped, they are given back in the background.
+#[derive(Debug)]
+pub struct Allocation {
+    /// At most one of each family.
+    pub relayed: Vec<SocketAddr>,
+    /// Our address as the relay sees it.
+    pub mapped: Option<SocketAddr>,
+    /// Of the last request that was not repeated; 250 ms if there was none.
+    pub rtt: Duration,
+    /// What we are connected to: the relay, or the HTTP proxy before it.
+    pub server: SocketAddr,
+    pub transport: Transport,
+    lease: Lease,
+}
+
+impl Allocation {
+    async fn obtain(spec: &RelaySpec, server: SocketAddr, link: Link) -> Result<Self> {
+        let (lease, granted) = Lease::obtain(link, &spec.username, &spec.password).await?;
+        let (relayed, mapped, rtt) = (granted.relayed, granted.mapped, granted.rtt);
+        Ok(Self { relayed, mapped, rtt, server, transport: spec.uri.transport, lease })
+    }
+
+    /// Starts the task that carries what the wire brings, until the wire closes, the relay is gone, or the carrier is dropped.
+    pub fn carry(self, wire: Wire) -> Carrier {
+        Carrier::start(self.lease, wire)
+    }
+
+    /// Gives the addresses back, and waits until that is done: two seconds at most.
+    pub async fn release(self) {
+        self.lease.release().await;
+    }
+}
+
+/// Allocates at one relay, by one way; a name with several addresses is tried at each, a quarter of a second apart.
+///
+/// Errors: `RelayUnreachable`, `RelayRefused`; those of TLS; `InvalidArgument`.
+pub async fn allocate(spec: RelaySpec, options: &Options) -> Result<Allocation> {
+    race(vec![vec![spec]], options).await
+}

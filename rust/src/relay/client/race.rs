@@ -1,0 +1,230 @@
+//! Which relay, and how: the ways to one relay are tried one after the other without waiting long for each (as RFC 8305 does with
+//! addresses), and of several relays the nearest is taken.
+
+use std::future::Future;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use tokio::task::{JoinError, JoinSet};
+use tokio::time::{sleep_until, timeout_at, Instant};
+
+use super::{connect, Allocation, Options, RelaySpec};
+use crate::error::{Error, Reason, Result, Stage};
+
+/// Allocates at the best of several relays. Each is given by the ways that lead to it, the preferred one first; what is not chosen
+/// is given back.
+///
+/// Errors: the most telling failure, with all of them in its text.
+pub async fn race(relays: Vec<Vec<RelaySpec>>, options: &Options) -> Result<Allocation> {
+    if relays.len() > MAX_RELAYS || relays.iter().any(|ways| ways.len() > MAX_WAYS) {
+        let what = format!("more than {MAX_RELAYS} relays, or {MAX_WAYS} ways to one");
+        return Err(Error::new(Reason::InvalidArgument, Stage::Setup, what));
+    }
+    let deadline = Instant::now() + options.deadline;
+    let mut running = JoinSet::new();
+    for ways in relays {
+        let ways: Vec<_> = ways.into_iter().map(|spec| one_way(spec, options.clone(), deadline)).collect();
+        running.spawn(climb(ways));
+    }
+    let (mut allocations, mut errors) = (Vec::new(), Vec::new());
+    let mut until = None;
+    loop {
+        tokio::select! {
+            done = running.join_next() => match done {
+                Some(Ok(Ok(allocation))) => {
+                    until.get_or_insert(Instant::now() + WINDOW);
+                    allocations.push(allocation);
+                }
+                Some(Ok(Err(more))) => errors.extend(more),
+                Some(Err(broken)) => errors.push(panicked(&broken)),
+                None => break,
+            },
+            () = sleep_until(until.unwrap_or(deadline)), if until.is_some() => break,
+        }
+    }
+    let round_trips: Vec<Duration> = allocations.iter().map(|allocation| allocation.rtt).collect();
+    match choose(&round_trips, random()) {
+        Some(best) => Ok(allocations.swap_remove(best)),
+        None => Err(most_telling(errors)),
+    }
+}
+
+/// One way to a relay, at each of its addresses.
+async fn one_way(spec: RelaySpec, options: Options, deadline: Instant) -> Result<Allocation, Vec<Error>> {
+    let found = timeout_at(deadline, connect::addresses(&spec)).await;
+    let addresses = found.unwrap_or_else(|_| Err(late("the name is not resolved"))).map_err(|error| vec![error])?;
+    climb(addresses.into_iter().map(|address| attempt(spec.clone(), address, options.clone(), deadline)).collect())
+        .await
+}
+
+async fn attempt(
+    spec: RelaySpec,
+    address: SocketAddr,
+    options: Options,
+    deadline: Instant,
+) -> Result<Allocation, Vec<Error>> {
+    let tried = timeout_at(deadline, async {
+        let link = connect::connect(&spec, address, &options).await?;
+        Allocation::obtain(&spec, address, link).await
+    });
+    tried.await.unwrap_or_else(|_| Err(late("no answer"))).map_err(|mut error| {
+        let way = if spec.proxy.is_some() { " through the HTTP proxy" } else { "" };
+        error.detail = format!("{} by {}{way}: {}", spec.uri.authority(), spec.uri.transport, error.detail);
+        vec![error.with_address(address)]
+    })
+}
+
+/// Tries one after the other, without waiting long for each; the first that succeeds ends the others.
+async fn climb<F>(attempts: Vec<F>) -> Result<Allocation, Vec<Error>>
+where
+    F: Future<Output = Result<Allocation, Vec<Error>>> + Send + 'static,
+{
+    let mut ladder = Ladder::new(attempts.len(), Instant::now());
+    let mut attempts = attempts.into_iter();
+    let (mut running, mut errors) = (JoinSet::new(), Vec::new());
+    loop {
+        while ladder.poll_start(Instant::now()) {
+            running.spawn(attempts.next().ok_or_else(Vec::new)?);
+        }
+        let next = ladder.poll_timeout();
+        tokio::select! {
+            Some(done) = running.join_next() => match done {
+                Ok(Ok(allocation)) => return Ok(allocation),
+                Ok(Err(more)) => {
+                    errors.extend(more);
+                    ladder.handle_failure(Instant::now());
+                }
+                Err(broken) => errors.push(panicked(&broken)),
+            },
+            () = sleep_until(next.unwrap_or_else(Instant::now)), if next.is_some() => {}
+            else => return Err(errors),
+        }
+    }
+}
+
+fn panicked(broken: &JoinError) -> Error {
+    Error::new(Reason::Internal, Stage::Relay, broken.to_string())
+}
+
+fn late(what: &str) -> Error {
+    Error::new(Reason::RelayUnreachable, Stage::Relay, format!("{what} in time"))
+}
+
+/// When the attempts begin: each a little after the one before, or as soon as one has failed.
+#[derive(Debug)]
+struct Ladder {
+    attempts: usize,
+    started: usize,
+    next: Instant,
+}
+
+impl Ladder {
+    fn new(attempts: usize, now: Instant) -> Self {
+        Self { attempts, started: 0, next: now }
+    }
+
+    /// Whether the next one begins.
+    fn poll_start(&mut self, now: Instant) -> bool {
+        let due = self.started < self.attempts && now >= self.next;
+        if due {
+            self.next = now + STEP;
+            self.started += 1;
+        }
+        due
+    }
+
+    fn handle_failure(&mut self, now: Instant) {
+        self.next = now;
+    }
+
+    fn poll_timeout(&self) -> Option<Instant> {
+        (self.started < self.attempts).then_some(self.next)
+    }
+}
+
+/// The nearest; among those that are about as near, any, so that relays of one site share their users.
+fn choose(round_trips: &[Duration], random: u64) -> Option<usize> {
+    let least = *round_trips.iter().min()?;
+    let limit = least + (least / 10).max(ABOUT);
+    let near: Vec<usize> = (0..round_trips.len()).filter(|at| round_trips[*at] <= limit).collect();
+    near.get((random % near.len() as u64) as usize).copied()
+}
+
+fn random() -> u64 {
+    let mut bytes = [0; 8];
+    // without randomness the first of them is as good
+    let _ = getrandom::fill(&mut bytes);
+    u64::from_le_bytes(bytes)
+}
+
+/// A refusal says more than silence, and what is wrong with a certificate more than that.
+fn most_telling(errors: Vec<Error>) -> Error {
+    let rank = |error: &Error| match error.reason {
+        Reason::RelayUnreachable => 0,
+        Reason::RelayRefused => 1,
+        _ => 2,
+    };
+    let details: Vec<&str> = errors.iter().map(|error| error.detail.as_str()).take(MAX_DETAILS).collect();
+    let details = details.join("; ");
+    match errors.into_iter().max_by_key(rank) {
+        Some(error) => Error { detail: details, ..error },
+        None => Error::new(Reason::RelayUnreachable, Stage::Relay, "no relay was named"),
+    }
+}
+
+/// RFC 8305 section 5: the recommended delay between connection attempts.
+const STEP: Duration = Duration::from_millis(250);
+/// How long relays that are farther away may still answer: those that come later lie behind the first by as much.
+const WINDOW: Duration = Duration::from_millis(100);
+/// Round trips that differ by less say nothing about distance.
+const ABOUT: Duration = Duration::from_millis(2);
+/// A node needs one; some more are there in case.
+const MAX_RELAYS: usize = 16;
+/// UDP, TCP, TLS, TLS through a proxy, and as many on other ports.
+const MAX_WAYS: usize = 8;
+/// So that an error can be read.
+const MAX_DETAILS: usize = 6;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MS: Duration = Duration::from_millis(1);
+
+    #[test]
+    fn attempts_follow_each_other_and_a_failure_calls_the_next() {
+        let start = Instant::now();
+        let mut ladder = Ladder::new(3, start);
+        assert!(ladder.poll_start(start));
+        assert_eq!((ladder.poll_start(start), ladder.poll_timeout()), (false, Some(start + STEP)));
+        ladder.handle_failure(start + MS);
+        assert!(ladder.poll_start(start + MS));
+        assert!(!ladder.poll_start(start + STEP));
+        assert!(ladder.poll_start(start + STEP + MS));
+        assert_eq!((ladder.poll_start(start + STEP * 9), ladder.poll_timeout()), (false, None));
+    }
+
+    #[test]
+    fn the_nearest_is_chosen_and_equals_share() {
+        assert_eq!(choose(&[], 0), None);
+        for random in 0..10 {
+            assert_eq!(choose(&[50 * MS, 20 * MS, 23 * MS], random), Some(1));
+        }
+        let mut seen = [0; 3];
+        (0..300).for_each(|random| seen[choose(&[40 * MS, 20 * MS, 21 * MS], random).unwrap()] += 1);
+        assert_eq!(seen, [0, 150, 150]);
+    }
+
+    #[test]
+    fn an_error_names_every_failure_and_the_most_telling_reason() {
+        let error = |reason, what: &str| Error::new(reason, Stage::Relay, what);
+        let errors = vec![
+            error(Reason::RelayUnreachable, "udp: silence"),
+            error(Reason::RelayRefused, "tcp: 401"),
+            error(Reason::RelayUnreachable, "tls: silence"),
+        ];
+        let told = most_telling(errors);
+        assert_eq!((told.reason, told.detail.as_str()), (Reason::RelayRefused, "udp: silence; tcp: 401; tls: silence"));
+        assert_eq!(most_telling(Vec::new()).reason, Reason::RelayUnreachable);
+    }
+}

@@ -1,0 +1,7 @@
+//! Relays: TURN (RFC 8656) for nodes between which no datagram passes directly. Packets of uTP go through unchanged, and a relay
+//! sees ciphertext only.
+
+pub mod client;
+mod uri;
+
+pub use uri::{RelayUri, Transport};
