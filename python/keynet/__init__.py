@@ -21,6 +21,8 @@ from ._events import (
     PathChanged,
     PeerConnected,
     PeerLost,
+    RelayConnected,
+    RelayLost,
     RendezvousConnected,
     RendezvousLost,
 )
@@ -38,6 +40,7 @@ from ._status import (
     PathExplanation,
     PathStatus,
     PeerStatus,
+    RelayStatus,
     RendezvousStatus,
     Status,
 )
@@ -133,6 +136,9 @@ __all__ = [
     "PathChanged",
     "PeerConnected",
     "PeerLost",
+    "RelayConnected",
+    "RelayLost",
+    "RelayStatus",
     "RendezvousConnected",
     "RendezvousLost",
     # errors
@@ -164,7 +170,6 @@ __all__ = [
     "ProtocolError",
     "ProxyClosedError",
     "RejectedByPeer",
-    "RelayLost",
     "RelayRefused",
     "RelayUnreachable",
     "RendezvousBusy",

@@ -407,6 +407,47 @@ impl Default for RendezvousConfig {
     }
 }
 
+/// Knobs of relays.
+#[derive(Clone, Debug)]
+pub struct RelayConfig {
+    /// So many are in use at the same time, where as many are known: when one dies, paths through the other are warm.
+    pub at_once: usize,
+    /// A relay must be reached by then, by any of its ways: see `relay::client::Options`.
+    pub deadline: Duration,
+    /// After the first relay has answered, others that are nearer by their round trip may still answer.
+    pub window: Duration,
+    /// A relay that failed is tried again after this, and then after twice as long each time.
+    pub retry_after: Duration,
+    pub retry_most: Duration,
+    /// A dial that comes before any relay is in use waits so long for one.
+    pub patience: Duration,
+    /// A rendezvous node from which nothing has come is looked for through relays as well after this (RFC 8305 section 5).
+    pub head_start: Duration,
+    /// The same when something has come by UDP: round trips of a long path.
+    pub head_start_heard: Duration,
+    /// A connection that goes over a relay is offered a direct path again after this, and then after twice as long each time: NATs
+    /// are restarted, and people go home.
+    pub upgrade_after: Duration,
+    pub upgrade_most: Duration,
+}
+
+impl Default for RelayConfig {
+    fn default() -> Self {
+        Self {
+            at_once: 2,
+            deadline: Duration::from_secs(10),
+            window: Duration::from_millis(100),
+            retry_after: Duration::from_secs(1),
+            retry_most: Duration::from_secs(60),
+            patience: Duration::from_secs(2),
+            head_start: Duration::from_millis(250),
+            head_start_heard: Duration::from_secs(2),
+            upgrade_after: Duration::from_secs(10),
+            upgrade_most: Duration::from_secs(600),
+        }
+    }
+}
+
 /// Knobs of what a node learns from its own machine and from its LAN.
 #[derive(Clone, Debug)]
 pub struct HostConfig {

@@ -58,18 +58,9 @@ pub struct PathInfo {
 #[derive(Clone, Debug)]
 pub enum NetEvent {
     /// A remote has proven that it receives what is sent to it.
-    PathUp {
-        remote: RemoteId,
-        node: Option<NodeId>,
-        address: SocketAddr,
-    },
+    PathUp { remote: RemoteId, node: Option<NodeId>, address: SocketAddr },
     /// Nothing was heard from it for too long; its connections are broken.
-    PathLost {
-        remote: RemoteId,
-        node: Option<NodeId>,
-        address: SocketAddr,
-        reason: Reason,
-    },
+    PathLost { remote: RemoteId, node: Option<NodeId>, address: SocketAddr, reason: Reason },
     PathMoved {
         remote: RemoteId,
         node: Option<NodeId>,
@@ -79,15 +70,9 @@ pub enum NetEvent {
         relayed: bool,
     },
     /// The only path to a node that is in use does not answer.
-    PathSilent {
-        remote: RemoteId,
-        node: NodeId,
-    },
+    PathSilent { remote: RemoteId, node: NodeId },
     /// A peer or a server saw our datagrams come from an address that is news.
-    Observed {
-        address: SocketAddr,
-        by: SocketAddr,
-    },
+    Observed { address: SocketAddr, by: SocketAddr },
 }
 
 /// Counters since the start, and how full the tables are.

@@ -10,7 +10,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::conn::{Conn, ConnState};
 use super::Inner;
-use crate::addr::RemoteId;
+use crate::addr::{RemoteId, Route};
 use crate::config::ControllerKind;
 use crate::error::{Error, Reason, Stage};
 use crate::utp::{ReadOutcome, UtpStats};

@@ -11,7 +11,9 @@ use crate::config::ControllerKind;
 use crate::error::{Error, Result};
 use crate::http_connect::check_address;
 use crate::proxy::{Allow, Backend, ProxyConfig};
-use crate::rendezvous::Server;
+use crate::relay::client::RelaySpec;
+use crate::relay::RelayUri;
+use crate::rendezvous::{DirectOnly, Server};
 
 /// As `python/keynet/_proxy.py` puts them together.
 #[derive(FromPyObject)]
@@ -30,12 +32,21 @@ pub(super) struct Settings {
     lan: bool,
     port_mapping: bool,
     search_ports: bool,
+    relays: Vec<String>,
+    direct_only: DirectOnlySetting,
 }
 
 /// `"anyone"`, `"ask"`, or node ids.
 #[derive(FromPyObject)]
 pub(super) enum AllowSetting {
     Word(String),
+    Nodes(Vec<String>),
+}
+
+/// All nodes or none, or node ids.
+#[derive(FromPyObject)]
+enum DirectOnlySetting {
+    All(bool),
     Nodes(Vec<String>),
 }
 
@@ -77,6 +88,14 @@ impl Settings {
         config.rendezvous.stun = self.stun;
         config.rendezvous.port_mapping = self.port_mapping;
         config.rendezvous.search_ports = self.search_ports;
+        config.rendezvous.relays = self.relays.iter().map(|text| relay(text)).collect::<Result<_>>()?;
+        config.rendezvous.direct_only = match &self.direct_only {
+            DirectOnlySetting::All(true) => DirectOnly::Everybody,
+            DirectOnlySetting::All(false) => DirectOnly::Nobody,
+            DirectOnlySetting::Nodes(nodes) => {
+                DirectOnly::Nodes(nodes.iter().map(|node| node_id(node)).collect::<Result<_>>()?)
+            }
+        };
         if let Some(name) = &self.controller {
             config.net.utp.controller = controller(name)?;
         }
@@ -110,6 +129,16 @@ fn server(text: &str) -> Result<Server> {
     let node = node_id(node).map_err(|error| invalid(format!("rendezvous {text:?}: {}; {shape}", error.detail)))?;
     check_address(address).map_err(|why| invalid(format!("rendezvous {text:?}: {why}; {shape}")))?;
     Ok(Server { node, address: address.to_owned() })
+}
+
+/// A TURN URI with its credentials.
+fn relay(text: &str) -> Result<RelaySpec> {
+    let uri: RelayUri = text.parse().map_err(|error: Error| invalid(format!("relays: {}", error.detail)))?;
+    if uri.user().is_none() || uri.password().is_none() {
+        let what = format!("relays: {uri} has no credentials; write turn:USER:PASSWORD@HOST[:PORT]");
+        return Err(invalid(what));
+    }
+    Ok(RelaySpec::new(uri))
 }
 
 pub(super) fn backend(text: &str) -> Result<Backend> {
