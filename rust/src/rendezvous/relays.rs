@@ -65,13 +65,15 @@ impl Inner {
         let mut specs = Vec::new();
         for relay in offered.relays.iter().take(MAX_RELAYS) {
             for text in relay.uris.iter().take(MAX_URIS) {
-                let uri = match beside(text, host).parse::<RelayUri>() {
+                let mut uri = match beside(text, host).parse::<RelayUri>() {
                     Ok(uri) => uri,
                     Err(error) => {
                         tracing::info!(%error, "a rendezvous names a relay that cannot be read");
                         continue;
                     }
                 };
+                // which files are read here is no business of others
+                uri.ca = None;
                 // a rendezvous on the internet has no business with addresses of our own network
                 if uri.host.parse().is_ok_and(is_local) && !inside {
                     continue;
