@@ -165,7 +165,7 @@ reasons! {
     RendezvousBusy = 49, "rendezvous_busy", Peer, 503, "connection_limit_reached", "try again in some seconds";
 
     /// No relay can be reached.
-    RelayUnreachable = 50, "relay_unreachable", Network, 502, "destination_unavailable", "check the relay's address and that it runs; where UDP is blocked, give it with ?transport=tcp or turns: as well";
+    RelayUnreachable = 50, "relay_unreachable", Network, 502, "destination_unavailable", "check the relay's address, that it runs, and its certificate; where UDP is blocked, give it with ?transport=tcp or turns: as well";
     /// The relay, or the HTTP proxy before it, does not let this node do that.
     RelayRefused = 51, "relay_refused", Peer, 502, "connection_limit_reached", "check the relay's credentials, and ask its operator about quotas and rules";
     /// A relay that was in use is gone.

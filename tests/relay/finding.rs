@@ -23,7 +23,7 @@ fn a_certificate_is_judged_by_its_key_or_by_its_authority() {
         let stranger = NodeId::from_public_key([9; 32]);
         for (query, reason, words) in [
             (format!("?key={stranger}"), Reason::IdentityMismatch, "another key"),
-            (String::new(), Reason::CertificateInvalid, "ca=FILE"),
+            (String::new(), Reason::RelayUnreachable, "ca=FILE"),
             ("?ca=/no/such/file".to_owned(), Reason::InvalidArgument, "/no/such/file"),
         ] {
             let error = allocate(by(query), &options()).await.expect_err("trust");

@@ -2,9 +2,6 @@
 //! sees ciphertext only.
 
 pub mod client;
-mod keeper;
-mod known;
 mod uri;
 
-pub use keeper::{RelayEvent, RelayStatus, Relays};
 pub use uri::{RelayUri, Transport};

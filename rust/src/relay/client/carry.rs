@@ -135,6 +135,9 @@ impl Work {
                     Event::Allocated(_) => {}
                 }
             }
+            if std::mem::take(&mut open.session.peers_changed) {
+                self.count_peers(open);
+            }
             let timeout = open.session.poll_timeout();
             tokio::select! {
                 ready = open.link.ready() => {
@@ -149,11 +152,7 @@ impl Work {
                     Some(datagrams) => self.send(open, datagrams),
                     None => return CarryState::Closed,
                 },
-                () = sleep_or_wait(timeout) => {
-                    let now = Instant::now();
-                    open.session.handle_timeout(now);
-                    self.count_peers(open, now);
-                }
+                () = sleep_or_wait(timeout) => open.session.handle_timeout(Instant::now()),
                 _ = &mut stopped => return CarryState::Closed,
             }
         }
@@ -161,22 +160,16 @@ impl Work {
 
     fn send(&mut self, open: &mut Open, first: Datagrams) {
         let now = Instant::now();
-        let mut next = Some(first);
-        for _ in 0..SEND_ROUNDS {
-            let Some(datagrams) = next else { break };
+        let (mut next, mut rounds) = (Some(first), 0);
+        while let Some(datagrams) = next {
             add(&self.counters.datagrams_out, count(&datagrams));
             add(&self.counters.bytes_out, datagrams.contents.len() as u64);
             open.session.handle_outgoing(now, datagrams);
             add(&self.counters.dropped, open.flush());
-            next = match open.link.is_writable() {
-                true => self.wire.outgoing.try_recv().ok(),
-                false => None,
-            };
+            rounds += 1;
+            let more = rounds < SEND_ROUNDS && open.link.is_writable();
+            next = if more { self.wire.outgoing.try_recv().ok() } else { None };
         }
-        if let Some(datagrams) = next {
-            open.session.handle_outgoing(now, datagrams);
-        }
-        self.count_peers(open, now);
     }
 
     /// Hands on what the relay has brought; false: nobody wants it any more.
@@ -203,8 +196,8 @@ impl Work {
         received.map(|()| true)
     }
 
-    fn count_peers(&self, open: &Open, now: Instant) {
-        let (peers, channels) = open.session.peers(now);
+    fn count_peers(&self, open: &Open) {
+        let (peers, channels) = open.session.peers(Instant::now());
         self.counters.peers.store(peers as u64, Ordering::Relaxed);
         self.counters.channels.store(channels as u64, Ordering::Relaxed);
     }

@@ -81,7 +81,7 @@ impl DatagramLink {
         if self.blocked.is_some() {
             return transmit.datagrams; // a request is repeated
         }
-        let segments = self.socket.max_segments().min(BUFFER_SIZE / transmit.segment.max(1)).max(1);
+        let segments = self.socket.max_segments().min(MAX_SEND / transmit.segment.max(1)).max(1);
         let limit = segments * transmit.segment.max(1);
         let mut sent = 0;
         while let Some(rest) = transmit.contents.get(sent..).filter(|rest| !rest.is_empty()) {
@@ -224,6 +224,8 @@ impl StreamLink {
 const RECEIVE_BUFFERS: usize = 4;
 /// The most that GRO puts together, and a send takes.
 const BUFFER_SIZE: usize = 65_535;
+/// The largest payload of UDP over IPv4 (RFC 768, RFC 791).
+const MAX_SEND: usize = 65_507;
 /// Then sending gets its turn.
 const RECEIVE_ROUNDS: usize = 8;
 /// Four batches of 64 KiB. At 10 Mbit/s they wait for 0.2 s: more would only be delay, since uTP fills whatever there is.

@@ -49,8 +49,13 @@ impl Auth {
         Some(Self { username: username.to_owned(), realm: realm.to_vec(), nonce: nonce.to_vec(), key })
     }
 
-    pub(super) fn has_realm(&self, realm: &[u8]) -> bool {
-        self.realm == realm
+    /// Also when none is named.
+    pub(super) fn has_realm(&self, realm: Option<&[u8]>) -> bool {
+        realm.is_none_or(|realm| self.realm == realm)
+    }
+
+    pub(super) fn has_nonce(&self, nonce: &[u8]) -> bool {
+        self.nonce == nonce
     }
 
     pub(super) fn renew(&mut self, nonce: &[u8]) {

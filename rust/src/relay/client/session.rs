@@ -57,6 +57,8 @@ pub(super) struct Session {
     random: StdRng,
     /// Datagrams that found no way out.
     pub dropped: u64,
+    /// [`peers`](Self::peers) may say something else than before.
+    pub peers_changed: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -103,6 +105,7 @@ impl Session {
             events: VecDeque::new(),
             random: StdRng::from_seed(seed),
             dropped: 0,
+            peers_changed: false,
         };
         session.ask(now, Question::Allocate(Families::Both), 0);
         session
@@ -178,6 +181,7 @@ impl Session {
             return;
         }
         self.hear(now);
+        self.peers_changed = true;
         let request = self.requests.swap_remove(at);
         if request.tries == 1 {
             self.rtt = Some(now.saturating_duration_since(request.sent));
@@ -263,11 +267,12 @@ impl Session {
     fn renew(&mut self, code: u16, reply: &Reply<'_>) -> bool {
         let Some(nonce) = reply.nonce else { return false };
         match &mut self.auth {
-            Some(auth) if code == STALE_NONCE => {
+            // a server that was started anew says 401 to a nonce of its predecessor
+            Some(auth) if code == STALE_NONCE || (auth.has_realm(reply.realm) && !auth.has_nonce(nonce)) => {
                 auth.renew(nonce);
                 true
             }
-            Some(auth) if reply.realm.is_none_or(|realm| auth.has_realm(realm)) => false,
+            Some(auth) if auth.has_realm(reply.realm) => false,
             _ => {
                 let auth = reply.realm.and_then(|realm| Auth::new(&self.username, &self.password, realm, nonce));
                 self.auth = auth;
@@ -332,6 +337,7 @@ impl Session {
         }
         if now >= self.swept + SWEEP_EVERY {
             self.swept = now;
+            self.peers_changed = true;
             let room = MAX_REQUESTS.saturating_sub(self.requests.len());
             for (channel, peer) in self.peers.sweep(now, room) {
                 self.ask(now, Question::ChannelBind(channel, peer), 0);

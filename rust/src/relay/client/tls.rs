@@ -78,13 +78,10 @@ fn explain(uri: &RelayUri, error: &std::io::Error) -> Error {
         }
         Some(Tls::InvalidCertificate(CertificateError::UnknownIssuer)) => {
             let what = "its certificate is signed by no known authority: give ca=FILE, or key=NODE-ID to pin its key";
-            (Reason::CertificateInvalid, what.to_owned())
+            (Reason::RelayUnreachable, what.to_owned())
         }
-        Some(Tls::InvalidCertificate(CertificateError::Expired | CertificateError::ExpiredContext { .. })) => {
-            (Reason::CertificateExpired, "its certificate has expired".to_owned())
-        }
-        Some(Tls::InvalidCertificate(what)) => (Reason::CertificateInvalid, what.to_string()),
-        Some(what) => (Reason::TlsFailed, what.to_string()),
+        // the reasons for nodes come with advice for nodes
+        Some(what) => (Reason::RelayUnreachable, what.to_string()),
         None => (Reason::RelayUnreachable, error.to_string()),
     };
     Error::new(reason, Stage::Relay, format!("relay {}: {what}", uri.authority()))
