@@ -17,7 +17,7 @@ pub enum ControllerKind {
     Bbr,
 }
 
-/// When punching pings and SYNs go out, after the start of an attempt: quick doubling, so that a lost first packet costs
+/// When punching pings go out, and SYNs to whoever answers pings, after the start of an attempt: quick doubling, so that a lost first packet costs
 /// 33 ms and not a second (design, decision 8); then one a second.
 pub const PUNCH_SCHEDULE: [Duration; 8] = [
     Duration::from_millis(0),
@@ -37,6 +37,13 @@ pub fn punch_moment(n: usize) -> Duration {
         Some(moment) => *moment,
         None => PUNCH_SCHEDULE[last] + Duration::from_secs((n - last) as u64),
     }
+}
+
+/// The moment of the `n`-th SYN to somebody who has not answered a ping: one a second, as RFC 6298 section 2.1 would have it. Some
+/// programs make a connection of every copy, and end those that they find to be too many (transmission 3.00): on a path of more than
+/// 33 ms, quick copies would end the connection that they help to make.
+pub fn patient_moment(n: usize) -> Duration {
+    Duration::from_secs(n as u64)
 }
 
 /// Knobs of one uTP connection.

@@ -66,11 +66,14 @@ impl Core {
         let proven = self.paths.rtt_of(remote).is_some();
         let key = self.paths.shared_keys(remote).own.filter(|_| proven);
         let cap = self.max_datagram(remote, route);
-        let (handle, utp) =
+        let (handle, mut utp) =
             self.endpoint.connect(now, remote, utp, cap, key.as_ref()).map_err(|error| match error {
                 ConnectError::Full => full("max_connections are open"),
                 ConnectError::NoId => full("every connection id towards this address is taken"),
             })?;
+        if !proven {
+            utp.be_patient();
+        }
         Ok((self.insert(now, handle, utp), proven))
     }
 

@@ -14,7 +14,8 @@ impl Driver<'_> {
     pub(super) fn handle_path_event(&mut self, now: Time, core: &mut Core, event: PathEvent) {
         let inner = self.inner;
         match event {
-            PathEvent::Punched { id, address, rtt, observed, .. } => {
+            PathEvent::Punched { id, remote, address, rtt, observed } => {
+                self.each(core.of_remote(remote), |conn| conn.lock().utp.handle_punched(now));
                 if let Some(done) = inner.punches().remove(&id) {
                     let _ = done.send(Ok(PathInfo { address, rtt, observed: Some(observed) }));
                 }

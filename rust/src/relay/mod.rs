@@ -2,6 +2,9 @@
 //! sees ciphertext only.
 
 pub mod client;
+mod keeper;
+mod known;
 mod uri;
 
+pub use keeper::{RelayEvent, RelayStatus, Relays};
 pub use uri::{RelayUri, Transport};

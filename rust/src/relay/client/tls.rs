@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::WebPkiServerVerifier;
-use rustls::crypto::{aws_lc_rs, verify_tls13_signature, CryptoProvider};
-use rustls::version::TLS13;
-use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, PeerIncompatible, RootCertStore, SignatureScheme};
+use rustls::crypto::{aws_lc_rs, verify_tls12_signature, verify_tls13_signature, CryptoProvider};
+use rustls::version::{TLS12, TLS13};
+use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -29,12 +29,12 @@ pub(super) async fn connect<S: AsyncRead + AsyncWrite + Unpin>(uri: &RelayUri, s
     TlsConnector::from(Arc::new(config)).connect(name, stream).await.map_err(|error| explain(uri, &error))
 }
 
-/// TLS 1.3 alone, as between nodes.
+/// TLS 1.2 too: what Debian ships of coturn speaks nothing newer. The relay sees ciphertext of TLS 1.3 either way.
 async fn config(uri: &RelayUri) -> Result<ClientConfig> {
     let provider = Arc::new(aws_lc_rs::default_provider());
     let verifier = verifier(uri, &provider).await?;
     let mut config = ClientConfig::builder_with_provider(provider)
-        .with_protocol_versions(&[&TLS13])
+        .with_protocol_versions(&[&TLS13, &TLS12])
         .map_err(|error| Error::new(Reason::Internal, Stage::Setup, format!("TLS cannot be set up: {error}")))?
         .dangerous() // rustls' word for a verifier of one's own
         .with_custom_certificate_verifier(verifier)
@@ -116,11 +116,12 @@ impl ServerCertVerifier for Pinned {
 
     fn verify_tls12_signature(
         &self,
-        _message: &[u8],
-        _certificate: &CertificateDer<'_>,
-        _signed: &DigitallySignedStruct,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
     ) -> std::result::Result<HandshakeSignatureValid, rustls::Error> {
-        Err(PeerIncompatible::Tls12NotOffered.into())
+        let algorithms = &self.provider.signature_verification_algorithms;
+        verify_tls12_signature(message, certificate, signed, algorithms)
     }
 
     fn verify_tls13_signature(
