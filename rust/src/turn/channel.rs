@@ -3,9 +3,10 @@
 /// Number and length.
 pub const HEADER: usize = 4;
 
-/// The numbers that may be bound (RFC 8656 section 12: the rest of what RFC 5766 had is reserved).
+/// The numbers that may be bound: those of RFC 5766 section 11, of which clients older than RFC 8656 (coturn's among them)
+/// choose any. Newer ones stay below 0x5000.
 pub fn is_number(channel: u16) -> bool {
-    (0x4000..=0x4fff).contains(&channel)
+    (0x4000..=0x7ffe).contains(&channel)
 }
 
 pub fn header(channel: u16, length: u16) -> [u8; HEADER] {
@@ -32,7 +33,7 @@ pub fn frame_length(stream: &[u8]) -> Result<Option<usize>, NotAFrame> {
     let length = usize::from(u16::from_be_bytes([c, d]));
     match a {
         0x00..=0x3f if length.is_multiple_of(4) => Ok(Some(STUN_HEADER + length)),
-        0x40..=0x4f if is_number(u16::from_be_bytes([a, b])) => Ok(Some(HEADER + length.next_multiple_of(4))),
+        0x40..=0x7f if is_number(u16::from_be_bytes([a, b])) => Ok(Some(HEADER + length.next_multiple_of(4))),
         _ => Err(NotAFrame),
     }
 }
@@ -55,7 +56,7 @@ mod tests {
         datagram.extend_from_slice(&[0; 3]);
         assert_eq!(read_datagram(&datagram), Some((0x4001, 5)), "padding is allowed over UDP too");
         assert_eq!(read_datagram(&datagram[..8]), None, "shorter than it says");
-        assert_eq!(read_datagram(&[0x50, 0, 0, 0]), None, "a reserved number");
+        assert_eq!(read_datagram(&[0x7f, 0xff, 0, 0]), None, "a reserved number");
         assert_eq!(read_datagram(&[0x40, 0, 0]), None);
     }
 
@@ -63,10 +64,10 @@ mod tests {
     fn frames_of_a_stream_are_padded() {
         assert_eq!(frame_length(&[0x40, 0, 0]), Ok(None));
         assert_eq!(frame_length(&[0x40, 0, 0, 5]), Ok(Some(12)));
-        assert_eq!(frame_length(&[0x4f, 0xff, 0, 8]), Ok(Some(12)));
+        assert_eq!(frame_length(&[0x7f, 0xfe, 0, 8]), Ok(Some(12)));
         assert_eq!(frame_length(&[0, 1, 0, 8]), Ok(Some(28)));
         assert_eq!(frame_length(&[0, 1, 0, 7]), Err(NotAFrame));
-        assert_eq!(frame_length(&[0x50, 0, 0, 8]), Err(NotAFrame));
-        assert_eq!(frame_length(b"GET "), Err(NotAFrame));
+        assert_eq!(frame_length(&[0x80, 0, 0, 8]), Err(NotAFrame));
+        assert_eq!(frame_length(&[0x16, 3, 1, 2]), Err(NotAFrame), "TLS");
     }
 }

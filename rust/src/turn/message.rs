@@ -96,6 +96,8 @@ pub struct Message<'a> {
     /// The first [`MAX_PEERS`].
     pub peers: Vec<SocketAddr>,
     pub too_many_peers: bool,
+    /// EVEN-PORT; with its bit, or with RESERVATION-TOKEN, `reserves_ports` too.
+    pub even_port: bool,
     pub reserves_ports: bool,
     /// Attributes that have to be understood and are not, the first [`MAX_UNKNOWN`].
     pub unknown: Vec<u16>,
@@ -132,6 +134,7 @@ impl<'a> Message<'a> {
             data: None,
             peers: vec![],
             too_many_peers: false,
+            even_port: false,
             reserves_ports: false,
             unknown: vec![],
             integrity: None,
@@ -199,7 +202,11 @@ impl<'a> Message<'a> {
                     false => self.too_many_peers = true,
                 }
             }
-            EVEN_PORT | RESERVATION_TOKEN => self.reserves_ports = true,
+            EVEN_PORT => {
+                self.even_port = true;
+                self.reserves_ports |= value.first().ok_or(Malformed)? & RESERVE_NEXT != 0;
+            }
+            RESERVATION_TOKEN => self.reserves_ports = true,
             // every datagram leaves with the bit that forbids fragments
             DONT_FRAGMENT => {}
             // RFC 8489 section 9.2.4: what a client echoes of a choice that is not offered here says nothing
@@ -343,6 +350,8 @@ impl Writer {
 /// RFC 8489 section 14.1.
 pub const IPV4: u8 = 1;
 pub const IPV6: u8 = 2;
+/// EVEN-PORT: the port above it, too, for another allocation (RFC 8656 section 18.7).
+const RESERVE_NEXT: u8 = 0x80;
 /// RFC 8489 section 14: attributes from here on may be skipped by those who do not know them.
 const OPTIONAL: u16 = 0x8000;
 /// RFC 8489 section 5.

@@ -44,7 +44,7 @@ struct Run {
 struct Numbers(BTreeMap<(u64, u8), u16>);
 
 impl Sockets for Numbers {
-    fn open(&mut self, allocation: AllocationId, family: Family) -> Result<SocketAddr, NoSocket> {
+    fn open(&mut self, allocation: AllocationId, family: Family, _: bool) -> Result<SocketAddr, NoSocket> {
         if self.0.len() >= 2 * ALLOCATIONS {
             return Err(NoSocket::Full);
         }

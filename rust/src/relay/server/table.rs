@@ -88,23 +88,22 @@ impl Table {
     }
 
     /// A free port, beginning somewhere (RFC 6056 section 3.3.1).
-    fn bind(&self, ip: IpAddr) -> Option<Port> {
+    fn bind(&self, ip: IpAddr, even: bool) -> Option<Port> {
         let count = u32::from(self.ports.end().saturating_sub(*self.ports.start())) + 1;
         let mut random = [0; 4];
         getrandom::fill(&mut random).ok()?;
         let first = u32::from_ne_bytes(random) % count;
-        (0..count.min(ATTEMPTS)).find_map(|n| {
-            let port = self.ports.start().wrapping_add(((first + n) % count) as u16);
-            Port::bind(SocketAddr::new(ip, port), true).ok()
-        })
+        let ports = (0..count).map(|n| self.ports.start().wrapping_add(((first + n) % count) as u16));
+        let mut wanted = ports.filter(|port| !even || port.is_multiple_of(2)).take(ATTEMPTS);
+        wanted.find_map(|port| Port::bind(SocketAddr::new(ip, port), true).ok())
     }
 }
 
 impl Sockets for Table {
-    fn open(&mut self, allocation: AllocationId, family: Family) -> Result<SocketAddr, NoSocket> {
+    fn open(&mut self, allocation: AllocationId, family: Family, even: bool) -> Result<SocketAddr, NoSocket> {
         let ip = self.addresses.bound[family as usize].ok_or(NoSocket::Family)?;
         let shared = self.shared.upgrade().ok_or(NoSocket::Full)?;
-        let port = Arc::new(self.bind(ip).ok_or(NoSocket::Full)?);
+        let port = Arc::new(self.bind(ip, even).ok_or(NoSocket::Full)?);
         let address = self.addresses.outward(port.local());
         let task = tokio::spawn(super::relayed::serve(shared, allocation, port.clone())).abort_handle();
         self.relayed.insert((allocation, family), Relayed { port, task });
@@ -119,7 +118,7 @@ impl Sockets for Table {
 }
 
 /// Ports tried for one allocation. When three of four are taken, that many in a row are once in 10^8.
-const ATTEMPTS: u32 = 64;
+const ATTEMPTS: usize = 64;
 
 #[cfg(test)]
 mod tests {

@@ -6,7 +6,7 @@
 //! Read with RFC 8656 sections 7 to 12 and 21. The owner hands in what arrived; what is to be sent comes back. Data takes a
 //! way of its own ([`Server::to_peer`], [`Server::to_client`]): one look-up for a whole batch, whose bytes the owner moves.
 //!
-//! Not here: TCP relayed addresses (RFC 6062), reserved ports (EVEN-PORT, RESERVATION-TOKEN: error 508), ICMP, mobility, and
+//! Not here: TCP relayed addresses (RFC 6062), reserved ports (EVEN-PORT with its bit, RESERVATION-TOKEN: error 508), ICMP, mobility, and
 //! PASSWORD-ALGORITHMS, whose announcement needs a nonce of 13 characters more, and so an answer to strangers that outweighs
 //! the question. MESSAGE-INTEGRITY-SHA256 is taken, with the usual key.
 
@@ -77,8 +77,8 @@ impl Family {
 
 /// Where relayed addresses come from.
 pub trait Sockets {
-    /// Opens one, and says which address peers are to be told.
-    fn open(&mut self, allocation: AllocationId, family: Family) -> Result<SocketAddr, NoSocket>;
+    /// Opens one, of an even port if wanted, and says which address peers are to be told.
+    fn open(&mut self, allocation: AllocationId, family: Family, even: bool) -> Result<SocketAddr, NoSocket>;
     /// There is one of this allocation and family.
     fn close(&mut self, allocation: AllocationId, family: Family);
 }

@@ -188,7 +188,7 @@ impl Server {
         let mut allocation = Allocation::new(*request.client, owner, request.name, key, bucket(rate, request.now));
         let mut refused = None;
         for family in wanted.iter().flatten() {
-            match sockets.open(id, *family) {
+            match sockets.open(id, *family, message.even_port) {
                 Ok(address) => allocation.relayed[*family as usize] = Some(address),
                 Err(reason) => refused = Some((*family, socket_error(reason))),
             }

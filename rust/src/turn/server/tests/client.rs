@@ -24,14 +24,14 @@ pub struct Fake {
 }
 
 impl Sockets for Fake {
-    fn open(&mut self, allocation: AllocationId, family: Family) -> Result<SocketAddr, NoSocket> {
+    fn open(&mut self, allocation: AllocationId, family: Family, even: bool) -> Result<SocketAddr, NoSocket> {
         if self.no_v6 && family == Family::V6 {
             return Err(NoSocket::Family);
         }
         if self.full {
             return Err(NoSocket::Full);
         }
-        self.next += 1;
+        self.next += 1 + u16::from(even && self.next.is_multiple_of(2));
         let ip: IpAddr = if family == Family::V4 { RELAY_V4 } else { RELAY_V6 }.parse().unwrap();
         let address = SocketAddr::new(ip, 50_000 + self.next);
         assert!(self.open.insert((allocation.0, family as u8), address).is_none(), "opened twice");
@@ -69,7 +69,6 @@ pub struct Guest {
 #[derive(Debug, Clone)]
 pub struct Answer {
     pub bytes: Vec<u8>,
-    pub class: MessageClass,
     /// 0: none.
     pub code: u16,
     pub attributes: Vec<(u16, Vec<u8>)>,
@@ -251,7 +250,7 @@ impl Answer {
             attributes.push((u16::from_be_bytes([a, b]), tail[..length].to_vec()));
             rest = &tail[length.next_multiple_of(4)..];
         }
-        let mut answer = Self { class, code: 0, attributes, bytes };
+        let mut answer = Self { code: 0, attributes, bytes };
         if let Some(&[_, _, hundreds, rest]) = answer.value(stun::ERROR_CODE) {
             answer.code = u16::from(hundreds) * 100 + u16::from(rest);
         }

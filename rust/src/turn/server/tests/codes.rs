@@ -104,13 +104,23 @@ fn what_an_allocate_may_lack_or_ask_too_much() {
     let mut code = |attributes: &[(u16, Vec<u8>)]| world.ask(&guest, stun::ALLOCATE, attributes).code;
     assert_eq!(code(&[]), 400, "no REQUESTED-TRANSPORT");
     assert_eq!(code(&[(stun::REQUESTED_TRANSPORT, vec![6, 0, 0, 0])]), 442, "TCP");
-    assert_eq!(code(&[udp(), (stun::EVEN_PORT, vec![0x80])]), 508);
+    assert_eq!(code(&[udp(), (stun::EVEN_PORT, vec![0x80])]), 508, "and the next");
     assert_eq!(code(&[udp(), (stun::RESERVATION_TOKEN, vec![1; 8])]), 508);
     assert_eq!(code(&[udp(), (0x7fff, vec![])]), 420);
     world.sockets.full = true;
     assert_eq!(world.ask(&guest, stun::ALLOCATE, &[udp()]).code, 508);
     world.sockets.full = false;
     assert_eq!(world.ask(&guest, stun::ALLOCATE, &[udp(), (stun::DONT_FRAGMENT, vec![]), (0x8022, vec![1])]).code, 0);
+}
+
+#[test]
+fn an_even_port() {
+    let mut world = World::new();
+    for n in 0..4 {
+        let guest = world.guest(&format!("192.0.2.1:{n}"), "alice", "secret-a");
+        assert_eq!(world.ask(&guest, stun::ALLOCATE, &[udp(), (stun::EVEN_PORT, vec![0])]).code, 0);
+    }
+    assert!(world.sockets.open.values().all(|address| address.port() % 2 == 0));
 }
 
 #[test]

@@ -37,7 +37,8 @@ fn operation() -> impl Strategy<Value = Operation> {
 /// What one client has, as the RFC says it.
 #[derive(Default)]
 struct Model {
-    id: u64,
+    /// Of the last allocation.
+    id: Option<u64>,
     until: Option<Time>,
     permissions: HashMap<usize, Time>,
     channels: HashMap<u16, (usize, Time)>,
@@ -92,7 +93,7 @@ impl Run {
                 assert_eq!(self.world.ask(&guest, stun::ALLOCATE, &[udp()]).code, expected);
                 if expected == 0 {
                     let until = Some(now + Duration::from_secs(600));
-                    self.models[c] = Model { id: self.made, until, ..Model::default() };
+                    self.models[c] = Model { id: Some(self.made), until, ..Model::default() };
                     self.made += 1;
                 }
             }
@@ -121,7 +122,7 @@ impl Run {
             }
             Operation::FromPeer(c, p) => {
                 let model = &self.models[c];
-                let found = self.world.from_peer(model.id, &peer_text(p), 100);
+                let found = self.world.from_peer(model.id.unwrap_or(u64::MAX), &peer_text(p), 100);
                 assert_eq!(found.is_some(), model.lives(now) && model.permits(p, now));
                 if let Some((client, framing)) = found {
                     use super::super::Framing;
