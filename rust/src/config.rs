@@ -1,5 +1,6 @@
 //! Every knob, its default and the reason for it. Defaults live here and nowhere else.
 
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 /// Which congestion controller a uTP connection uses.
@@ -451,6 +452,80 @@ impl Default for RelayConfig {
             head_start_heard: Duration::from_secs(2),
             upgrade_after: Duration::from_secs(10),
             upgrade_most: Duration::from_secs(600),
+        }
+    }
+}
+
+/// Knobs of the relay (TURN server) that a node can run.
+#[derive(Clone, Debug)]
+pub struct RelayServerConfig {
+    /// Named in the answer to a stranger, which is to be short: at most 8 characters keep that at 52 bytes.
+    pub realm: String,
+    /// Ports of relayed addresses: the dynamic ones (RFC 6335), as RFC 8656 section 7.2 recommends.
+    pub ports: RangeInclusive<u16>,
+    /// Allocations at once: about 4 KiB and a socket each.
+    pub max_allocations: usize,
+    /// The same for one user. A node has one for each relay it uses; one that crashes leaves it behind for `default_lifetime`, and a
+    /// family's nodes may share a name.
+    pub max_allocations_per_user: usize,
+    /// The same for one source network (IPv4 /24, IPv6 /56): an office full of nodes.
+    pub max_allocations_per_network: usize,
+    /// Allocations by introduction credentials, which anybody may know.
+    pub max_introductions: usize,
+    /// Peers (IP addresses, and channels) of one allocation.
+    pub max_permissions: usize,
+    pub max_channels: usize,
+    /// RFC 8656 section 3.2 gives 10 minutes and proposes to grant no more than an hour.
+    pub default_lifetime: Duration,
+    pub max_lifetime: Duration,
+    /// Clients get a new nonce this often, which costs them a round trip. RFC 8656 section 5 asks for an hour at most.
+    pub nonce_lifetime: Duration,
+    /// Bytes relayed a second, both directions together: what a server's usual Gbit/s carries, in and out again.
+    pub bytes_per_second: u64,
+    /// The same for one allocation: half of it, so that one cannot shut out all others.
+    pub bytes_per_second_per_allocation: u64,
+    /// The same for one of introduction: a session with a rendezvous node is a few KiB.
+    pub bytes_per_second_per_introduction: u64,
+    /// Answers a second to those that have not authenticated, over all sources and for one network; half a second's may come
+    /// at once. Two for each allocation that is made.
+    pub answers_per_second: u32,
+    pub answers_per_second_per_network: u32,
+    /// Networks told apart; beyond it some share their limit. 48 bytes each.
+    pub networks: usize,
+    /// TCP and TLS connections, and those of one source network.
+    pub max_connections: usize,
+    pub max_connections_per_network: usize,
+    /// A connection has an allocation by then, or is closed: a handshake, two round trips, and patience.
+    pub connection_timeout: Duration,
+    /// Batches (of up to 64 KiB) that wait for a client on TCP: what comes then is lost, as with a full socket. More would only
+    /// make what is in the queue late.
+    pub write_queue: usize,
+}
+
+impl Default for RelayServerConfig {
+    fn default() -> Self {
+        Self {
+            realm: "keynet".to_owned(),
+            ports: 49_152..=65_535,
+            max_allocations: 4_096,
+            max_allocations_per_user: 128,
+            max_allocations_per_network: 512,
+            max_introductions: 512,
+            max_permissions: 128,
+            max_channels: 128,
+            default_lifetime: Duration::from_secs(600),
+            max_lifetime: Duration::from_secs(3_600),
+            nonce_lifetime: Duration::from_secs(3_600),
+            bytes_per_second: 125_000_000,
+            bytes_per_second_per_allocation: 62_500_000,
+            bytes_per_second_per_introduction: 65_536,
+            answers_per_second: 5_000,
+            answers_per_second_per_network: 100,
+            networks: 4_096,
+            max_connections: 4_096,
+            max_connections_per_network: 512,
+            connection_timeout: Duration::from_secs(10),
+            write_queue: 16,
         }
     }
 }

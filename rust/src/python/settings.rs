@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use pyo3::prelude::*;
 
 use super::access::{ask_python, AccessRequests};
-use super::convert::{invalid, node_id, seconds, socket_address};
+use super::convert::{count, invalid, node_id, seconds, socket_address};
 use super::errors::{to_py, OrRaise};
 use crate::config::ControllerKind;
 use crate::error::{Error, Result};
@@ -161,12 +161,6 @@ fn controller(name: &str) -> Result<ControllerKind> {
         "bbr" => Ok(ControllerKind::Bbr),
         _ => Err(invalid(format!("controller: {name:?} is none of bbr, cubic, ledbat"))),
     }
-}
-
-fn count<T: TryFrom<u64>>(name: &str, value: f64) -> Result<T> {
-    let whole = value.fract() == 0.0 && (1.0..=4_503_599_627_370_496.0).contains(&value);
-    let converted = if whole { T::try_from(value as u64).ok() } else { None };
-    converted.ok_or_else(|| invalid(format!("limits: {name} = {value} is not a whole number above 0 that fits")))
 }
 
 macro_rules! limits {

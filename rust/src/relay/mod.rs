@@ -4,6 +4,7 @@
 pub mod client;
 mod keeper;
 mod known;
+pub mod server;
 mod uri;
 
 pub use keeper::{RelayEvent, RelayStatus, Relays};
