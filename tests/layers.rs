@@ -200,6 +200,7 @@ const LAYERS: &[(&str, u8)] = &[
     ("http_connect", 1),
     ("open", 1),
     ("tls", 1),
+    ("turn", 1),
     ("net", 2),
     ("peer", 3),
     ("nat", 3),

@@ -149,6 +149,25 @@ async fn nobody_there_is_a_punch_timeout_and_a_refusal_is_a_refusal() {
 }
 
 #[tokio::test]
+async fn who_answers_no_pings_gets_fewer_syns_than_pings() {
+    for at in LOOPBACKS {
+        let (a, _incoming) = bind(at);
+        let plain = tokio::net::UdpSocket::bind(at).await.unwrap();
+        let address = plain.local_addr().unwrap();
+        let dial = tokio::spawn(async move { a.connect(address, UtpConfig::default()).await.map(drop) });
+        let (mut pings, mut syns) = (0, 0);
+        // the third is due after 67 ms, and so is a SYN that is repeated as often
+        while pings < 3 {
+            let mut datagram = [0; 2_000];
+            plain.recv_from(&mut datagram).await.unwrap();
+            *(if datagram[0] == 0x41 { &mut syns } else { &mut pings }) += 1;
+        }
+        assert!(syns < pings, "{syns}");
+        dial.abort();
+    }
+}
+
+#[tokio::test]
 async fn punching_tells_both_addresses() {
     for at in LOOPBACKS {
         let ((a, _ia), (b, _ib)) = (bind(at), bind(at));

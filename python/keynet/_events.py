@@ -28,6 +28,8 @@ __all__ = [
     "PathChanged",
     "PeerConnected",
     "PeerLost",
+    "RelayConnected",
+    "RelayLost",
     "RendezvousConnected",
     "RendezvousLost",
 ]
@@ -61,6 +63,8 @@ class PathChanged:
     node_id: NodeId
     before: str
     after: str
+    relayed: bool
+    """A relay carries the traffic from now on."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,6 +131,23 @@ class MeetingFailed:
 
 
 @dataclasses.dataclass(frozen=True)
+class RelayConnected:
+    """A relay keeps addresses for this node: peers that reach it in no other way do so there."""
+
+    relay: str
+    """Its host."""
+    addresses: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class RelayLost:
+    """A relay is gone, or carries nothing more for this node. Another is used, if there is one."""
+
+    relay: str
+    error: KeynetError
+
+
+@dataclasses.dataclass(frozen=True)
 class EventsDropped:
     """The reader of the events was too slow: so many of the oldest were dropped before this one."""
 
@@ -149,6 +170,8 @@ Event = Union[  # noqa: UP007 - isinstance() and get_args() of a Union work alik
     RendezvousLost,
     NetworkChanged,
     MeetingFailed,
+    RelayConnected,
+    RelayLost,
     EventsDropped,
     Closed,
 ]
@@ -179,6 +202,10 @@ def _event(kind: str, raw: dict[str, Any]) -> Event:
             return NetworkChanged(tuple(raw["addresses"]))
         case "meeting_failed":
             return MeetingFailed(**raw)
+        case "relay_connected":
+            return RelayConnected(raw["relay"], tuple(raw["addresses"]))
+        case "relay_lost":
+            return RelayLost(**raw)
         case "events_dropped":
             return EventsDropped(raw["count"])
         case "closed":

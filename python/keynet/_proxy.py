@@ -9,7 +9,7 @@ import threading
 import types
 import urllib.parse
 import weakref
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 from . import _keynet
@@ -47,6 +47,8 @@ class BaseProxy:
         lan: bool = False,
         port_mapping: bool = True,
         search_ports: bool = True,
+        relays: Sequence[str] = (),
+        direct_only: bool | Collection[str] = False,
         limits: Limits | None = None,
     ) -> None:
         """Describes a proxy; it runs from `start` (or entering its context) until `close`.
@@ -67,6 +69,9 @@ class BaseProxy:
         - `port_mapping`: ask the router for a UDP port (PCP, NAT-PMP, UPnP); only with `rendezvous` or `lan`.
         - `search_ports`: where one NAT is symmetric, look for the port among many: some hundred packets a second for
           some seconds.
+        - `relays`: TURN servers (RFC 8656) that carry what cannot go directly: "turn:user:password@host:3478",
+          "turns:user:password@host:443" (TLS). They see ciphertext only. The rendezvous nodes may name others.
+        - `direct_only`: use no relay, of neither side: True, or the node ids for which that holds.
         - `limits`: see `keynet.Limits`.
 
         Raises `InvalidArgument` for what is out of range; some of it only on start.
@@ -88,6 +93,8 @@ class BaseProxy:
             "lan": bool(lan),
             "port_mapping": bool(port_mapping),
             "search_ports": bool(search_ports),
+            "relays": _listed("relays", relays, "turn:user:password@host"),
+            "direct_only": _direct_only(direct_only),
             "limits": dict(limits or {}),
         }
         _keynet.check_settings(self._settings)
@@ -374,6 +381,14 @@ _lock = threading.Lock()
 def _running_proxies() -> Iterable[BaseProxy]:
     with _lock:
         return [proxy for proxy in _proxies if proxy.is_running]
+
+
+def _direct_only(nodes: bool | Collection[str]) -> bool | list[str]:
+    if isinstance(nodes, bool):
+        return nodes
+    if isinstance(nodes, str):
+        raise InvalidArgument("direct_only is True, False, or a list of node ids")
+    return [NodeId(node) for node in nodes]
 
 
 def _listed(name: str, texts: Sequence[str], form: str) -> list[str]:

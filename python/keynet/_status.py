@@ -24,6 +24,7 @@ __all__ = [
     "PathExplanation",
     "PathStatus",
     "PeerStatus",
+    "RelayStatus",
     "RendezvousStatus",
     "Status",
 ]
@@ -82,7 +83,10 @@ class PathStatus:
     local: bool
     """It is an address of a local network, not of the internet."""
     socket: int
-    """0: the node's own socket; others were opened to search among the ports of a symmetric NAT."""
+    """0: the node's own socket; others were opened to search among the ports of a symmetric NAT, and from
+    32768 on they are relays of this node."""
+    relayed: bool
+    """A relay carries what goes this way, one of this node's or one of the peer's (then `address` is at the relay)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,6 +125,33 @@ class RendezvousStatus:
 
 
 @dataclasses.dataclass(frozen=True)
+class RelayStatus:
+    """A relay that this node knows: a TURN server (RFC 8656)."""
+
+    relay: str
+    """Its host."""
+    socket: int | None
+    """`PathStatus.socket` of paths through it; None: it is not in use."""
+    transport: str | None
+    """How this node speaks to it: "udp", "tcp" or "tls"."""
+    addresses: tuple[str, ...]
+    """What it keeps for this node."""
+    rtt: float | None
+    """Round trip time to it in seconds."""
+    introduction: bool
+    """It carries to a rendezvous and to nobody else."""
+    bytes_in: int
+    """Carried to this node, uTP and pings included."""
+    bytes_out: int
+    dropped: int
+    """Datagrams that a full queue or a rule of the relay let fall."""
+    peers: int
+    """Addresses that it carries to and from."""
+    error: KeynetError | None
+    """Why it is not in use, or was lost."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Status:
     """A node at one moment, from `BaseProxy.status`."""
 
@@ -132,6 +163,7 @@ class Status:
     nat: NatBehaviour | None
     """None: not known yet, or there is no server to ask."""
     rendezvous: tuple[RendezvousStatus, ...]
+    relays: tuple[RelayStatus, ...]
     peers: tuple[PeerStatus, ...]
 
 
@@ -155,6 +187,10 @@ class Meeting:
     """Seconds; None while it goes on."""
     outcome: str
     """ "met", "failed" or "running"."""
+    relayed: bool
+    """They met on a path over a relay. A direct one may have been found since."""
+    direct_only: bool
+    """One side uses no relays."""
     outlook: str | None
     """What both NATs let expect: "direct", "prediction" (of a NAT's next ports), "search" (among its ports) or
     "both_symmetric"; None: the other had not answered yet."""
@@ -216,6 +252,7 @@ def _status(raw: Mapping[str, Any]) -> Status:
         addresses=_candidates(raw["addresses"]),
         nat=None if raw["nat"] is None else _plain(NatBehaviour, raw["nat"]),
         rendezvous=tuple(_rendezvous(one) for one in raw["rendezvous"]),
+        relays=tuple(_relay(one) for one in raw["relays"]),
         peers=tuple(_peer(one) for one in raw["peers"]),
     )
 
@@ -244,6 +281,10 @@ def _peer(raw: Mapping[str, Any]) -> PeerStatus:
 def _rendezvous(raw: Mapping[str, Any]) -> RendezvousStatus:
     node_id, error = NodeId(raw["node_id"]), _error(raw["error"])
     return _plain(RendezvousStatus, raw, node_id=node_id, error=error)
+
+
+def _relay(raw: Mapping[str, Any]) -> RelayStatus:
+    return _plain(RelayStatus, raw, addresses=tuple(raw["addresses"]), error=_error(raw["error"]))
 
 
 def _meeting(raw: Mapping[str, Any]) -> Meeting:

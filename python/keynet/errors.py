@@ -14,7 +14,7 @@ that too.
     │   ├── UnknownNode (LookupError)      ├── DialTimeout (TimeoutError)
     │   ├── DialRefused (ConnectionRefusedError), Unreachable
     │   ├── RendezvousUnreachable, RendezvousBusy, PeerOffline, UdpBlocked, BothSymmetric
-    │   ├── RelayUnreachable, RelayRefused, RelayLost
+    │   ├── RelayUnreachable, RelayRefused, RelayGone
     │   ├── TlsError ─ IdentityMismatch, RejectedByPeer, CertificateError ─ CertificateExpired, ChainError
     │   ├── AccessDenied (PermissionError)
     │   ├── ServiceError ─ ServiceNotFound (LookupError), ServiceRefused (ConnectionRefusedError),
@@ -52,7 +52,7 @@ __all__ = [
     "RendezvousBusy",
     "RelayUnreachable",
     "RelayRefused",
-    "RelayLost",
+    "RelayGone",
     "TlsError",
     "IdentityMismatch",
     "RejectedByPeer",
@@ -217,7 +217,7 @@ class RelayRefused(DialError):
     """The relay, or the HTTP proxy before it, does not let this node do that: its credentials, a quota, a rule."""
 
 
-class RelayLost(DialError):
+class RelayGone(DialError):
     """A relay that was in use is gone."""
 
 
@@ -324,7 +324,7 @@ _CLASSES: dict[Reason, type[KeynetError]] = {
     Reason.RENDEZVOUS_BUSY: RendezvousBusy,
     Reason.RELAY_UNREACHABLE: RelayUnreachable,
     Reason.RELAY_REFUSED: RelayRefused,
-    Reason.RELAY_LOST: RelayLost,
+    Reason.RELAY_LOST: RelayGone,
     Reason.TLS_FAILED: TlsError,
     Reason.TLS_TIMEOUT: DialTimeout,
     Reason.IDENTITY_MISMATCH: IdentityMismatch,

@@ -78,13 +78,21 @@ impl std::error::Error for BadNodeId {}
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RemoteId(pub u64);
 
-/// Which of our sockets something goes through: 0 is the node's own, the others were opened to search for a way through a NAT.
+/// Which of our sockets something goes through: 0 is the node's own, those below [`Via::FIRST_RELAY`] were opened to search for a
+/// way through a NAT, and behind the others is a relay.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Via(pub u16);
 
 impl Via {
     /// The node's own socket.
     pub const MAIN: Self = Self(0);
+    /// From here on the numbers are relays.
+    pub const FIRST_RELAY: u16 = 0x8000;
+
+    /// What goes through it is carried by a relay of ours.
+    pub const fn is_relay(self) -> bool {
+        self.0 >= Self::FIRST_RELAY
+    }
 }
 
 /// A way to an address: from which of our sockets, and where to.
@@ -104,6 +112,7 @@ impl fmt::Debug for Route {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.via {
             Via::MAIN => write!(f, "{}", self.to),
+            Via(n) if self.via.is_relay() => write!(f, "{} through relay {}", self.to, n - Via::FIRST_RELAY),
             Via(n) => write!(f, "{} through socket {n}", self.to),
         }
     }

@@ -1,5 +1,6 @@
 //! Every knob, its default and the reason for it. Defaults live here and nowhere else.
 
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 /// Which congestion controller a uTP connection uses.
@@ -17,7 +18,7 @@ pub enum ControllerKind {
     Bbr,
 }
 
-/// When punching pings and SYNs go out, after the start of an attempt: quick doubling, so that a lost first packet costs
+/// When punching pings go out, and SYNs to whoever answers pings, after the start of an attempt: quick doubling, so that a lost first packet costs
 /// 33 ms and not a second (design, decision 8); then one a second.
 pub const PUNCH_SCHEDULE: [Duration; 8] = [
     Duration::from_millis(0),
@@ -37,6 +38,13 @@ pub fn punch_moment(n: usize) -> Duration {
         Some(moment) => *moment,
         None => PUNCH_SCHEDULE[last] + Duration::from_secs((n - last) as u64),
     }
+}
+
+/// The moment of the `n`-th SYN to somebody who has not answered a ping: one a second, as RFC 6298 section 2.1 would have it. Some
+/// programs make a connection of every copy, and end those that they find to be too many (transmission 3.00): on a path of more than
+/// 33 ms, quick copies would end the connection that they help to make.
+pub fn patient_moment(n: usize) -> Duration {
+    Duration::from_secs(n as u64)
 }
 
 /// Knobs of one uTP connection.
@@ -403,6 +411,121 @@ impl Default for RendezvousConfig {
             invitations_at_once: 64,
             again_after: Duration::from_secs(2),
             max_reports: 1_024,
+        }
+    }
+}
+
+/// Knobs of relays.
+#[derive(Clone, Debug)]
+pub struct RelayConfig {
+    /// So many are in use at the same time, where as many are known: when one dies, paths through the other are warm.
+    pub at_once: usize,
+    /// A relay must be reached by then, by any of its ways: see `relay::client::Options`.
+    pub deadline: Duration,
+    /// After the first relay has answered, others that are nearer by their round trip may still answer.
+    pub window: Duration,
+    /// A relay that failed is tried again after this, and then after twice as long each time.
+    pub retry_after: Duration,
+    pub retry_most: Duration,
+    /// A dial that comes before any relay is in use waits so long for one.
+    pub patience: Duration,
+    /// A rendezvous node from which nothing has come is looked for through relays as well after this (RFC 8305 section 5).
+    pub head_start: Duration,
+    /// The same when something has come by UDP: round trips of a long path.
+    pub head_start_heard: Duration,
+    /// A connection that goes over a relay is offered a direct path again after this, and then after twice as long each time: NATs
+    /// are restarted, and people go home.
+    pub upgrade_after: Duration,
+    pub upgrade_most: Duration,
+}
+
+impl Default for RelayConfig {
+    fn default() -> Self {
+        Self {
+            at_once: 2,
+            deadline: Duration::from_secs(10),
+            window: Duration::from_millis(100),
+            retry_after: Duration::from_secs(1),
+            retry_most: Duration::from_secs(60),
+            patience: Duration::from_secs(2),
+            head_start: Duration::from_millis(250),
+            head_start_heard: Duration::from_secs(2),
+            upgrade_after: Duration::from_secs(10),
+            upgrade_most: Duration::from_secs(600),
+        }
+    }
+}
+
+/// Knobs of the relay (TURN server) that a node can run.
+#[derive(Clone, Debug)]
+pub struct RelayServerConfig {
+    /// Named in the answer to a stranger, which is to be short: at most 8 characters keep that at 52 bytes.
+    pub realm: String,
+    /// Ports of relayed addresses: the dynamic ones (RFC 6335), as RFC 8656 section 7.2 recommends.
+    pub ports: RangeInclusive<u16>,
+    /// Allocations at once: about 4 KiB and a socket each.
+    pub max_allocations: usize,
+    /// The same for one user. A node has one for each relay it uses; one that crashes leaves it behind for `default_lifetime`, and a
+    /// family's nodes may share a name.
+    pub max_allocations_per_user: usize,
+    /// The same for one source network (IPv4 /24, IPv6 /56): an office full of nodes.
+    pub max_allocations_per_network: usize,
+    /// Allocations by introduction credentials, which anybody may know.
+    pub max_introductions: usize,
+    /// Peers (IP addresses, and channels) of one allocation.
+    pub max_permissions: usize,
+    pub max_channels: usize,
+    /// RFC 8656 section 3.2 gives 10 minutes and proposes to grant no more than an hour.
+    pub default_lifetime: Duration,
+    pub max_lifetime: Duration,
+    /// Clients get a new nonce this often, which costs them a round trip. RFC 8656 section 5 asks for an hour at most.
+    pub nonce_lifetime: Duration,
+    /// Bytes relayed a second, both directions together: what a server's usual Gbit/s carries, in and out again.
+    pub bytes_per_second: u64,
+    /// The same for one allocation: half of it, so that one cannot shut out all others.
+    pub bytes_per_second_per_allocation: u64,
+    /// The same for one of introduction: a session with a rendezvous node is a few KiB.
+    pub bytes_per_second_per_introduction: u64,
+    /// Answers a second to those that have not authenticated, over all sources and for one network; half a second's may come
+    /// at once. Two for each allocation that is made.
+    pub answers_per_second: u32,
+    pub answers_per_second_per_network: u32,
+    /// Networks told apart; beyond it some share their limit. 48 bytes each.
+    pub networks: usize,
+    /// TCP and TLS connections, and those of one source network.
+    pub max_connections: usize,
+    pub max_connections_per_network: usize,
+    /// A connection has an allocation by then, or is closed: a handshake, two round trips, and patience.
+    pub connection_timeout: Duration,
+    /// Batches (of up to 64 KiB) that wait for a client on TCP: what comes then is lost, as with a full socket. More would only
+    /// make what is in the queue late.
+    pub write_queue: usize,
+}
+
+impl Default for RelayServerConfig {
+    fn default() -> Self {
+        Self {
+            realm: "keynet".to_owned(),
+            ports: 49_152..=65_535,
+            max_allocations: 4_096,
+            max_allocations_per_user: 128,
+            max_allocations_per_network: 512,
+            max_introductions: 512,
+            max_permissions: 128,
+            max_channels: 128,
+            default_lifetime: Duration::from_secs(600),
+            max_lifetime: Duration::from_secs(3_600),
+            nonce_lifetime: Duration::from_secs(3_600),
+            bytes_per_second: 125_000_000,
+            bytes_per_second_per_allocation: 62_500_000,
+            bytes_per_second_per_introduction: 65_536,
+            answers_per_second: 5_000,
+            answers_per_second_per_network: 100,
+            networks: 4_096,
+            max_connections: 4_096,
+            max_connections_per_network: 512,
+            connection_timeout: Duration::from_secs(10),
+            write_queue: 16,
         }
     }
 }

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,10 @@ HANG = 60.0
 RENDEZVOUS, STUN = 4433, (3478, 3479)
 
 
+# what a rendezvous and the relays that it names share
+SECRET = "a secret of the laboratory"
+
+
 class Failed(Exception):
     """A program did not do what it was told; the text has its words."""
 
@@ -28,9 +33,10 @@ class Failed(Exception):
 class Program:
     """A child process that says JSON objects, a line each."""
 
-    def __init__(self, host: Host, *command: str) -> None:
+    def __init__(self, host: Host, *command: str, **environment: str) -> None:
         self.host = host
-        self.process = host.popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        env = {**os.environ, **environment}
+        self.process = host.popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env)
         self._rest = b""
 
     def read(self, timeout: float = HANG) -> dict[str, Any]:
@@ -85,6 +91,11 @@ class Node(Program):
         """Gives a command and waits."""
         return self.answer(self.begin(do, **fields))
 
+    def peer(self, node_id: str) -> dict[str, Any]:
+        """What it says of a peer in its status."""
+        peers = self.ask("status")["status"]["peers"]
+        return next((peer for peer in peers if peer["node_id"] == node_id), {"paths": []})
+
     def start(self, **options: Any) -> None:
         """Starts a node in the program."""
         answer = self.ask("start", **options)
@@ -95,7 +106,7 @@ class Node(Program):
 class Rendezvous:
     """`keynet rendezvous` on a server, with STUN on two ports of each of its addresses."""
 
-    def __init__(self, server: Host) -> None:
+    def __init__(self, server: Host, *, relays: Sequence[Sequence[str]] = ()) -> None:
         self.host = server
         self._directory = tempfile.TemporaryDirectory()
         command = ["rendezvous", "--json", "--max-nodes", "100", "--identity", f"{self._directory.name}/node.pem"]
@@ -103,12 +114,14 @@ class Rendezvous:
         for address in server.public:
             for port in STUN:
                 command += ["--stun", at(address, port)]
+        for uris in relays:
+            command += ["--turn", ",".join(uris)]
         self._command = [sys.executable, "-m", "keynet", *command]
         self.start()
 
     def start(self) -> None:
         """Runs it, with the same name and place as before."""
-        self._program = Program(self.host, *self._command)
+        self._program = Program(self.host, *self._command, KEYNET_TURN_SECRET=SECRET)
         ready = self._program.read()
         if ready.get("event") != "ready":
             raise Failed(f"the rendezvous: {ready}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from driver import Failed, Node, Rendezvous
@@ -11,8 +12,8 @@ from lab import Host
 class Meeting:
     """A rendezvous, and what its nodes have to do with it."""
 
-    def __init__(self, server: Host) -> None:
-        self.rendezvous = Rendezvous(server)
+    def __init__(self, server: Host, *, relays: Sequence[Sequence[str]] = ()) -> None:
+        self.rendezvous = Rendezvous(server, relays=relays)
 
     def start(self, node: Node, **options: Any) -> None:
         """Starts a node that registers."""

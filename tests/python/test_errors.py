@@ -68,7 +68,7 @@ def test_every_class_is_raised_for_some_reason_or_groups_others() -> None:
         ("rendezvous_busy", (keynet.RendezvousBusy, keynet.DialError)),
         ("relay_unreachable", (keynet.RelayUnreachable, keynet.DialError)),
         ("relay_refused", (keynet.RelayRefused, keynet.DialError)),
-        ("relay_lost", (keynet.RelayLost, keynet.DialError)),
+        ("relay_lost", (keynet.RelayGone, keynet.DialError)),
         ("invalid_argument", (ValueError,)),
         ("bind_failed", (OSError,)),
         ("forked", (RuntimeError,)),

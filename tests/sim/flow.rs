@@ -99,6 +99,36 @@ fn a_repeated_syn_makes_one_connection() {
     assert_eq!((it.read().as_slice(), it.endpoint.connections()), (&b"once and for all"[..], 1));
 }
 
+/// When a connection that dials into silence sends SYNs within `seconds`; somebody there answers a ping at `punched`.
+fn syns(patient: bool, punched: Option<u64>, seconds: u64) -> Vec<u64> {
+    let mut endpoint = Endpoint::new(EndpointConfig::default(), utp(), [7; 32]);
+    let (_, mut dial) = endpoint.connect(Time::ZERO, REMOTE, &utp(), u16::MAX, None).expect("room");
+    if patient {
+        dial.be_patient();
+    }
+    let mut sent = Vec::new();
+    for at in 0..seconds * 1_000 {
+        let now = Time::from_millis(at);
+        if punched == Some(at) {
+            dial.handle_punched(now);
+        }
+        dial.handle_timeout(now);
+        sent.extend(dial.poll_transmit(now, 1, &mut Vec::new()).map(|_| at));
+    }
+    sent
+}
+
+/// transmission makes a second connection of a copy, finds that it has one to that address already, and ends it. On a path of more
+/// than 33 ms every dial came to that.
+#[test]
+fn who_has_answered_no_ping_gets_no_quick_copies_of_a_syn() {
+    assert_eq!(syns(true, None, 4), [0, 1_000, 2_000, 3_000]);
+    // keynet nodes answer, and know copies
+    assert_eq!(syns(true, Some(50), 1), [0, 83, 133, 267, 533]);
+    assert_eq!(syns(true, Some(990), 2), [0, 1_000, 1_067], "its turn had come");
+    assert_eq!(syns(false, None, 1), [0, 33, 67, 133, 267, 533]);
+}
+
 /// libtorrent takes the number of DATA that comes before the SYN-ACK, and drops what is in it.
 #[test]
 fn data_before_the_syn_ack_is_not_lost() {

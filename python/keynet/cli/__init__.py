@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 from .. import errors
 from .._keynet import __version__
-from . import _demo, _doctor, _forward, _id, _ping, _rendezvous, _status, _up
+from . import _demo, _doctor, _forward, _id, _ping, _relay, _rendezvous, _status, _up
 from ._exit import ExitCode
 from ._output import Output
 
@@ -19,7 +19,7 @@ __all__ = ["ExitCode", "main"]
 
 _EPILOG = """\
 exit codes:
-  0    done; `up`, `forward` and `rendezvous`: ended by Ctrl-C or SIGTERM in good order
+  0    done; `up`, `forward`, `rendezvous` and `relay`: ended by Ctrl-C or SIGTERM in good order
   1    failed in another way than those below
   2    wrong usage, or a wrong value in a flag or the configuration file
   3    the identity file is missing, unreadable, wrong, or readable by others
@@ -89,6 +89,6 @@ def _parser() -> argparse.ArgumentParser:
     common.add_argument("--json", action="store_true", help="one JSON object a line, for programs")
     common.add_argument("-v", "--verbose", action="count", default=0, help="log more to standard error (-vv: debug)")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for module in (_id, _up, _status, _ping, _doctor, _forward, _rendezvous, _demo):
+    for module in (_id, _up, _status, _ping, _doctor, _forward, _rendezvous, _relay, _demo):
         module.add(commands, common)
     return parser

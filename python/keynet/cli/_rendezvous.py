@@ -54,6 +54,14 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
         "as KEYNET_NATS in the environment, which other users do not see",
     )
     parser.add_argument(
+        "--turn",
+        action="append",
+        default=[],
+        metavar="URI",
+        help="a relay to name to nodes, by all its URIs with commas between them: turn:HOST:3478,turns:HOST:443; "
+        "repeatable. The secret that it shares with this rendezvous is KEYNET_TURN_SECRET in the environment",
+    )
+    parser.add_argument(
         "--allow", action="append", default=[], metavar="NODE", help='who may register: node ids, or "anyone" (default)'
     )
     parser.add_argument("--max-nodes", type=int, metavar="N", help="nodes registered at once (default 100000)")
@@ -66,12 +74,16 @@ def run(options: argparse.Namespace, out: Output) -> int:
         import grpc  # noqa: F401
     except ImportError as missing:
         raise invalid(f"a rendezvous needs grpcio and protobuf ({missing}): pip install 'keynet[rendezvous]'") from None
-    from ..rendezvous import Server, Settings
+    from ..rendezvous import Relay, Server, Settings
 
     settings = Settings()
     if options.max_nodes is not None:
         settings = dataclasses.replace(settings, max_nodes=options.max_nodes)
     allow = _allow(options.allow)
+    secret = os.environ.get("KEYNET_TURN_SECRET", "")
+    if options.turn and not secret:
+        raise invalid("--turn needs the secret that the relay shares with this rendezvous: set KEYNET_TURN_SECRET")
+    relays = [Relay(uris.split(","), secret) for uris in options.turn]
     identity = load_identity(options.identity)
 
     async def work() -> None:
@@ -81,6 +93,7 @@ def run(options: argparse.Namespace, out: Output) -> int:
             allow=allow,
             stun=options.stun,
             public_stun=options.public_stun,
+            relays=relays,
             nats=options.nats or os.environ.get("KEYNET_NATS"),
             settings=settings,
         )

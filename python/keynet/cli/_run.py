@@ -70,8 +70,8 @@ def _line(event: _events.Event) -> str:
             return f"peer connected      {node.short} at {address}"
         case _events.PeerLost(node, address, reason):
             return f"peer lost           {node.short} at {address}: {reason}"
-        case _events.PathChanged(node, before, after):
-            return f"path changed        {node.short} from {before} to {after}"
+        case _events.PathChanged(node, before, after, relayed):
+            return f"path changed        {node.short} from {before} to {after}" + (", relayed" if relayed else "")
         case _events.ConnectionOpened(info):
             return f"connection opened   {_ends(info)}"
         case _events.ConnectionClosed(info):
@@ -87,6 +87,10 @@ def _line(event: _events.Event) -> str:
             return f"network changed     now {', '.join(addresses) or 'none'}"
         case _events.MeetingFailed(node, error):
             return f"meeting failed      {node.short}: {error}"
+        case _events.RelayConnected(relay, addresses):
+            return f"relay               {relay} keeps {', '.join(addresses)}"
+        case _events.RelayLost(relay, error):
+            return f"relay lost          {relay}: {error}"
         case _events.EventsDropped(count):
             return f"{count} events dropped"
         case _:

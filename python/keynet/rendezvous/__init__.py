@@ -8,6 +8,7 @@ when, and from which address.
 """
 
 from ._limits import Settings
+from ._relays import Relay
 from ._server import SERVICE_PORT, Server, serve
 
-__all__ = ["SERVICE_PORT", "Server", "Settings", "serve"]
+__all__ = ["SERVICE_PORT", "Relay", "Server", "Settings", "serve"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import collections
 import dataclasses
+import math
 from collections.abc import Callable, Iterator
 
 import grpc
@@ -31,12 +32,26 @@ class Parcel:
 class Registration:
     """A node for as long as its stream stands, with what is to be written to that stream."""
 
-    __slots__ = ("_bytes", "_parcels", "_replies", "_room", "_totals", "_wake", "ending", "heard", "in_flight", "names")
+    __slots__ = (
+        "_bytes",
+        "_parcels",
+        "_replies",
+        "_room",
+        "_totals",
+        "_wake",
+        "ending",
+        "heard",
+        "in_flight",
+        "names",
+        "relays_due",
+    )
 
     def __init__(self, names: tuple[NodeId, ...], now: float, totals: Totals) -> None:
         self.names = names
         self.heard = now
         self.in_flight = 0
+        # when the credentials for relays are half over
+        self.relays_due = math.inf
         self.ending: tuple[grpc.StatusCode, str] | None = None
         self._totals = totals
         self._parcels: collections.deque[Parcel] = collections.deque()

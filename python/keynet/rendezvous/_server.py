@@ -26,6 +26,7 @@ from .._proxy import Proxy
 from ._group import Group
 from ._limits import MAX_MESSAGE, Settings, invalid
 from ._registry import Registry
+from ._relays import Relay
 from ._router import Router
 from ._service import Service
 from ._stats import Stats
@@ -60,6 +61,7 @@ class Server:
     - `allow`: who may use it, as for `keynet.Proxy`; anyone unless given.
     - `stun`: UDP addresses "host:port" at which it answers STUN; two ports let nodes find out what their NAT does.
     - `public_stun`: "host:port" of other STUN servers that it recommends.
+    - `relays`: TURN servers that it names to nodes, with credentials for each.
     - `nats`: the NATS server that joins it with others to a group, "nats://host:4222".
     - `settings`: its bounds.
     """
@@ -72,6 +74,7 @@ class Server:
         allow: Allow = ANYONE,
         stun: Sequence[str] = (),
         public_stun: Sequence[str] = (),
+        relays: Sequence[Relay] = (),
         nats: str | None = None,
         settings: Settings | None = None,
     ) -> None:
@@ -94,7 +97,13 @@ class Server:
         self._registry = Registry(self._settings, appeared=self._appeared, gone=self._gone)
         self._router = Router(self._settings, self._registry, self._stats, time.monotonic, self._group)
         self._service = Service(
-            self._settings, self._registry, self._router, self._stats, stun=self._recommended, clock=time.monotonic
+            self._settings,
+            self._registry,
+            self._router,
+            self._stats,
+            stun=self._recommended,
+            relays=tuple(relays),
+            clock=time.monotonic,
         )
         self._grpc: grpc.aio.Server | None = None
         self._sweeping: asyncio.Task[None] | None = None
@@ -206,12 +215,20 @@ async def serve(
     allow: Allow = ANYONE,
     stun: Sequence[str] = (),
     public_stun: Sequence[str] = (),
+    relays: Sequence[Relay] = (),
     nats: str | None = None,
     settings: Settings | None = None,
 ) -> None:
     """Runs a `Server` until the task is cancelled."""
     server = Server(
-        identity, listen=listen, allow=allow, stun=stun, public_stun=public_stun, nats=nats, settings=settings
+        identity,
+        listen=listen,
+        allow=allow,
+        stun=stun,
+        public_stun=public_stun,
+        relays=relays,
+        nats=nats,
+        settings=settings,
     )
     async with server:
         await asyncio.Event().wait()

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import grpc
@@ -15,6 +16,7 @@ from .. import grpc as keynet_grpc
 from .._info import ConnectionInfo
 from ._limits import MAX_AGENT, Buckets, Settings
 from ._registry import GONE, Parcel, Registration, Registry
+from ._relays import Relay
 from ._router import Router
 from ._stats import Stats
 from .v1 import rendezvous_pb2 as pb
@@ -38,11 +40,14 @@ class Service(rpc.RendezvousServicer):
         stats: Stats,
         *,
         stun: list[str],
+        relays: Sequence[Relay] = (),
+        wall: Callable[[], float] = time.time,
         clock: Callable[[], float],
         peer: Callable[[Context], ConnectionInfo] = keynet_grpc.peer,
     ) -> None:
         self._settings, self._registry, self._router, self._stats = settings, registry, router, stats
         self._stun, self._clock, self._peer = stun, clock, peer
+        self._relays, self._wall = relays, wall
         self._arrivals = Buckets(settings.registrations, settings.max_buckets)
         self._closing = False
 
@@ -107,6 +112,7 @@ class Service(rpc.RendezvousServicer):
         # first in its queue: signals may wait already for the stream that this one replaces
         welcome = pb.Welcome(observed=observed, refresh_seconds=self._settings.refresh, stun=self._stun)
         registration.reply(pb.RendezvousMessage(welcome=welcome))
+        self._name_relays(registration)
         self._stats.add("registrations")
         for earlier in self._registry.add(registration):
             self._stats.add("replaced")
@@ -128,6 +134,8 @@ class Service(rpc.RendezvousServicer):
                         await registration.room()
                     case "refresh":
                         self._registry.reclaim(registration)
+                        if self._clock() >= registration.relays_due:
+                            self._name_relays(registration)
                     case _:
                         registration.end(grpc.StatusCode.INVALID_ARGUMENT, "neither a Signal nor a Refresh")
         except asyncio.CancelledError:
@@ -137,6 +145,15 @@ class Service(rpc.RendezvousServicer):
             level = logging.DEBUG if isinstance(error, grpc.RpcError | asyncio.InvalidStateError) else logging.WARNING
             _log.log(level, "reading from node %s failed: %s", registration.leaf, error)
             registration.end(grpc.StatusCode.INTERNAL, "reading failed")
+
+    def _name_relays(self, registration: Registration) -> None:
+        """With credentials that are good for twice as long as it takes until the next ones."""
+        if not self._relays:
+            return
+        now = self._wall()
+        relays = [relay.message(registration.leaf, now) for relay in self._relays]
+        registration.reply(pb.RendezvousMessage(relays=pb.Relays(relays=relays)))
+        registration.relays_due = self._clock() + min(relay.seconds for relay in self._relays) / 2
 
     async def _write(self, context: Context, registration: Registration) -> None:
         while (item := await registration.take()) is not None:

@@ -65,12 +65,15 @@ impl Core {
         };
         let proven = self.paths.rtt_of(remote).is_some();
         let key = self.paths.shared_keys(remote).own.filter(|_| proven);
-        let cap = Origin::of(address).max_datagram();
-        let (handle, utp) =
+        let cap = self.max_datagram(remote, route);
+        let (handle, mut utp) =
             self.endpoint.connect(now, remote, utp, cap, key.as_ref()).map_err(|error| match error {
                 ConnectError::Full => full("max_connections are open"),
                 ConnectError::NoId => full("every connection id towards this address is taken"),
             })?;
+        if !proven {
+            utp.be_patient();
+        }
         Ok((self.insert(now, handle, utp), proven))
     }
 
@@ -150,11 +153,12 @@ impl Core {
         self.paths.route_of(remote).unwrap_or_else(|| SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)).into())
     }
 
-    /// The largest datagram on a path of a remote. A node that has proven itself may have paths of both families: what is cut for
-    /// IPv4 must get through over IPv6 as well, for in uTP it cannot be made smaller.
+    /// The largest datagram on a path of a remote. A node that has proven itself may have paths of both families, and over relays:
+    /// what is cut for one must get through over the others as well, for in uTP it cannot be made smaller.
     pub fn max_datagram(&self, remote: RemoteId, route: Route) -> u16 {
         let cap = Origin::of(route.to).max_datagram();
         match self.paths.node_of(remote) {
+            None if route.via.is_relay() => cap.min(COMMON_DATAGRAM),
             Some(_) => cap.min(COMMON_DATAGRAM),
             None => cap,
         }
@@ -198,8 +202,9 @@ impl std::fmt::Debug for Core {
     }
 }
 
-/// What Ethernet carries in either family: 1500 - 48 of IPv6 and UDP headers.
-const COMMON_DATAGRAM: u16 = 1_452;
+/// What Ethernet carries in either family, also by way of a relay: 1500 - 48 of IPv6 and UDP headers - 4 of ChannelData (RFC 8656
+/// section 12.4).
+const COMMON_DATAGRAM: u16 = 1_448;
 
 /// Names a route for uTP, which knows no addresses: FNV-1a, for two of a handful must only not be the same by chance.
 pub fn path_key(route: Route) -> PathKey {

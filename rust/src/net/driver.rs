@@ -15,6 +15,7 @@ use tokio::sync::mpsc;
 use super::conn::{Conn, ConnState};
 use super::core::Core;
 use super::sockets::Sockets;
+use super::wire::{Datagrams, WIRE_SEGMENTS};
 use super::{Inner, UtpStream};
 use crate::addr::{unmapped, Origin, RemoteId, Route, Via};
 use crate::classify::{classify, Kind};
@@ -26,7 +27,12 @@ use crate::utp::packet::Packet;
 use crate::utp::{Endpoint, Routed};
 
 /// Runs until [`super::Net::close`]. The socket is its own, so that it closes then, whoever still holds a handle.
-pub async fn run(inner: Arc<Inner>, sockets: Sockets, accepted: mpsc::Sender<UtpStream>) {
+pub async fn run(
+    inner: Arc<Inner>,
+    sockets: Sockets,
+    mut carried: mpsc::Receiver<(Via, Datagrams)>,
+    accepted: mpsc::Sender<UtpStream>,
+) {
     let _end = LastWord(inner.clone());
     let mut driver = Driver {
         inner: &inner,
@@ -58,6 +64,7 @@ pub async fn run(inner: Arc<Inner>, sockets: Sockets, accepted: mpsc::Sender<Utp
             () = inner.doorbell.rung() => driver.receive(Via::MAIN),
             () = main.readable() => driver.receive(Via::MAIN),
             via = others.readable(), if !others.is_empty() => driver.receive(via),
+            Some((via, datagrams)) = carried.recv() => driver.receive_carried(via, datagrams, &mut carried),
             () = &mut sleep, if deadline.is_some() => deadline = None,
         }
         driver.work();
@@ -164,6 +171,21 @@ impl Driver<'_> {
             }
         }
         self.receive_buffer = buffer;
+    }
+
+    /// Takes what relays have brought, up to a budget.
+    fn receive_carried(&mut self, via: Via, first: Datagrams, queue: &mut mpsc::Receiver<(Via, Datagrams)>) {
+        let now = self.inner.clock.now();
+        let inner = self.inner;
+        let mut core = inner.core();
+        let mut next = Some((via, first));
+        for _ in 0..RECEIVE_BUFFERS * RECEIVE_ROUNDS {
+            let Some((via, Datagrams { peer, contents, stride })) = next else { break };
+            core.stats.bytes_in += contents.len() as u64;
+            let from = Route { via, to: unmapped(peer) };
+            self.handle_batch(now, &mut core, from, &contents, stride.max(1));
+            next = queue.try_recv().ok();
+        }
     }
 
     /// Datagrams of `stride` bytes from one address. They mostly belong to one connection: what the tables say of its
@@ -301,6 +323,9 @@ impl Driver<'_> {
         let now = inner.clock.now();
         self.sockets.take_new(inner);
         let mut core = inner.core();
+        for via in inner.wires.take_closed() {
+            core.paths.handle_closed(now, via);
+        }
         core.sweep_timers();
         self.fire_timers(now, &mut core);
         inner.doorbell.take(&mut self.touched);
@@ -349,7 +374,10 @@ impl Driver<'_> {
             }
         }
         let to = core.route_of(conn.remote);
-        let max_segments = self.sockets.find(to.via).map_or(1, |socket| socket.max_segments());
+        let max_segments = match to.via.is_relay() {
+            true => WIRE_SEGMENTS,
+            false => self.sockets.find(to.via).map_or(1, |socket| socket.max_segments()),
+        };
         let mut sent = false;
         for round in 0.. {
             self.out.clear();
@@ -359,7 +387,7 @@ impl Driver<'_> {
             let spent = allowed - state.utp.allowance();
             state.turn.spend(spent);
             sent = true;
-            if transmit.may_fragment {
+            if transmit.may_fragment && !to.via.is_relay() {
                 self.send_in_pieces(core, to, transmit.segment_size);
             } else {
                 // a probe may be too large: its loss tells enough
@@ -409,6 +437,8 @@ impl Driver<'_> {
             stun::encode_ping(&mut self.out, ping.transaction, keys);
             let route = Route { via: ping.via, to: ping.to };
             match ping.ttl {
+                // a relay's hops are not ours
+                _ if route.via.is_relay() => drop(self.send(core, route, None)),
                 None => drop(self.send(core, route, None)),
                 // what does not leave now has missed its moment
                 Some(hops) => {
@@ -424,6 +454,9 @@ impl Driver<'_> {
     /// Sends what is in `self.out`. A full socket keeps it for later; what the network refuses is lost, as datagrams are.
     fn send(&mut self, core: &mut Core, route: impl Into<Route>, segment_size: Option<usize>) -> Sent {
         let route = route.into();
+        if route.via.is_relay() {
+            return self.carry(core, route, segment_size);
+        }
         if self.blocked.is_some() {
             core.stats.send_errors += 1;
             return Sent::Other;
@@ -445,6 +478,19 @@ impl Driver<'_> {
                     return Sent::TooLarge;
                 }
             }
+        }
+        Sent::Other
+    }
+
+    /// The same through a relay.
+    fn carry(&self, core: &mut Core, route: Route, segment_size: Option<usize>) -> Sent {
+        let stride = segment_size.unwrap_or(self.out.len()).max(1);
+        let datagrams = Datagrams { peer: route.to, contents: self.out.clone(), stride };
+        if self.inner.wires.send(route.via, datagrams) {
+            core.stats.datagrams_out += self.out.len().div_ceil(stride) as u64;
+            core.stats.bytes_out += self.out.len() as u64;
+        } else {
+            core.stats.send_errors += 1;
         }
         Sent::Other
     }

@@ -14,7 +14,8 @@ impl Driver<'_> {
     pub(super) fn handle_path_event(&mut self, now: Time, core: &mut Core, event: PathEvent) {
         let inner = self.inner;
         match event {
-            PathEvent::Punched { id, address, rtt, observed, .. } => {
+            PathEvent::Punched { id, remote, address, rtt, observed } => {
+                self.each(core.of_remote(remote), |conn| conn.lock().utp.handle_punched(now));
                 if let Some(done) = inner.punches().remove(&id) {
                     let _ = done.send(Ok(PathInfo { address, rtt, observed: Some(observed) }));
                 }
@@ -26,10 +27,10 @@ impl Driver<'_> {
                     let _ = done.send(Err(Error::new(Reason::PunchTimeout, Stage::Punch, text)));
                 }
             }
-            PathEvent::Met { id, address, via, rtt, observed, pings, .. } => {
+            PathEvent::Met { id, address, via, relayed, rtt, observed, pings, .. } => {
                 tracing::debug!(%address, ?rtt, socket = via.0, "met");
                 if let Some(state) = inner.meetings().get(&id) {
-                    state.send_modify(|state| state.met = Some(Met { address, via, rtt, observed, pings }));
+                    state.send_modify(|state| state.met = Some(Met { address, via, relayed, rtt, observed, pings }));
                 }
             }
             PathEvent::MeetingEnded { id, report, .. } => {
@@ -65,14 +66,13 @@ impl Driver<'_> {
                 }
                 let _ = inner.events.send(NetEvent::PathLost { remote, node, address, reason: Reason::PeerLost });
             }
-            PathEvent::Moved { remote, node, from, to, alive } => {
-                tracing::info!(%from, %to, alive, "path moved");
-                let route = core.route_of(remote);
-                let cap = core.max_datagram(remote, route);
+            PathEvent::Moved { remote, node, from, to, relayed, alive } => {
+                tracing::info!(?from, ?to, relayed, alive, "path moved");
+                let cap = core.max_datagram(remote, to);
                 self.each(core.of_remote(remote), |conn| {
-                    conn.lock().utp.handle_path(now, path_key(route), cap, alive);
+                    conn.lock().utp.handle_path(now, path_key(to), cap, alive);
                 });
-                let _ = inner.events.send(NetEvent::PathMoved { remote, node, from, to });
+                let _ = inner.events.send(NetEvent::PathMoved { remote, node, from, to, relayed });
             }
             PathEvent::Silent { remote, node } => {
                 tracing::debug!(%node, "path silent");

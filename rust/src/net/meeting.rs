@@ -16,6 +16,8 @@ use crate::path::{Draft, MeetingId, MeetingReport};
 pub struct Met {
     pub address: SocketAddr,
     pub via: Via,
+    /// A relay carries it.
+    pub relayed: bool,
     pub rtt: Duration,
     /// Our own address as the peer saw it.
     pub observed: SocketAddr,

@@ -30,6 +30,7 @@ use conn::Doorbell;
 use core::Core;
 use socket::Socket;
 use sockets::{NewSockets, Sockets};
+use wire::Wires;
 
 pub use meeting::{Meeting, MeetingState, Met};
 pub use stream::{Helm, UtpStream};
@@ -57,34 +58,21 @@ pub struct PathInfo {
 #[derive(Clone, Debug)]
 pub enum NetEvent {
     /// A remote has proven that it receives what is sent to it.
-    PathUp {
-        remote: RemoteId,
-        node: Option<NodeId>,
-        address: SocketAddr,
-    },
+    PathUp { remote: RemoteId, node: Option<NodeId>, address: SocketAddr },
     /// Nothing was heard from it for too long; its connections are broken.
-    PathLost {
-        remote: RemoteId,
-        node: Option<NodeId>,
-        address: SocketAddr,
-        reason: Reason,
-    },
+    PathLost { remote: RemoteId, node: Option<NodeId>, address: SocketAddr, reason: Reason },
     PathMoved {
         remote: RemoteId,
         node: Option<NodeId>,
-        from: SocketAddr,
-        to: SocketAddr,
+        from: Route,
+        to: Route,
+        /// By way of a relay, from now on.
+        relayed: bool,
     },
     /// The only path to a node that is in use does not answer.
-    PathSilent {
-        remote: RemoteId,
-        node: NodeId,
-    },
+    PathSilent { remote: RemoteId, node: NodeId },
     /// A peer or a server saw our datagrams come from an address that is news.
-    Observed {
-        address: SocketAddr,
-        by: SocketAddr,
-    },
+    Observed { address: SocketAddr, by: SocketAddr },
 }
 
 /// Counters since the start, and how full the tables are.
@@ -147,6 +135,7 @@ struct Inner {
     /// Who watches which meeting; one that ends is taken out.
     meetings: Mutex<HashMap<MeetingId, watch::Sender<MeetingState>>>,
     new_sockets: Mutex<NewSockets>,
+    wires: Wires,
     socket_config: SocketConfig,
     events: broadcast::Sender<NetEvent>,
     closing: AtomicBool,
@@ -160,6 +149,7 @@ impl Net {
         let socket_config = config.socket.clone();
         config.endpoint.receive_burst = socket.receive_burst();
         let (accepted, queue) = mpsc::channel(ACCEPT_QUEUE);
+        let (wires, carried) = Wires::new();
         let inner = Arc::new(Inner {
             clock: Clock::start(),
             local_address: socket.local_address(),
@@ -168,12 +158,13 @@ impl Net {
             punches: Mutex::default(),
             meetings: Mutex::default(),
             new_sockets: Mutex::default(),
+            wires,
             socket_config,
             events: broadcast::Sender::new(EVENT_QUEUE),
             closing: AtomicBool::new(false),
             closed: watch::Sender::new(false),
         });
-        tokio::spawn(driver::run(inner.clone(), Sockets::new(socket), accepted));
+        tokio::spawn(driver::run(inner.clone(), Sockets::new(socket), carried, accepted));
         Ok((Self { inner }, Incoming { queue }))
     }
 
@@ -212,7 +203,8 @@ impl Net {
     pub async fn punch(&self, addresses: Vec<SocketAddr>, timeout: Duration) -> Result<PathInfo> {
         self.inner.check_open()?;
         let (done, answer) = oneshot::channel();
-        let id = self.inner.start_punch(&addresses, timeout, Some(done));
+        let routes: Vec<_> = addresses.into_iter().map(Route::from).collect();
+        let id = self.inner.start_punch(&routes, timeout, Some(done));
         let _punch = PunchGuard { inner: &self.inner, id: Some(id) };
         answer.await.unwrap_or_else(|_| Err(self.inner.closed_error()))
     }
@@ -250,6 +242,11 @@ impl Net {
     /// Every path to a node.
     pub fn paths(&self, node: &NodeId) -> Vec<PathView> {
         self.inner.core().paths.paths_of_node(self.inner.clock.now(), node)
+    }
+
+    /// Nodes with connections that a relay carries.
+    pub fn relayed_nodes(&self) -> Vec<NodeId> {
+        self.inner.core().paths.relayed_nodes()
     }
 
     /// Every node to which there is a path.
@@ -319,19 +316,19 @@ impl Inner {
         };
         let stream = UtpStream::new(conn.clone(), self.clone());
         self.doorbell.ring(&conn, &mut conn.lock());
-        let punch = (!proven).then(|| self.start_punch(&[route.to], utp.connect_timeout, None));
+        let punch = (!proven).then(|| self.start_punch(&[route], utp.connect_timeout, None));
         Ok((stream, punch))
     }
 
     fn start_punch(
         &self,
-        addresses: &[SocketAddr],
+        routes: &[Route],
         timeout: Duration,
         done: Option<oneshot::Sender<Result<PathInfo>>>,
     ) -> PunchId {
         // taken in this order everywhere: core, then punches
         let mut core = self.core();
-        let id = core.paths.start_punch(self.clock.now(), addresses, timeout);
+        let id = core.paths.start_punch(self.clock.now(), routes, timeout);
         // under the lock, as above; without a sender the attempt has ended
         if let Some(done) = done.filter(|_| self.check_open().is_ok()) {
             self.punches().insert(id, done);

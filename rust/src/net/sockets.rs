@@ -94,8 +94,8 @@ impl NewSockets {
         for _ in 0..count {
             let address = SocketAddr::new(beside.ip(), 0);
             let Ok(socket) = Socket::bind(address, config) else { break };
-            // numbers are used again after 65,535 sockets: those of searches are closed by then
-            self.last = self.last.checked_add(1).unwrap_or(1);
+            // numbers are used again after 32,767 sockets: those of searches are closed by then
+            self.last = if self.last + 1 < Via::FIRST_RELAY { self.last + 1 } else { 1 };
             opened.push(Via(self.last));
             self.waiting.push((Via(self.last), socket));
         }

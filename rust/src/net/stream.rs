@@ -10,7 +10,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::conn::{Conn, ConnState};
 use super::Inner;
-use crate::addr::RemoteId;
+use crate::addr::{RemoteId, Route};
 use crate::config::ControllerKind;
 use crate::error::{Error, Reason, Stage};
 use crate::utp::{ReadOutcome, UtpStats};
@@ -34,6 +34,11 @@ impl UtpStream {
     }
 
     /// Where packets go now; it can change while the stream lives.
+    /// The way to the peer now.
+    pub fn route(&self) -> Route {
+        self.inner.core().route_of(self.conn.remote)
+    }
+
     pub fn remote_address(&self) -> SocketAddr {
         self.inner.address_of(self.conn.remote)
     }

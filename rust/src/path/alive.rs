@@ -8,7 +8,7 @@ use super::remote::Remote;
 use super::table::PathTable;
 use super::timers::Owner;
 use super::PathEvent;
-use crate::addr::{NodeId, RemoteId, Route};
+use crate::addr::{NodeId, RemoteId, Route, Via};
 use crate::time::Time;
 
 impl PathTable {
@@ -75,7 +75,8 @@ impl PathTable {
         remote.silent = false;
         remote.suitor = None;
         self.counters.moved += 1;
-        self.events.push_back(PathEvent::Moved { remote: id, node: remote.node(), from: from.to, to: to.to, alive });
+        let relayed = remote.path().is_some_and(|path| path.relayed);
+        self.events.push_back(PathEvent::Moved { remote: id, node: remote.node(), from, to, relayed, alive });
     }
 
     /// Pings the path in use of every remote of a node, when nothing was heard there lately.
@@ -87,6 +88,33 @@ impl PathTable {
                 self.keep_alive(now, id);
                 self.look_again(id);
             }
+        }
+    }
+
+    /// A relay of ours is gone, and with it the paths through it. What used one takes another path, or counts as silent until a
+    /// new one is found.
+    pub fn handle_closed(&mut self, now: Time, via: Via) {
+        let through = |remote: &&Remote| remote.paths.iter().any(|path| path.route.via == via);
+        let ids: Vec<_> = self.remotes.values().filter(through).map(|remote| remote.id).collect();
+        for id in ids {
+            let Some(remote) = self.remotes.get_mut(&id).filter(|remote| !remote.lost) else { continue };
+            if remote.route().is_some_and(|route| route.via == via) {
+                let others = remote.paths.iter().enumerate().filter(|(_, path)| path.route.via != via && path.proven);
+                let best = others.min_by_key(|(_, path)| (path.relayed, now.since(path.heard))).map(|(index, _)| index);
+                if let Some(index) = best {
+                    self.move_to(now, id, index);
+                } else if let Some(node) = remote.node().filter(|_| remote.holds > 0 && !remote.silent) {
+                    remote.silent = true;
+                    self.events.push_back(PathEvent::Silent { remote: id, node });
+                }
+            }
+            let Some(remote) = self.remotes.get(&id) else { continue };
+            let gone: Vec<_> =
+                (0..remote.paths.len()).rev().filter(|index| remote.paths[*index].route.via == via).collect();
+            for index in gone {
+                self.drop_path(id, index);
+            }
+            self.look_again(id);
         }
     }
 

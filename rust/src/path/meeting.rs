@@ -3,7 +3,8 @@
 //! (a peer-reflexive candidate, RFC 8445 section 5.1.1.2): it is the peer, or the key is known to somebody else.
 //!
 //! What is tried when is the [`Plan`]; the first address that answers makes the path, and the listed ones go on being tried for
-//! a moment, because a better one may answer later.
+//! a moment, because a better one may answer later. An answer over a relay waits for a direct one until `head_start` is over; when
+//! it makes the path, everything else goes on behind it, until a direct one is there or the meeting's time is up.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
@@ -33,6 +34,12 @@ pub struct Plan {
     pub search: Option<Search>,
     /// The first ping to each candidate dies after so many hops: it opens our NAT and leaves no trace in the peer's.
     pub opening_ttl: Option<u8>,
+    /// Ways over relays: from relays of ours to addresses of the peer, and from our own socket to relays of the peer's.
+    pub relayed: Vec<Route>,
+    /// Addresses that relays keep for the peer.
+    pub peer_relays: Vec<SocketAddr>,
+    /// How long direct ways come first.
+    pub head_start: Duration,
 }
 
 /// Finding one of many ports (the birthday search of PUNCH.md 3.1).
@@ -78,11 +85,28 @@ struct Meeting {
     /// How far the search is behind, because nobody woke it in time.
     search_late: Duration,
     opening_ttl: Option<u8>,
+    relayed: Vec<Route>,
+    relayed_rounds: usize,
+    peer_relays: Vec<SocketAddr>,
+    head_start: Duration,
+    /// The quickest answer over a relay, while direct ways have their head start.
+    held: Option<Answer>,
     met: Option<RemoteId>,
+    /// A direct way was found.
+    settled: bool,
     /// When each address was last pinged because a ping came from there.
     asked_back: HashMap<Route, Time>,
     report: MeetingReport,
     timer: Option<Time>,
+}
+
+/// A genuine pong to a ping of a meeting.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Answer {
+    pub(super) from: Route,
+    pub(super) rtt: Duration,
+    /// Where our ping was seen to come from.
+    pub(super) observed: SocketAddr,
 }
 
 impl Meetings {
@@ -125,13 +149,13 @@ impl Meeting {
     }
 
     fn next_guess(&self) -> Option<Time> {
-        let waiting = self.met.is_none() && !self.guesses.is_empty();
+        let waiting = !self.settled && !self.guesses.is_empty();
         waiting.then(|| GUESS_MOMENTS.get(self.guess_rounds).map(|moment| self.started + *moment)).flatten()
     }
 
     /// When the next packets of the search are due.
     fn next_search(&self) -> Option<Time> {
-        let search = self.search.as_ref().filter(|_| self.met.is_none())?;
+        let search = self.search.as_ref().filter(|_| !self.settled)?;
         let (begin, moment) = match search {
             Search::Ports { begin, .. } => (*begin, SEARCH_TICK.saturating_mul(self.searched)),
             Search::Sockets { begin, vias, .. } => {
@@ -143,8 +167,24 @@ impl Meeting {
         (self.searched < search.most()).then(|| self.started + begin + moment + self.search_late)
     }
 
+    /// When the next pings over relays are due: until one of them, or a direct one, has made the path.
+    fn next_relayed(&self) -> Option<Time> {
+        let waiting = self.met.is_none() && !self.relayed.is_empty();
+        waiting.then(|| self.started + punch_moment(self.relayed_rounds))
+    }
+
+    /// When the answer over a relay is taken.
+    fn held_until(&self) -> Option<Time> {
+        self.held.map(|_| self.started + self.head_start)
+    }
+
+    fn is_relayed(&self, route: Route) -> bool {
+        route.via.is_relay() || self.peer_relays.contains(&route.to)
+    }
+
     fn deadline(&self) -> Time {
-        let moments = [Some(self.next_round()), self.next_guess(), self.next_search()];
+        let rounds = Some(self.next_round());
+        let moments = [rounds, self.next_guess(), self.next_search(), self.next_relayed(), self.held_until()];
         moments.into_iter().flatten().fold(self.ends, Time::min)
     }
 }
@@ -215,7 +255,13 @@ impl PathTable {
             searched: 0,
             search_late: Duration::ZERO,
             opening_ttl: plan.opening_ttl,
+            relayed: plan.relayed.iter().map(|route| canonical_route(*route)).take(MAX_RELAYED).collect(),
+            relayed_rounds: 0,
+            peer_relays: plan.peer_relays.iter().map(|address| canonical(*address)).take(MAX_PEER_RELAYS).collect(),
+            head_start: plan.head_start,
+            held: None,
             met: None,
+            settled: false,
             asked_back: HashMap::new(),
             report: MeetingReport::default(),
             timer: None,
@@ -245,7 +291,11 @@ impl PathTable {
 
     /// Tells when a socket that was opened for a search is of no use any more.
     pub(super) fn release_via(&mut self, via: Via) {
-        if via != Via::MAIN && !self.slots.keys().any(|route| route.via == via) && !self.meetings.uses(via) {
+        if via != Via::MAIN
+            && !via.is_relay()
+            && !self.slots.keys().any(|route| route.via == via)
+            && !self.meetings.uses(via)
+        {
             self.events.push_back(PathEvent::Unused { via });
         }
     }
@@ -256,6 +306,12 @@ impl PathTable {
             self.stop_meeting(id);
             return;
         }
+        if meeting.held_until().is_some_and(|at| at <= now) {
+            if let Some(answer) = meeting.held.take() {
+                self.meet(now, id, answer);
+            }
+        }
+        let Some(meeting) = self.meetings.all.get_mut(&id) else { return };
         let mut out: Vec<(Route, Option<u8>)> = Vec::new();
         if meeting.next_guess().is_some_and(|at| at <= now) {
             while meeting.next_guess().is_some_and(|at| at <= now) {
@@ -270,6 +326,12 @@ impl PathTable {
                 meeting.rounds += 1;
             }
             out.extend(meeting.candidates.iter().map(|route| (*route, ttl)));
+        }
+        if meeting.next_relayed().is_some_and(|at| at <= now) {
+            while meeting.next_relayed().is_some_and(|at| at <= now) {
+                meeting.relayed_rounds += 1;
+            }
+            out.extend(meeting.relayed.iter().filter(|route| sendable(route.to)).map(|route| (*route, None)));
         }
         for _ in 0..MAX_TICKS_AT_ONCE {
             if meeting.next_search().is_none_or(|at| at > now) {
@@ -286,7 +348,7 @@ impl PathTable {
         }
         let sent = u32::try_from(out.len()).unwrap_or(u32::MAX);
         meeting.report.pings = meeting.report.pings.saturating_add(sent);
-        let (keys, met) = (meeting.keys(), meeting.met);
+        let (keys, met) = (meeting.keys(), meeting.met.filter(|_| meeting.settled));
         for (route, ttl) in out {
             let keys = keys.clone();
             let purpose = match met {
@@ -313,9 +375,15 @@ impl PathTable {
         if !meeting.report.heard.contains(&from.to) {
             meeting.report.heard.push(from.to);
         }
-        if from.via == Via::MAIN && !meeting.candidates.contains(&from) && meeting.candidates.len() < 2 * MAX_CANDIDATES
+        // a ping back that is lost must not be the last
+        if meeting.is_relayed(from) {
+            if !meeting.relayed.contains(&from) && meeting.relayed.len() < 2 * MAX_RELAYED {
+                meeting.relayed.push(from);
+            }
+        } else if from.via == Via::MAIN
+            && !meeting.candidates.contains(&from)
+            && meeting.candidates.len() < 2 * MAX_CANDIDATES
         {
-            // a ping back that is lost must not be the last
             meeting.candidates.push(from);
         }
         let purpose = Purpose::Meeting { id, keys: meeting.keys() };
@@ -323,35 +391,55 @@ impl PathTable {
     }
 
     /// A genuine pong came to a ping of the meeting.
-    pub(super) fn meeting_answered(
-        &mut self,
-        now: Time,
-        id: MeetingId,
-        from: Route,
-        rtt: Duration,
-        observed: SocketAddr,
-    ) {
+    pub(super) fn meeting_answered(&mut self, now: Time, id: MeetingId, answer: Answer) {
         let Some(meeting) = self.meetings.all.get_mut(&id) else { return };
+        let Answer { from, rtt, .. } = answer;
         if meeting.report.answered.len() < 2 * MAX_CANDIDATES {
             meeting.report.answered.push((from.to, rtt));
         }
-        let (node, keys) = (meeting.node, meeting.keys.clone());
-        let session = meeting.keys();
+        let relayed = meeting.is_relayed(from);
         if let Some(remote) = meeting.met {
+            let session = meeting.keys();
+            if !relayed && !meeting.settled {
+                meeting.settled = true;
+                meeting.ends = meeting.ends.min(now + SETTLE);
+            }
             self.path_answered(now, remote, from, Some(session), rtt);
-            return;
+            self.rearm_meeting(id);
+        } else if relayed && now < meeting.started + meeting.head_start {
+            if meeting.held.is_none_or(|held| rtt < held.rtt) {
+                meeting.held = Some(answer);
+            }
+            self.rearm_meeting(id);
+        } else {
+            self.meet(now, id, answer);
         }
+    }
+
+    /// Makes the path.
+    fn meet(&mut self, now: Time, id: MeetingId, answer: Answer) {
+        let Some(meeting) = self.meetings.all.get(&id) else { return };
+        let Answer { from, rtt, observed } = answer;
+        let (node, keys, peer_relays) = (meeting.node, meeting.keys.clone(), meeting.peer_relays.clone());
+        let (session, relayed) = (meeting.keys(), meeting.is_relayed(from));
         let Some(remote) = self.remote_to_meet(now, &node, from) else { return };
         self.meetings.names.remove(&keys.local_name);
+        if let Some(remote) = self.remotes.get_mut(&remote) {
+            remote.set_relays(&peer_relays);
+        }
         self.bind_node(now, remote, node, keys);
         self.path_answered(now, remote, from, Some(session), rtt);
         let Some(meeting) = self.meetings.all.get_mut(&id) else { return };
         meeting.met = Some(remote);
-        meeting.ends = meeting.ends.min(now + SETTLE);
+        meeting.held = None;
+        if !relayed {
+            meeting.settled = true;
+            meeting.ends = meeting.ends.min(now + SETTLE);
+        }
         let pings = meeting.report.pings;
         self.rearm_meeting(id);
         let (via, address) = (from.via, from.to);
-        self.events.push_back(PathEvent::Met { id, remote, via, address, rtt, observed, pings });
+        self.events.push_back(PathEvent::Met { id, remote, via, address, relayed, rtt, observed, pings });
     }
 
     /// The remote that the path is for: the node's own if it has one, else the one at the address, else a new one.
@@ -406,6 +494,10 @@ fn gcd(a: u32, b: u32) -> u32 {
 
 /// PUNCH.md: at most so many ranked candidates a peer.
 const MAX_CANDIDATES: usize = 16;
+/// Two relays of ours to some addresses of the peer each, and the peer's two.
+const MAX_RELAYED: usize = 16;
+/// Two relays, each with an address of either family.
+const MAX_PEER_RELAYS: usize = 4;
 /// PUNCH.md: about 20 ports are predicted; both NATs counting, more only use ports up.
 const MAX_GUESSES: usize = 24;
 /// The pings with few hops need no more than to pass our own NAT.

@@ -24,6 +24,7 @@ mod outstanding;
 mod ping;
 mod profile;
 mod punch;
+mod relayed;
 mod remote;
 mod session;
 mod spare;
@@ -37,7 +38,7 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use crate::addr::{NodeId, RemoteId, Via};
+use crate::addr::{NodeId, RemoteId, Route, Via};
 
 pub use address::{is_local, sendable};
 pub use candidate::{
@@ -47,6 +48,7 @@ pub use candidate::{
 pub use meeting::{MeetingId, MeetingReport, Plan, Search};
 pub use outlook::{draft, Draft, Outlook, Whereabouts};
 pub use profile::{judge_ports, BadProfile, Filtering, Mapping, NatProfile, Ports};
+pub use relayed::OwnRelay;
 pub use table::PathTable;
 
 /// Keys that both ends of a path know by now, whose pings have shown it.
@@ -108,6 +110,8 @@ pub struct PongOut {
 pub struct PathView {
     pub via: Via,
     pub address: SocketAddr,
+    /// A relay carries what goes there, ours (then `via` is one) or the peer's.
+    pub relayed: bool,
     pub in_use: bool,
     pub proven: bool,
     pub rtt: Option<Duration>,
@@ -140,8 +144,8 @@ pub enum PathEvent {
     /// are strangers from now on, and it is forgotten as soon as nobody holds it.
     Lost { remote: RemoteId, node: Option<NodeId>, address: SocketAddr, silent_for: Duration },
     /// What is sent to the remote goes to another address from now on.
-    /// `alive`: the path that is left still works, as far as is known.
-    Moved { remote: RemoteId, node: Option<NodeId>, from: SocketAddr, to: SocketAddr, alive: bool },
+    /// `relayed`: by way of a relay; `alive`: the path that is left still works, as far as is known.
+    Moved { remote: RemoteId, node: Option<NodeId>, from: Route, to: Route, relayed: bool, alive: bool },
     /// The path in use fell silent: pings go unanswered, and no other path is known. Once a silence, of nodes only.
     Silent { remote: RemoteId, node: NodeId },
     /// The path in use answers again after a silence.
@@ -152,6 +156,7 @@ pub enum PathEvent {
         remote: RemoteId,
         via: Via,
         address: SocketAddr,
+        relayed: bool,
         rtt: Duration,
         observed: SocketAddr,
         pings: u32,

@@ -18,6 +18,8 @@ pub struct Whereabouts {
     pub profile: NatProfile,
     /// It takes part in a search of ports.
     pub searches: bool,
+    /// It wants no relay in between, of either side.
+    pub direct_only: bool,
     /// How long the node took to find out, before it answered: the peer counts round trips by its answer.
     pub took: Duration,
 }
@@ -50,7 +52,8 @@ impl Whereabouts {
         self.profile.encode(&mut profile);
         // a profile has 26 bytes at most
         let [high, low] = u16::try_from(self.took.as_millis()).unwrap_or(u16::MAX).to_be_bytes();
-        let mut out = vec![VERSION, u8::from(self.searches), high, low, profile.len() as u8];
+        let mut out =
+            vec![VERSION, u8::from(self.searches) | u8::from(self.direct_only) << 1, high, low, profile.len() as u8];
         out.extend_from_slice(&profile);
         encode_candidates(&mut out, &self.candidates);
         out
@@ -65,6 +68,7 @@ impl Whereabouts {
             candidates: decode_candidates(candidates).ok()?,
             profile: NatProfile::decode(profile).ok()?,
             searches: flags & 1 == 1,
+            direct_only: flags & 2 == 2,
             took: Duration::from_millis(u16::from_be_bytes([*high, *low]).into()),
         })
     }
@@ -105,6 +109,7 @@ pub fn draft(own: &Whereabouts, peer: &Whereabouts, near: impl Fn(IpAddr) -> boo
     candidates.retain(|one| may_try(one.address.ip(), &near));
     let peer = &Whereabouts { candidates, ..peer.clone() };
     let mut candidates = peer.candidates.clone();
+    candidates.retain(|one| one.kind != CandidateKind::Relayed);
     rank_candidates(&mut candidates, &near);
     let translated = own.profile.translated == Some(true) && peer.profile.translated == Some(true);
     let mut draft = Draft {
@@ -205,7 +210,7 @@ impl Draft {
 }
 
 /// Addresses of networks that are not for everybody are tried only from inside of them: elsewhere they are somebody else's.
-fn may_try(ip: IpAddr, near: impl Fn(IpAddr) -> bool) -> bool {
+pub(super) fn may_try(ip: IpAddr, near: impl Fn(IpAddr) -> bool) -> bool {
     let shared = matches!(ip, IpAddr::V4(v4) if v4.octets()[0] == 100 && v4.octets()[1] & 0xc0 == 64);
     near(ip) || !(is_local(ip) || shared)
 }
@@ -241,6 +246,7 @@ mod tests {
             ],
             profile: NatProfile { mapping, filtering, ports, translated: Some(true), ..NatProfile::default() },
             searches: true,
+            direct_only: false,
             took: Duration::from_millis(7),
         }
     }

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::address::{canonical, canonical_route, sendable};
+use super::meeting::Answer;
 use super::outstanding::{Asked, Keys, Purpose};
 use super::table::PathTable;
 use super::{PathEvent, PingIn, PongIn, PongOut};
@@ -68,11 +69,15 @@ impl PathTable {
             return;
         };
         self.counters.pongs_in += 1;
-        self.observe(pong.observed, from.to);
+        if !from.via.is_relay() {
+            self.observe(pong.observed, from.to);
+        }
         let rtt = now.since(sent);
         match purpose {
             Purpose::Path { remote, keys } => self.path_answered(now, remote, from, keys, rtt),
-            Purpose::Meeting { id, .. } => self.meeting_answered(now, id, from, rtt, canonical(pong.observed)),
+            Purpose::Meeting { id, .. } => {
+                self.meeting_answered(now, id, Answer { from, rtt, observed: canonical(pong.observed) });
+            }
             Purpose::Probe => self.probe_answered(now, from, rtt, canonical(pong.observed)),
         }
     }

@@ -83,11 +83,11 @@ impl PathTable {
     /// Starts an attempt: pings to every address at the moments of [`punch_moment`], until one of them answers
     /// ([`PathEvent::Punched`]) or `timeout` has passed ([`PathEvent::PunchFailed`]). Addresses that nothing can be
     /// sent to, and those beyond the first 16, are left out. Attempts that share an address share the pings.
-    pub fn start_punch(&mut self, now: Time, addresses: &[SocketAddr], timeout: Duration) -> PunchId {
+    pub fn start_punch(&mut self, now: Time, to: &[impl Into<Route> + Copy], timeout: Duration) -> PunchId {
         self.punches.last_id += 1;
         let id = PunchId(self.punches.last_id);
         let mut tried: Vec<Route> = Vec::new();
-        for address in addresses.iter().map(|address| canonical_route(*address)).filter(|route| sendable(route.to)) {
+        for address in to.iter().map(|route| canonical_route(*route)).filter(|route| sendable(route.to)) {
             if tried.len() < MAX_CANDIDATES && !tried.contains(&address) {
                 tried.push(address);
             }

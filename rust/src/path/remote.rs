@@ -1,6 +1,6 @@
 //! One remote: its paths, and when something has to happen about them. Reading only; what happens is in `alive.rs`.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use super::address::is_local;
@@ -15,6 +15,8 @@ use crate::time::Time;
 #[derive(Debug)]
 pub(super) struct Path {
     pub(super) route: Route,
+    /// A relay carries what goes there, one of ours or one of the peer's.
+    pub(super) relayed: bool,
     /// Something that we sent there was received: a pong came back, or an acknowledgement.
     pub(super) proven: bool,
     /// It has answered a ping. Others than keynet never do, and must not be given up for that.
@@ -40,6 +42,8 @@ pub(super) struct Remote {
     pub(super) paths: Vec<Path>,
     /// Index of the one in use.
     pub(super) in_use: usize,
+    /// Addresses that relays keep for the peer.
+    pub(super) relays: Vec<SocketAddr>,
     /// Who it is, the last one bound first: a node keeps its former names when its key changes.
     pub(super) nodes: Vec<NodeId>,
     pub(super) sessions: Sessions,
@@ -81,6 +85,7 @@ impl Remote {
             created: now,
             paths: vec![Path::new(now, route)],
             in_use: 0,
+            relays: Vec::new(),
             nodes: Vec::new(),
             sessions: Sessions::default(),
             holds: 0,
@@ -113,6 +118,19 @@ impl Remote {
 
     pub(super) fn index_of(&self, route: Route) -> Option<usize> {
         self.paths.iter().position(|path| path.route == route)
+    }
+
+    /// Whether a relay of either side carries what goes this way.
+    pub(super) fn is_relayed(&self, route: Route) -> bool {
+        route.via.is_relay() || self.relays.contains(&route.to)
+    }
+
+    /// The peer has said which of its addresses are those of relays.
+    pub(super) fn set_relays(&mut self, relays: &[SocketAddr]) {
+        self.relays = relays.to_vec();
+        for path in &mut self.paths {
+            path.relayed = path.route.via.is_relay() || self.relays.contains(&path.route.to);
+        }
     }
 
     pub(super) fn node(&self) -> Option<NodeId> {
@@ -237,7 +255,7 @@ impl Remote {
             return None;
         }
         let others = self.paths.iter().enumerate().filter(|(index, path)| *index != self.in_use && path.proven);
-        let (index, path) = others.min_by_key(|(_, path)| path.score())?;
+        let (index, path) = others.min_by_key(|(_, path)| (path.relayed, path.score()))?;
         let at = path.warmed.map_or(path.heard, |warmed| warmed.max(path.heard)) + config.ping_idle;
         self.is_kept_alive(at).then_some((at, index))
     }
@@ -245,15 +263,33 @@ impl Remote {
     /// Whether another path is worth moving to while the one in use works as well.
     pub(super) fn is_better(&self, now: Time, index: usize) -> bool {
         let (Some(new), Some(old)) = (self.paths.get(index), self.path()) else { return false };
-        let (Some(new_score), Some(old_score), Some(rtt)) = (new.score(), old.score(), old.rtt) else { return false };
         let shunned = new.shunned.is_some_and(|at| now.since(at) < SHUNNED_FOR);
-        !shunned && new.proven && new_score + BETTER_BY.max(rtt / BETTER_BY_PART) < old_score
+        if shunned || !new.proven {
+            return false;
+        }
+        match (old.relayed, new.relayed) {
+            (true, false) => return true,
+            (false, true) => return false,
+            _ => {}
+        }
+        let (Some(new_score), Some(old_score), Some(rtt)) = (new.score(), old.score(), old.rtt) else { return false };
+        new_score + BETTER_BY.max(rtt / BETTER_BY_PART) < old_score
     }
 }
 
 impl Path {
     pub(super) fn new(now: Time, route: Route) -> Self {
-        Self { route, proven: false, answers: false, heard: now, rtt: None, warmed: None, probed: None, shunned: None }
+        Self {
+            relayed: route.via.is_relay(),
+            route,
+            proven: false,
+            answers: false,
+            heard: now,
+            rtt: None,
+            warmed: None,
+            probed: None,
+            shunned: None,
+        }
     }
 
     /// What the path costs, to compare it with others: its round trip, and what RFC 8421 and RFC 8305 prefer. `None`: it was not

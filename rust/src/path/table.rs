@@ -261,6 +261,7 @@ impl PathTable {
             remote.paths.iter().enumerate().map(move |(index, path)| PathView {
                 via: path.route.via,
                 address: path.route.to,
+                relayed: path.relayed,
                 in_use: index == remote.in_use,
                 proven: path.proven,
                 rtt: path.rtt,
@@ -276,6 +277,12 @@ impl PathTable {
     /// Every node that a remote is bound to.
     pub fn nodes(&self) -> impl Iterator<Item = &NodeId> + '_ {
         self.nodes.keys()
+    }
+
+    /// Nodes to which a relay carries everything, because no direct path is known.
+    pub fn relayed_nodes(&self) -> Vec<NodeId> {
+        let live = self.remotes.values().filter(|remote| !remote.lost && remote.holds > 0);
+        live.filter(|remote| remote.path().is_some_and(|path| path.relayed)).filter_map(Remote::node).collect()
     }
 
     /// The node that the remote last authenticated as.
@@ -395,7 +402,8 @@ impl PathTable {
             self.drop_path(id, oldest);
         }
         let Some(remote) = self.remotes.get_mut(&id) else { return false };
-        remote.paths.push(Path::new(now, address));
+        let relayed = remote.is_relayed(address);
+        remote.paths.push(Path { relayed, ..Path::new(now, address) });
         match self.slots.get_mut(&address) {
             Some(slot) => slot.others.push(id),
             None => {

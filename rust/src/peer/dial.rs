@@ -19,6 +19,7 @@ use crate::addr::{unmapped, NodeId, Route};
 use crate::error::{Error, Reason, Result, Stage};
 use crate::net::UtpStream;
 use crate::open::Priority;
+use crate::path::OwnRelay;
 use crate::tls::{finish, ping_keys, PeerIdentity, TlsContext, PING_KEYS_LABEL};
 
 /// Whom to dial, and until when.
@@ -101,6 +102,21 @@ impl Peers {
     /// The same without looking for the node: to its known addresses and the one that the dial names.
     pub async fn dial_directly(self: &Arc<Self>, dial: &Dial) -> Result<Link> {
         self.run(Race::new(self, dial, false)).await
+    }
+
+    /// Dials the address that the dial names through relays of ours: the node is its own address there, and where UDP is blocked
+    /// there is no other way.
+    pub async fn dial_over(self: &Arc<Self>, dial: &Dial, relays: &[OwnRelay]) -> Result<Link> {
+        let mut race = Race::empty(self, dial, Instant::now());
+        let addresses = match &dial.address {
+            Some(name) => timeout_at(dial.deadline, resolve(name)).await.unwrap_or_else(|_| Ok(Vec::new()))?,
+            None => Vec::new(),
+        };
+        for relay in relays {
+            let reached = addresses.iter().map(|address| unmapped(*address)).filter(|to| relay.reaches(to.ip()));
+            race.add_all(reached.map(|to| Route { via: relay.via, to }), Instant::now());
+        }
+        self.run(race).await
     }
 
     async fn run(self: &Arc<Self>, mut race: Race) -> Result<Link> {
@@ -218,15 +234,7 @@ impl Race {
         let live = peers.live_routes(&dial.node);
         let named = peers.table().addresses(&dial.node);
         let delay = if live.is_empty() { Duration::ZERO } else { peers.limits.other_addresses_after };
-        let mut race = Self {
-            peers: peers.clone(),
-            dial: dial.clone(),
-            attempts: JoinSet::new(),
-            tried: HashSet::new(),
-            others_at: now + delay,
-            worst: None,
-            in_tls: Arc::default(),
-        };
+        let mut race = Self::empty(peers, dial, now + delay);
         let live_is_empty = live.is_empty();
         let (first, rest) = live.split_at(live.len().min(1));
         race.add_all(first.iter().copied(), now);
@@ -248,6 +256,18 @@ impl Race {
             });
         }
         race
+    }
+
+    fn empty(peers: &Arc<Peers>, dial: &Dial, others_at: Instant) -> Self {
+        Self {
+            peers: peers.clone(),
+            dial: dial.clone(),
+            attempts: JoinSet::new(),
+            tried: HashSet::new(),
+            others_at,
+            worst: None,
+            in_tls: Arc::default(),
+        }
     }
 
     fn add_all(&mut self, routes: impl IntoIterator<Item = Route>, start: Instant) {

@@ -16,7 +16,7 @@ pub enum Event {
     /// The last path to a node is gone.
     PeerLost { node: NodeId, address: SocketAddr, reason: Reason },
     /// Traffic with a node takes another path.
-    PathChanged { node: NodeId, from: SocketAddr, to: SocketAddr },
+    PathChanged { node: NodeId, from: SocketAddr, to: SocketAddr, relayed: bool },
     /// A tunnel stands.
     ConnectionOpened(ConnectionInfo),
     /// A tunnel has ended; the reason is in it.
@@ -31,6 +31,10 @@ pub enum Event {
     NetworkChanged { addresses: Vec<SocketAddr> },
     /// No path to a node came about through a rendezvous.
     MeetingFailed { node: NodeId, error: Error },
+    /// A relay keeps these addresses for this node.
+    RelayConnected { relay: String, addresses: Vec<SocketAddr> },
+    /// A relay is gone, or lets this node do nothing more; another is used.
+    RelayLost { relay: String, error: Error },
     /// The subscriber was too slow: so many events before the next one are lost.
     EventsDropped { count: u64 },
     /// The proxy has closed; nothing comes after this.

@@ -14,6 +14,7 @@ use crate::addr::NodeId;
 use crate::error::{Error, Result};
 use crate::nat::{Lan, Neighbours};
 use crate::path::{Candidate, NatProfile, PathView};
+use crate::relay::RelayStatus;
 use crate::rendezvous::{Rendezvous, RendezvousEvent, Report, StationStatus};
 use crate::tls::PeerIdentity;
 
@@ -41,6 +42,7 @@ pub struct NodeStatus {
     pub candidates: Vec<Candidate>,
     pub profile: Option<NatProfile>,
     pub rendezvous: Vec<StationStatus>,
+    pub relays: Vec<RelayStatus>,
     pub peers: Vec<PeerStatus>,
 }
 
@@ -61,7 +63,8 @@ impl Finding {
             true => Some(Lan::start(&nodes, shared.peers.net.local_address().port(), &config.rendezvous.host)?),
             false => None,
         };
-        let wanted = !config.rendezvous.servers.is_empty() || !config.rendezvous.stun.is_empty();
+        let options = &config.rendezvous;
+        let wanted = !(options.servers.is_empty() && options.stun.is_empty() && options.relays.is_empty());
         let rendezvous = wanted.then(|| {
             let weak = Arc::downgrade(shared);
             let admits = move |peer: &PeerIdentity| admits(&weak, peer);
@@ -114,6 +117,7 @@ impl Proxy {
             candidates: rendezvous.map(Rendezvous::candidates).unwrap_or_default(),
             profile: rendezvous.and_then(Rendezvous::profile),
             rendezvous: rendezvous.map(Rendezvous::status).unwrap_or_default(),
+            relays: rendezvous.map(Rendezvous::relays).unwrap_or_default(),
             peers: nodes.into_iter().map(peer).collect(),
         }
     }
@@ -170,6 +174,12 @@ async fn watch_rendezvous(shared: Arc<Shared>, mut events: broadcast::Receiver<R
             }
             Ok(RendezvousEvent::MeetingFailed { node, error }) => {
                 shared.publisher.publish(Event::MeetingFailed { node, error });
+            }
+            Ok(RendezvousEvent::RelayConnected { relay, addresses }) => {
+                shared.publisher.publish(Event::RelayConnected { relay, addresses });
+            }
+            Ok(RendezvousEvent::RelayLost { relay, error }) => {
+                shared.publisher.publish(Event::RelayLost { relay, error });
             }
             Err(broadcast::error::RecvError::Lagged(missed)) => {
                 tracing::warn!(missed, "events of the rendezvous were missed");

@@ -481,8 +481,9 @@ async fn watch_paths(shared: Arc<Shared>, mut paths: broadcast::Receiver<NetEven
             Ok(NetEvent::PathLost { node: Some(node), address, reason, .. }) => {
                 shared.lost(node, unmapped(address), reason);
             }
-            Ok(NetEvent::PathMoved { node: Some(node), from, to, .. }) => {
-                shared.publisher.publish(Event::PathChanged { node, from: unmapped(from), to: unmapped(to) });
+            Ok(NetEvent::PathMoved { node: Some(node), from, to, relayed, .. }) => {
+                let (from, to) = (unmapped(from.to), unmapped(to.to));
+                shared.publisher.publish(Event::PathChanged { node, from, to, relayed });
             }
             Ok(_) => {}
             Err(broadcast::error::RecvError::Lagged(missed)) => {

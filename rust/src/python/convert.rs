@@ -37,6 +37,13 @@ pub(super) fn seconds(name: &str, seconds: f64) -> Result<Duration> {
     }
 }
 
+/// A whole number of `limits=`.
+pub(super) fn count<T: TryFrom<u64>>(name: &str, value: f64) -> Result<T> {
+    let whole = value.fract() == 0.0 && (1.0..=4_503_599_627_370_496.0).contains(&value);
+    let converted = if whole { T::try_from(value as u64).ok() } else { None };
+    converted.ok_or_else(|| invalid(format!("limits: {name} = {value} is not a whole number above 0 that fits")))
+}
+
 /// Seconds since 1970.
 pub(super) fn timestamp(moment: SystemTime) -> f64 {
     moment.duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64())

@@ -95,10 +95,11 @@ fn fields(py: Python<'_>, event: Event) -> PyResult<(&'static str, Bound<'_, PyD
             dict.set_item("reason", reason.name())?;
             "peer_lost"
         }
-        Event::PathChanged { node, from, to } => {
+        Event::PathChanged { node, from, to, relayed } => {
             dict.set_item("node_id", node.to_string())?;
             dict.set_item("before", from.to_string())?;
             dict.set_item("after", to.to_string())?;
+            dict.set_item("relayed", relayed)?;
             "path_changed"
         }
         Event::ConnectionOpened(info) => {
@@ -136,6 +137,16 @@ fn fields(py: Python<'_>, event: Event) -> PyResult<(&'static str, Bound<'_, PyD
             dict.set_item("node_id", node.to_string())?;
             dict.set_item("error", errors::object(py, &error)?)?;
             "meeting_failed"
+        }
+        Event::RelayConnected { relay, addresses } => {
+            dict.set_item("relay", relay)?;
+            dict.set_item("addresses", addresses.iter().map(ToString::to_string).collect::<Vec<_>>())?;
+            "relay_connected"
+        }
+        Event::RelayLost { relay, error } => {
+            dict.set_item("relay", relay)?;
+            dict.set_item("error", errors::object(py, &error)?)?;
+            "relay_lost"
         }
         Event::EventsDropped { count } => {
             dict.set_item("count", count)?;

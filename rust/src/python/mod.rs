@@ -13,6 +13,7 @@ mod identity;
 mod logging;
 mod nat;
 mod proxy;
+mod relay;
 mod runtime;
 mod settings;
 mod status;
@@ -35,6 +36,8 @@ mod _keynet {
     use super::nat::{discover, PortMapping, StunServer};
     #[pymodule_export]
     use super::proxy::{Forward, Proxy};
+    #[pymodule_export]
+    use super::relay::{relay_limit_names, RelayServer};
     #[pymodule_export]
     use super::settings::{check_settings, limit_names};
     #[pymodule_export]

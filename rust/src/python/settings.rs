@@ -5,13 +5,15 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use pyo3::prelude::*;
 
 use super::access::{ask_python, AccessRequests};
-use super::convert::{invalid, node_id, seconds, socket_address};
+use super::convert::{count, invalid, node_id, seconds, socket_address};
 use super::errors::{to_py, OrRaise};
 use crate::config::ControllerKind;
 use crate::error::{Error, Result};
 use crate::http_connect::check_address;
 use crate::proxy::{Allow, Backend, ProxyConfig};
-use crate::rendezvous::Server;
+use crate::relay::client::RelaySpec;
+use crate::relay::RelayUri;
+use crate::rendezvous::{DirectOnly, Server};
 
 /// As `python/keynet/_proxy.py` puts them together.
 #[derive(FromPyObject)]
@@ -30,12 +32,21 @@ pub(super) struct Settings {
     lan: bool,
     port_mapping: bool,
     search_ports: bool,
+    relays: Vec<String>,
+    direct_only: DirectOnlySetting,
 }
 
 /// `"anyone"`, `"ask"`, or node ids.
 #[derive(FromPyObject)]
 pub(super) enum AllowSetting {
     Word(String),
+    Nodes(Vec<String>),
+}
+
+/// All nodes or none, or node ids.
+#[derive(FromPyObject)]
+enum DirectOnlySetting {
+    All(bool),
     Nodes(Vec<String>),
 }
 
@@ -77,6 +88,14 @@ impl Settings {
         config.rendezvous.stun = self.stun;
         config.rendezvous.port_mapping = self.port_mapping;
         config.rendezvous.search_ports = self.search_ports;
+        config.rendezvous.relays = self.relays.iter().map(|text| relay(text)).collect::<Result<_>>()?;
+        config.rendezvous.direct_only = match &self.direct_only {
+            DirectOnlySetting::All(true) => DirectOnly::Everybody,
+            DirectOnlySetting::All(false) => DirectOnly::Nobody,
+            DirectOnlySetting::Nodes(nodes) => {
+                DirectOnly::Nodes(nodes.iter().map(|node| node_id(node)).collect::<Result<_>>()?)
+            }
+        };
         if let Some(name) = &self.controller {
             config.net.utp.controller = controller(name)?;
         }
@@ -112,6 +131,16 @@ fn server(text: &str) -> Result<Server> {
     Ok(Server { node, address: address.to_owned() })
 }
 
+/// A TURN URI with its credentials.
+fn relay(text: &str) -> Result<RelaySpec> {
+    let uri: RelayUri = text.parse().map_err(|error: Error| invalid(format!("relays: {}", error.detail)))?;
+    if uri.user().is_none() || uri.password().is_none() {
+        let what = format!("relays: {uri} has no credentials; write turn:USER:PASSWORD@HOST[:PORT]");
+        return Err(invalid(what));
+    }
+    Ok(RelaySpec::new(uri))
+}
+
 pub(super) fn backend(text: &str) -> Result<Backend> {
     let named = |error: Error| invalid(format!("service {text:?}: {}; write host:port or unix:/path", error.detail));
     text.parse().map_err(named)
@@ -132,12 +161,6 @@ fn controller(name: &str) -> Result<ControllerKind> {
         "bbr" => Ok(ControllerKind::Bbr),
         _ => Err(invalid(format!("controller: {name:?} is none of bbr, cubic, ledbat"))),
     }
-}
-
-fn count<T: TryFrom<u64>>(name: &str, value: f64) -> Result<T> {
-    let whole = value.fract() == 0.0 && (1.0..=4_503_599_627_370_496.0).contains(&value);
-    let converted = if whole { T::try_from(value as u64).ok() } else { None };
-    converted.ok_or_else(|| invalid(format!("limits: {name} = {value} is not a whole number above 0 that fits")))
 }
 
 macro_rules! limits {

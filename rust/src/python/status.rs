@@ -8,6 +8,7 @@ use super::errors;
 use crate::addr::Via;
 use crate::path::{is_local, Candidate, NatProfile, Outlook, PathView};
 use crate::proxy::{Explanation, PeerStatus, Proxy};
+use crate::relay::RelayStatus;
 use crate::rendezvous::{Report, Role, StationStatus};
 
 pub(super) fn of_node<'py>(py: Python<'py>, proxy: &Proxy) -> PyResult<Bound<'py, PyDict>> {
@@ -19,6 +20,7 @@ pub(super) fn of_node<'py>(py: Python<'py>, proxy: &Proxy) -> PyResult<Bound<'py
     dict.set_item("addresses", candidates(py, &status.candidates)?)?;
     dict.set_item("nat", status.profile.map(|profile| nat(py, &profile)).transpose()?)?;
     dict.set_item("rendezvous", list(py, status.rendezvous, station)?)?;
+    dict.set_item("relays", list(py, status.relays, relay)?)?;
     dict.set_item("peers", list(py, status.peers, peer)?)?;
     Ok(dict)
 }
@@ -76,6 +78,22 @@ fn station(py: Python<'_>, status: StationStatus) -> PyResult<Bound<'_, PyDict>>
     Ok(dict)
 }
 
+fn relay(py: Python<'_>, status: RelayStatus) -> PyResult<Bound<'_, PyDict>> {
+    let dict = PyDict::new(py);
+    dict.set_item("relay", status.relay)?;
+    dict.set_item("socket", status.via.map(|Via(socket)| socket))?;
+    dict.set_item("transport", status.transport.map(|transport| transport.name()))?;
+    dict.set_item("addresses", status.addresses.iter().map(ToString::to_string).collect::<Vec<_>>())?;
+    dict.set_item("rtt", status.rtt.map(|rtt| rtt.as_secs_f64()))?;
+    dict.set_item("introduction", status.introduction)?;
+    dict.set_item("bytes_in", status.stats.bytes_in)?;
+    dict.set_item("bytes_out", status.stats.bytes_out)?;
+    dict.set_item("dropped", status.stats.dropped)?;
+    dict.set_item("peers", status.stats.peers)?;
+    dict.set_item("error", status.error.map(|error| errors::object(py, &error)).transpose()?)?;
+    Ok(dict)
+}
+
 fn peer(py: Python<'_>, status: PeerStatus) -> PyResult<Bound<'_, PyDict>> {
     let dict = PyDict::new(py);
     dict.set_item("node_id", status.node.to_string())?;
@@ -96,6 +114,7 @@ fn path(py: Python<'_>, view: PathView) -> PyResult<Bound<'_, PyDict>> {
     dict.set_item("heard", view.silent_for.as_secs_f64())?;
     dict.set_item("local", is_local(view.address.ip()))?;
     dict.set_item("socket", socket)?;
+    dict.set_item("relayed", view.relayed)?;
     Ok(dict)
 }
 
@@ -120,6 +139,8 @@ fn report(py: Python<'_>, report: Report) -> PyResult<Bound<'_, PyDict>> {
     dict.set_item("role", role)?;
     dict.set_item("took", report.took.map(|took| took.as_secs_f64()))?;
     dict.set_item("outcome", outcome)?;
+    dict.set_item("relayed", report.relayed)?;
+    dict.set_item("direct_only", report.direct_only)?;
     dict.set_item("outlook", outlook)?;
     dict.set_item("own_nat", report.own_profile.map(|profile| profile.to_string()))?;
     dict.set_item("peer_nat", report.peer_profile.map(|profile| profile.to_string()))?;

@@ -2,6 +2,10 @@
 //! sees ciphertext only.
 
 pub mod client;
+mod keeper;
+mod known;
+pub mod server;
 mod uri;
 
+pub use keeper::{RelayEvent, RelayStatus, Relays};
 pub use uri::{RelayUri, Transport};

@@ -60,6 +60,11 @@ impl fmt::Display for Transport {
 }
 
 impl RelayUri {
+    /// Without credentials; the certificate, if there is one, is judged by the system's roots.
+    pub fn new(transport: Transport, host: &str, port: u16) -> Self {
+        Self { transport, host: host.to_owned(), port, user: None, password: None, key: None, ca: None }
+    }
+
     pub fn user(&self) -> Option<&str> {
         self.user.as_deref()
     }

@@ -61,7 +61,7 @@ impl Inner {
         let mut report = Report::new(Role::Dialler, now());
         let mut result = Ok(());
         for round in 0..self.config.prediction_rounds {
-            result = self.meet_once(node, deadline, &mut report).await;
+            result = self.meet_once(node, deadline, Ways::All, &mut report).await;
             let again = result.is_err() && report.outlook == Some(Outlook::Prediction);
             if !again || Instant::now() + self.config.prediction_timeout > deadline {
                 break;
@@ -78,9 +78,26 @@ impl Inner {
         result.map_err(|error| error.with_node(node))
     }
 
-    async fn meet_once(self: &Arc<Self>, node: NodeId, deadline: Instant, report: &mut Report) -> Result<()> {
+    /// Looks for a direct path to a node that is reached over a relay. What fails leaves everything as it is.
+    pub(super) async fn upgrade(self: &Arc<Self>, node: NodeId) -> Result<()> {
+        let begin = Instant::now();
+        let mut report = Report::new(Role::Dialler, now());
+        let deadline = begin + self.config.search_timeout;
+        self.meet_once(node, deadline, Ways::Direct, &mut report).await?;
+        (report.met, report.took) = (true, Some(begin.elapsed()));
+        self.reports().insert(node, report, self.config.max_reports);
+        Ok(())
+    }
+
+    async fn meet_once(
+        self: &Arc<Self>,
+        node: NodeId,
+        deadline: Instant,
+        ways: Ways,
+        report: &mut Report,
+    ) -> Result<()> {
         self.connected(deadline).await?;
-        let own = self.surroundings.whereabouts(self.config.discovery_patience).await;
+        let own = self.whereabouts(&node).await;
         note_own(report, &own);
         let identity = self.peers.identity();
         let id = random_id()?;
@@ -98,7 +115,7 @@ impl Inner {
         let peer = self.read(&introduced)?;
         let leaf = introduced.peer.leaf;
         self.send_everywhere(&Signal { node: leaf.public_key().to_vec(), exchange: id.to_vec(), body: go });
-        let draft = self.plan(&own, &peer, report);
+        let draft = self.plan(&own, &peer, ways, report);
         // the peer begins when it has our Go: half a round trip from now (DCUtR), without what it took to find out where it is
         sleep(round_trip.saturating_sub(peer.took) / 2).await;
         self.carry_out(introduced, draft, deadline, report).await
@@ -171,7 +188,7 @@ impl Inner {
         }
         let named = |error: Error| error.with_node(node);
         let mut exchange = Exchange::open(self, id)?;
-        let own = self.surroundings.whereabouts(self.config.discovery_patience).await;
+        let own = self.whereabouts(&node).await;
         note_own(report, &own);
         let (welcomed, answer) = Welcomed::new(&identity, id, invite, peer, &own.encode()).map_err(named)?;
         if reply(answer) == 0 {
@@ -179,7 +196,7 @@ impl Inner {
         }
         let introduced = self.wait_for_go(&mut exchange, &welcomed).await.map_err(named)?;
         let peer = self.read(&introduced).map_err(named)?;
-        let draft = self.plan(&own, &peer, report);
+        let draft = self.plan(&own, &peer, Ways::All, report);
         let deadline = Instant::now() + self.config.search_timeout;
         self.carry_out(introduced, draft, deadline, report).await.map_err(named)?;
         Ok(node)
@@ -208,12 +225,18 @@ impl Inner {
         })
     }
 
-    fn plan(&self, own: &Whereabouts, peer: &Whereabouts, report: &mut Report) -> Draft {
-        let draft = draft(own, peer, self.surroundings.near(), random_start());
+    fn plan(&self, own: &Whereabouts, peer: &Whereabouts, ways: Ways, report: &mut Report) -> Draft {
+        let near = self.surroundings.near();
+        let mut draft = draft(own, peer, &near, random_start());
+        if ways == Ways::All {
+            draft = draft.with_relays(own, peer, &self.relays.own(), &near);
+        }
+        report.direct_only = own.direct_only || peer.direct_only;
         report.outlook = Some(draft.outlook);
         report.peer_profile = Some(peer.profile);
         report.peer_candidates.clone_from(&peer.candidates);
-        report.tried = draft.plan.candidates.iter().chain(&draft.plan.guesses).copied().collect();
+        let relayed = draft.plan.relayed.iter().map(|route| &route.to);
+        report.tried = draft.plan.candidates.iter().chain(&draft.plan.guesses).chain(relayed).copied().collect();
         draft
     }
 
@@ -226,7 +249,7 @@ impl Inner {
     ) -> Result<()> {
         let Introduced { peer, keys, .. } = introduced;
         self.peers.learn(&peer);
-        let outlook = draft.outlook;
+        let (outlook, has_relays) = (draft.outlook, !draft.plan.relayed.is_empty());
         let most = match outlook {
             Outlook::Direct => self.config.direct_timeout,
             Outlook::Prediction => self.config.prediction_timeout,
@@ -243,6 +266,7 @@ impl Inner {
         match (met, outlook) {
             (Ok(met), _) => {
                 tracing::info!(node = %peer.leaf.short(), address = %met.address, rtt = ?met.rtt, ?outlook, "path opened");
+                report.relayed = met.relayed;
                 report.pings.answered = vec![(met.address, met.rtt)];
                 report.pings.pings = met.pings;
                 // it goes on for a moment, in search of a better path
@@ -251,9 +275,13 @@ impl Inner {
             }
             (Err(error), Outlook::BothSymmetric) if error.reason == Reason::PunchTimeout => {
                 let text = "both NATs give each destination another port, in an order that cannot be predicted";
-                Err(Error::new(Reason::BothSymmetric, Stage::Punch, text))
+                let relays = why_no_relay(report, has_relays);
+                Err(Error::new(Reason::BothSymmetric, Stage::Punch, format!("{text}; {relays}")))
             }
-            (Err(error), _) => Err(Error { detail: format!("{}; tried {}", error.detail, list(report)), ..error }),
+            (Err(error), _) => {
+                let relays = why_no_relay(report, has_relays);
+                Err(Error { detail: format!("{}; tried {}; {relays}", error.detail, list(report)), ..error })
+            }
         }
     }
 
@@ -279,16 +307,38 @@ impl Inner {
         let nothing_ever_came = self.peers.net.stats().datagrams_in == 0;
         let profile = self.surroundings.profile();
         if nothing_ever_came && profile.is_none_or(|profile| profile.udp_blocked) {
+            let relays: Vec<_> = self.relays.status().into_iter().filter_map(|relay| relay.error).collect();
+            let relays = match relays.first() {
+                Some(error) => format!("; no relay was reached: {error}"),
+                None => "; no relay is known".to_owned(),
+            };
             let text = "no rendezvous node and no STUN server has ever answered, and nothing else came by UDP";
-            return Error::new(Reason::UdpBlocked, Stage::Rendezvous, text);
+            return Error::new(Reason::UdpBlocked, Stage::Rendezvous, format!("{text}{relays}"));
         }
         let errors = self.stations.iter().filter_map(|station| station.status().error);
-        let text: Vec<_> = errors.map(|error| error.to_string()).collect();
+        let relays = self.relays.status().into_iter().filter_map(|relay| relay.error);
+        let text: Vec<_> = errors.chain(relays).map(|error| error.to_string()).collect();
         unreachable(if text.is_empty() { "none has answered yet".to_owned() } else { text.join(" | ") })
     }
 
     fn send_everywhere(&self, signal: &Signal) -> usize {
         self.stations.iter().filter(|station| station.send(signal)).count()
+    }
+}
+
+/// Which ways a meeting tries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Ways {
+    All,
+    Direct,
+}
+
+/// What relays had to do with a failure.
+fn why_no_relay(report: &Report, has_relays: bool) -> &'static str {
+    match (report.direct_only, has_relays) {
+        (true, _) => "a relay was not tried: one side wants direct paths only (direct_only)",
+        (false, true) => "relays did not help either",
+        (false, false) => "neither side has a relay",
     }
 }
 

@@ -6,12 +6,14 @@
 //! | `wire` | the gRPC messages of that session |
 //! | `exchange` | invitation, answer, go: in both roles, up to the path |
 //! | `surroundings` | where this node is: interfaces, NAT, mapped port |
+//! | `relays` | what relays add: candidates, a way to the rendezvous, direct paths in place of relayed ones |
 //! | `report` | how meetings went, so that it can be explained |
 //!
 //! The rendezvous sees who looks for whom, and nothing else: names are proven and addresses sealed end to end
 //! ([`crate::tls::introduction`]).
 
 mod exchange;
+mod relays;
 mod report;
 mod station;
 mod surroundings;
@@ -26,15 +28,18 @@ use tokio::sync::{broadcast, mpsc, Notify, Semaphore};
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, Instant};
 
+pub use relays::DirectOnly;
 pub use report::{Report, Role};
 pub use station::{Server, StationStatus};
 
 use crate::addr::{unmapped, NodeId};
-use crate::config::{HostConfig, RendezvousConfig};
+use crate::config::{HostConfig, RelayConfig, RendezvousConfig};
 use crate::error::Error;
 use crate::net::NetEvent;
 use crate::path::{is_local, Candidate, NatProfile};
 use crate::peer::{resolve, Finder, Peers};
+use crate::relay::client::RelaySpec;
+use crate::relay::{RelayStatus, Relays};
 use crate::tls::PeerIdentity;
 use exchange::Heard;
 use report::Reports;
@@ -53,7 +58,11 @@ pub struct Options {
     pub stun: Vec<String>,
     pub port_mapping: bool,
     pub search_ports: bool,
+    /// Relays that the user named.
+    pub relays: Vec<RelaySpec>,
+    pub direct_only: DirectOnly,
     pub config: RendezvousConfig,
+    pub relay: RelayConfig,
     pub host: HostConfig,
 }
 
@@ -64,6 +73,8 @@ pub enum RendezvousEvent {
     Lost { node: NodeId, address: String, error: Error, was_connected: bool },
     NetworkChanged { addresses: Vec<SocketAddr> },
     MeetingFailed { node: NodeId, error: Error },
+    RelayConnected { relay: String, addresses: Vec<SocketAddr> },
+    RelayLost { relay: String, error: Error },
 }
 
 /// A node's presence at its rendezvous nodes. Dropping it ends that.
@@ -77,6 +88,9 @@ struct Inner {
     peers: Arc<Peers>,
     config: RendezvousConfig,
     surroundings: Surroundings,
+    relays: Relays,
+    relay_config: RelayConfig,
+    direct_only: DirectOnly,
     stations: Vec<Arc<Station>>,
     admits: Admits,
     exchanges: Mutex<Exchanges>,
@@ -132,15 +146,18 @@ impl Invitations {
 impl Rendezvous {
     /// Registers at every server and stays so; from now on `peers` finds nodes through them. Needs a tokio runtime.
     pub fn start(peers: Arc<Peers>, options: Options, admits: Admits) -> Self {
-        let Options { servers, stun, port_mapping, search_ports, config, host } = options;
+        let Options { servers, stun, port_mapping, search_ports, relays, direct_only, config, relay, host } = options;
         let surroundings = Surroundings::start(peers.net.local_address(), port_mapping, search_ports, &host);
         let inner = Arc::new(Inner {
             places: Arc::new(Semaphore::new(config.invitations_at_once)),
             stations: servers.into_iter().map(|server| Arc::new(Station::new(server))).collect(),
-            peers,
             config,
             surroundings,
+            relays: Relays::start(peers.net.clone(), relay.clone(), relays),
+            relay_config: relay,
+            direct_only,
             admits,
+            peers,
             exchanges: Mutex::default(),
             invitations: Mutex::default(),
             reports: Mutex::default(),
@@ -156,6 +173,8 @@ impl Rendezvous {
         tasks.push(tokio::spawn(inner.clone().look_around(stun)));
         tasks.push(tokio::spawn(inner.clone().watch_network()));
         tasks.push(tokio::spawn(inner.clone().watch_paths()));
+        tasks.push(tokio::spawn(inner.clone().watch_relays()));
+        tasks.push(tokio::spawn(inner.clone().leave_relays()));
         Self { inner, tasks }
     }
 
@@ -173,7 +192,13 @@ impl Rendezvous {
     }
 
     pub fn candidates(&self) -> Vec<Candidate> {
-        self.inner.surroundings.candidates()
+        let mut candidates = self.inner.surroundings.candidates();
+        candidates.extend(self.inner.relays.candidates());
+        candidates
+    }
+
+    pub fn relays(&self) -> Vec<RelayStatus> {
+        self.inner.relays.status()
     }
 
     /// How this node and another met last.
@@ -189,7 +214,7 @@ impl Rendezvous {
     /// Gives back what the gateway opened.
     pub async fn close(&self) {
         self.tasks.iter().for_each(JoinHandle::abort);
-        self.inner.surroundings.close().await;
+        tokio::join!(self.inner.surroundings.close(), self.inner.relays.close(RELEASE));
     }
 }
 
@@ -262,6 +287,7 @@ impl Inner {
     fn handle(self: &Arc<Self>, station: &Station, message: FromRendezvous) {
         let (exchange, heard) = match message {
             FromRendezvous::Welcome(_) => return,
+            FromRendezvous::Relays(relays) => return self.offered(station, relays),
             FromRendezvous::Signal(signal) => (signal.exchange, Heard::Body(signal.body)),
             FromRendezvous::Undelivered(refused) => {
                 let cause = Cause::try_from(refused.cause).unwrap_or(Cause::Unspecified);
@@ -317,6 +343,7 @@ impl Inner {
             let addresses: Vec<_> = self.surroundings.candidates().iter().map(|one| one.address).collect();
             tracing::info!(?addresses, "the network has changed");
             self.surroundings.forget();
+            self.relays.network_changed();
             self.publish(RendezvousEvent::NetworkChanged { addresses });
             self.look.notify_one();
             for station in &self.stations {
@@ -366,6 +393,8 @@ impl Inner {
     }
 }
 
+/// Giving allocations back must not hold up the end.
+const RELEASE: Duration = Duration::from_millis(500);
 /// Exchanges that are remembered, so that the copies of an invitation do nothing: a minute's worth at the limit.
 const MAX_SEEN: usize = 1_200;
 /// Servers that one rendezvous may name.

@@ -23,6 +23,10 @@ pub struct Report {
     /// Until the path was there, or it was given up; `None` while it goes on.
     pub took: Option<Duration>,
     pub met: bool,
+    /// The path that they met on goes over a relay.
+    pub relayed: bool,
+    /// One side wants no relay.
+    pub direct_only: bool,
     pub outlook: Option<Outlook>,
     pub own_profile: Option<NatProfile>,
     pub peer_profile: Option<NatProfile>,
@@ -40,6 +44,8 @@ impl Report {
             role,
             took: None,
             met: false,
+            relayed: false,
+            direct_only: false,
             outlook: None,
             own_profile: None,
             peer_profile: None,

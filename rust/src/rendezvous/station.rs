@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{mpsc, Notify};
-use tokio::time::{interval_at, sleep, timeout, Instant, MissedTickBehavior};
+use tokio::time::{interval_at, sleep, timeout, timeout_at, Instant, MissedTickBehavior};
 use tonic::{Code, Status, Streaming};
 
 use super::wire::{self, FromNode, FromRendezvous, Hello, NodeMessage, Refresh, RendezvousMessage, Signal, Welcome};
@@ -13,7 +13,7 @@ use super::{Inner, RendezvousEvent};
 use crate::addr::NodeId;
 use crate::error::{Error, Reason, Result, Stage};
 use crate::open::{Open, Priority};
-use crate::peer::Dial;
+use crate::peer::{Dial, Link};
 
 /// Where a rendezvous node is: `<node id>@host:port`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -132,11 +132,13 @@ impl Station {
         let deadline = Instant::now() + inner.config.connect_timeout;
         let node = self.server.node;
         let address = Some(self.server.address.clone());
-        let mut link =
-            inner.peers.dial_directly(&Dial { node, address, priority: Priority::Interactive, deadline }).await?;
+        let dial = Dial { node, address, priority: Priority::Interactive, deadline };
+        let mut link = self.reach(inner, &dial).await?;
         link.open(&Open { service_port: SERVICE_PORT, node: Some(node), priority: Priority::Interactive }, deadline)
             .await?;
         let (from, rtt) = (link.address, link.rtt());
+        // what it sees then is an address of the relay
+        let relayed = link.utp().route().via.is_relay();
         let (messages, queue) = mpsc::channel(QUEUE);
         let hello = NodeMessage { kind: Some(FromNode::Hello(Hello { agent: AGENT.to_owned() })) };
         let _ = messages.try_send(hello);
@@ -152,7 +154,7 @@ impl Station {
             Ok(result) => result.map_err(|status| map_status(&status))?,
             Err(_) => return Err(unreachable("the rendezvous did not welcome this node in time")),
         };
-        let observed = welcome.observed.parse().ok();
+        let observed = welcome.observed.parse().ok().filter(|_| !relayed);
         {
             let mut state = self.lock();
             state.session = Some(Session { messages: messages.clone(), observed, rtt });
@@ -164,6 +166,39 @@ impl Station {
         inner.publish(RendezvousEvent::Connected { node, address: from, observed });
         inner.progress.notify_waiters();
         self.serve(inner, incoming, messages, &welcome).await
+    }
+
+    /// Dials it; through relays as well, when nothing has come of it for a moment.
+    async fn reach(&self, inner: &Arc<Inner>, dial: &Dial) -> Result<Link> {
+        let direct = inner.peers.dial_directly(dial);
+        let relayed = async {
+            sleep(inner.relay_config.head_start).await;
+            if inner.peers.net.stats().datagrams_in > 0 {
+                sleep(inner.relay_config.head_start_heard).await;
+            }
+            if inner.relays.to_rendezvous().is_empty() {
+                if let Some((host, port)) = split_address(&self.server.address) {
+                    inner.relays.introduce(host, port);
+                }
+                inner.relays.reachable().await;
+            }
+            inner.peers.dial_over(dial, &inner.relays.to_rendezvous()).await
+        };
+        tokio::pin!(direct, relayed);
+        tokio::select! {
+            link = &mut relayed => match link {
+                Ok(link) => Ok(link),
+                Err(error) => direct.await.map_err(|_| error),
+            },
+            link = &mut direct => match link {
+                Ok(link) => Ok(link),
+                // the relay has the time that is left
+                Err(error) => match timeout_at(dial.deadline, relayed).await {
+                    Ok(Ok(link)) => Ok(link),
+                    _ => Err(error),
+                },
+            },
+        }
     }
 
     async fn serve(
@@ -204,6 +239,13 @@ impl Station {
 enum Ended {
     ByServer,
     Renewed,
+}
+
+/// The host without brackets, and the port.
+pub(super) fn split_address(address: &str) -> Option<(&str, u16)> {
+    let (host, port) = address.rsplit_once(':')?;
+    let host = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
+    Some((host, port.parse().ok()?))
 }
 
 fn map_status(status: &Status) -> Error {

@@ -113,7 +113,13 @@ impl Surroundings {
                 profile.ports = Ports::Sequential { last, delta };
             }
         }
-        Whereabouts { candidates: self.candidates(), profile, searches: self.searches, took: begin.elapsed() }
+        Whereabouts {
+            candidates: self.candidates(),
+            profile,
+            searches: self.searches,
+            direct_only: false,
+            took: begin.elapsed(),
+        }
     }
 
     /// The port that the NAT gives now; not every server need be alive.

@@ -1,6 +1,6 @@
 //! The messages of `keynet.rendezvous.v1` (python/keynet/rendezvous/v1/rendezvous.proto), and the one call that there is.
 //!
-//! Six small messages are written down here rather than generated, so that building needs no protocol compiler; the tests with the
+//! Eight small messages are written down here rather than generated, so that building needs no protocol compiler; the tests with the
 //! Python server, whose code is generated, hold the two equal.
 
 use hyper_util::rt::TokioIo;
@@ -31,7 +31,7 @@ pub enum FromNode {
 
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct RendezvousMessage {
-    #[prost(oneof = "FromRendezvous", tags = "1, 2, 3")]
+    #[prost(oneof = "FromRendezvous", tags = "1, 2, 3, 4")]
     pub kind: Option<FromRendezvous>,
 }
 
@@ -43,6 +43,8 @@ pub enum FromRendezvous {
     Signal(Signal),
     #[prost(message, tag = "3")]
     Undelivered(Undelivered),
+    #[prost(message, tag = "4")]
+    Relays(Relays),
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -62,6 +64,25 @@ pub struct Welcome {
     pub refresh_seconds: u32,
     #[prost(string, repeated, tag = "3")]
     pub stun: Vec<String>,
+}
+
+/// What this node may use, in place of what was named before.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Relays {
+    #[prost(message, repeated, tag = "1")]
+    pub relays: Vec<Relay>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Relay {
+    #[prost(string, repeated, tag = "1")]
+    pub uris: Vec<String>,
+    #[prost(string, tag = "2")]
+    pub username: String,
+    #[prost(string, tag = "3")]
+    pub password: String,
+    #[prost(uint32, tag = "4")]
+    pub seconds: u32,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]

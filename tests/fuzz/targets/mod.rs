@@ -12,6 +12,7 @@ mod open;
 mod pair;
 mod path;
 mod stun;
+mod turn;
 mod whereabouts;
 
 /// The body of a target: any input is legal.
@@ -31,4 +32,5 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("introduction", introduction::messages),
     ("whereabouts", whereabouts::any_two),
     ("discovery", discovery::questions),
+    ("turn", turn::operations),
 ];

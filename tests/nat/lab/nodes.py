@@ -78,6 +78,11 @@ class Nat(Node):
         run("conntrack", "-F", namespace=self.namespace)
         self.load_rules()
 
+    def set_mtu(self, mtu: int) -> None:
+        """Its network inside carries packets of this size. It knows, as routers know what they are attached to: it cuts
+        what is larger, or says so where that is forbidden."""
+        ip([f"link set lan0 mtu {mtu}"], self.namespace)
+
     def set_address(self, address: str) -> None:
         """The provider hands out another address; the mappings are lost."""
         if self.outer:

@@ -49,16 +49,8 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return {line["case"]: line["outcome"] for line in lines}
 
 
-# a regression that waits to be mended
-BROKEN = "core dials, core ends, ipv4, 0% lost"
-
-
 @needs_bridge
 @pytest.mark.slow
 @pytest.mark.parametrize("case", transmission.CASES, ids=lambda case: case.name)
-def test_the_core_and_transmission(case: transmission.Case, outcomes: dict[str, str], request: pytest.FixtureRequest):
-    if case.name == BROKEN:
-        request.applymarker(
-            pytest.mark.xfail(reason="fails since connections know paths; not understood", strict=False)
-        )
+def test_the_core_and_transmission(case: transmission.Case, outcomes: dict[str, str]):
     assert outcomes.get(case.name, "it did not end") == "ok"

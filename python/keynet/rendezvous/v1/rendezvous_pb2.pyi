@@ -33,14 +33,16 @@ class NodeMessage(_message.Message):
     def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., signal: _Optional[_Union[Signal, _Mapping]] = ..., refresh: _Optional[_Union[Refresh, _Mapping]] = ...) -> None: ...
 
 class RendezvousMessage(_message.Message):
-    __slots__ = ("welcome", "signal", "undelivered")
+    __slots__ = ("welcome", "signal", "undelivered", "relays")
     WELCOME_FIELD_NUMBER: _ClassVar[int]
     SIGNAL_FIELD_NUMBER: _ClassVar[int]
     UNDELIVERED_FIELD_NUMBER: _ClassVar[int]
+    RELAYS_FIELD_NUMBER: _ClassVar[int]
     welcome: Welcome
     signal: Signal
     undelivered: Undelivered
-    def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., signal: _Optional[_Union[Signal, _Mapping]] = ..., undelivered: _Optional[_Union[Undelivered, _Mapping]] = ...) -> None: ...
+    relays: Relays
+    def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., signal: _Optional[_Union[Signal, _Mapping]] = ..., undelivered: _Optional[_Union[Undelivered, _Mapping]] = ..., relays: _Optional[_Union[Relays, _Mapping]] = ...) -> None: ...
 
 class Hello(_message.Message):
     __slots__ = ("agent",)
@@ -61,6 +63,24 @@ class Welcome(_message.Message):
     refresh_seconds: int
     stun: _containers.RepeatedScalarFieldContainer[str]
     def __init__(self, observed: _Optional[str] = ..., refresh_seconds: _Optional[int] = ..., stun: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class Relays(_message.Message):
+    __slots__ = ("relays",)
+    RELAYS_FIELD_NUMBER: _ClassVar[int]
+    relays: _containers.RepeatedCompositeFieldContainer[Relay]
+    def __init__(self, relays: _Optional[_Iterable[_Union[Relay, _Mapping]]] = ...) -> None: ...
+
+class Relay(_message.Message):
+    __slots__ = ("uris", "username", "password", "seconds")
+    URIS_FIELD_NUMBER: _ClassVar[int]
+    USERNAME_FIELD_NUMBER: _ClassVar[int]
+    PASSWORD_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    uris: _containers.RepeatedScalarFieldContainer[str]
+    username: str
+    password: str
+    seconds: int
+    def __init__(self, uris: _Optional[_Iterable[str]] = ..., username: _Optional[str] = ..., password: _Optional[str] = ..., seconds: _Optional[int] = ...) -> None: ...
 
 class Signal(_message.Message):
     __slots__ = ("node", "exchange", "body")

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use super::*;
-use crate::addr::PingKeys;
+use crate::addr::{PingKeys, Route};
 use crate::config::{PathConfig, RendezvousConfig};
 use crate::time::Time;
 
@@ -16,6 +16,7 @@ mod nats;
 mod network;
 mod operations;
 mod punching;
+mod relays;
 mod roaming;
 mod room;
 
@@ -81,10 +82,10 @@ impl Bench {
     /// The pong that a right-minded receiver would send.
     fn answer(&mut self, ping: &PingOut) {
         let key = ping.keys.map(|(_, key)| key);
-        self.pong(ping.to, ping.transaction, key);
+        self.pong(Route { via: ping.via, to: ping.to }, ping.transaction, key);
     }
 
-    fn pong(&mut self, from: SocketAddr, transaction: [u8; 12], key: Option<[u8; 32]>) {
+    fn pong(&mut self, from: impl Into<Route>, transaction: [u8; 12], key: Option<[u8; 32]>) {
         let pong = PongIn { transaction, observed: own(), keyed: key.is_some() };
         self.table.handle_pong(self.now, from, &pong, |expected| Some(*expected) == key);
         self.collect();

@@ -85,7 +85,7 @@ impl Nat {
             Candidate { kind: CandidateKind::Host, address: host },
             Candidate { kind: CandidateKind::ServerReflexive, address: seen },
         ];
-        Whereabouts { candidates, profile, searches: true, took: Duration::ZERO }
+        Whereabouts { candidates, profile, searches: true, direct_only: false, took: Duration::ZERO }
     }
 }
 

@@ -111,7 +111,7 @@ impl World {
                     PathEvent::Lost { remote, .. } if remote == self.sides[n].remote => self.sides[n].lost += 1,
                     PathEvent::Moved { remote, to, .. } => {
                         assert_eq!(remote, self.sides[n].remote);
-                        assert_ne!(to.ip(), address(ATTACKER).ip(), "the attacker took the path over");
+                        assert_ne!(to.to.ip(), address(ATTACKER).ip(), "the attacker took the path over");
                         self.sides[n].moved += 1;
                     }
                     _ => {}

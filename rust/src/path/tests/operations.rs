@@ -32,6 +32,7 @@ enum Operation {
     /// With candidates, guesses and perhaps sockets of a search.
     Meet(Vec<u32>, u8, u8, u64),
     StopMeeting(usize),
+    CloseRelay(u8),
     Pass(u64),
 }
 
@@ -54,6 +55,7 @@ fn operation() -> impl Strategy<Value = Operation> {
         2 => (prop::collection::vec(0..8u32, 0..6), 0..20u8, 0..6u8, 0..15_000u64)
             .prop_map(|(to, session, sockets, timeout)| Operation::Meet(to, session, sockets, timeout)),
         1 => (0..10usize).prop_map(Operation::StopMeeting),
+        1 => (0..2u8).prop_map(Operation::CloseRelay),
         3 => (0..20_000u64).prop_map(Operation::Pass),
     ]
 }
@@ -117,7 +119,11 @@ impl Outside {
                 let opening_ttl = (session % 2 == 0).then_some(2);
                 let guesses = to[to.len() / 2..].to_vec();
                 let has_sockets = matches!(search, Some(Search::Sockets { .. }));
-                let plan = Plan { candidates: to, guesses, search, opening_ttl };
+                let relay = Via(Via::FIRST_RELAY + u16::from(session % 2));
+                let relayed = to.iter().map(|to| Route { via: relay, to: *to }).collect();
+                let peer_relays = to.iter().take(usize::from(session % 3)).copied().collect();
+                let head_start = millis(u64::from(session % 4) * 100);
+                let plan = Plan { candidates: to, guesses, search, opening_ttl, relayed, peer_relays, head_start };
                 let made = table.start_meeting(now, node(session % 4), keys(session), plan, millis(timeout));
                 if made.is_some() && has_sockets {
                     self.vias.extend(vias);
@@ -129,6 +135,7 @@ impl Outside {
                     table.stop_meeting(*id);
                 }
             }
+            Operation::CloseRelay(n) => table.handle_closed(now, Via(Via::FIRST_RELAY + u16::from(n))),
             Operation::Pass(duration) => self.pings.extend(self.bench.pass(millis(duration))),
         }
         self.pings.extend(self.bench.drain());
@@ -146,8 +153,7 @@ impl Outside {
                     self.vias.remove(&via);
                 }
                 PathEvent::Moved { remote, from, to, .. } => {
-                    // to the same address through another socket is a move as well
-                    assert!((from != to || self.last_via > 0) && !self.lost.contains(&remote));
+                    assert!(from != to && !self.lost.contains(&remote));
                 }
                 _ => {}
             }

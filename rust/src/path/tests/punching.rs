@@ -56,7 +56,7 @@ fn an_attempt_without_an_answer_says_what_it_tried() {
 #[test]
 fn an_attempt_without_a_usable_address_fails_at_once() {
     let mut bench = Bench::new();
-    let id = bench.table.start_punch(bench.now, &["224.0.0.1:1".parse().unwrap()], seconds(3));
+    let id = bench.table.start_punch(bench.now, &["224.0.0.1:1".parse::<SocketAddr>().unwrap()], seconds(3));
     assert_eq!(bench.events(), [PathEvent::PunchFailed { id, tried: vec![] }]);
 }
 

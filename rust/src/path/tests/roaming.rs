@@ -4,7 +4,7 @@ use super::*;
 
 fn moved(bench: &mut Bench) -> Vec<(SocketAddr, SocketAddr)> {
     let moved = |event: &PathEvent| match event {
-        PathEvent::Moved { from, to, .. } => Some((*from, *to)),
+        PathEvent::Moved { from, to, .. } => Some((from.to, to.to)),
         _ => None,
     };
     bench.events().iter().filter_map(moved).collect()

@@ -29,7 +29,7 @@ pub(super) async fn connect<S: AsyncRead + AsyncWrite + Unpin>(uri: &RelayUri, s
     TlsConnector::from(Arc::new(config)).connect(name, stream).await.map_err(|error| explain(&error))
 }
 
-/// TLS 1.2 as well: coturn 4.6 speaks nothing newer, and all that it could betray is ciphertext between nodes.
+/// TLS 1.2 too: what Debian ships of coturn speaks nothing newer. The relay sees ciphertext of TLS 1.3 either way.
 async fn config(uri: &RelayUri) -> Result<ClientConfig> {
     let provider = Arc::new(aws_lc_rs::default_provider());
     let verifier = verifier(uri, &provider).await?;

@@ -170,6 +170,8 @@ struct Syn {
     started: Time,
     sent: usize,
     next: Time,
+    /// Whoever it goes to has not answered a ping: perhaps no keynet node, for which copies of a SYN are one SYN.
+    patient: bool,
     /// The number of the SYN-ACK is known beforehand: data need not wait for it, with this in front.
     agreed: Option<Early>,
     capability: Capability,
@@ -274,6 +276,7 @@ impl Connection {
                 started: now,
                 sent: 0,
                 next: now,
+                patient: false,
                 agreed: None,
                 capability: start.capability,
                 answered: 0,

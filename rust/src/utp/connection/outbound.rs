@@ -4,7 +4,7 @@ use super::super::packet::{Header, Kind, HEADER_LEN, MIN_PADDING};
 use super::super::send::{FinState, Segment};
 use super::super::seq::{self, Seq};
 use super::{Connection, Persist, State, Transmit};
-use crate::config::punch_moment;
+use crate::config::{patient_moment, punch_moment, PUNCH_SCHEDULE};
 use crate::time::Time;
 
 /// The packet that would leave next.
@@ -35,12 +35,25 @@ impl Connection {
         Some(transmit)
     }
 
+    /// Nobody has answered a ping where our SYN goes: it is repeated once a second, until
+    /// [`Connection::handle_punched`]. Call it before the first [`Connection::poll_transmit`].
+    pub fn be_patient(&mut self) {
+        self.syn.patient = true;
+    }
+
+    /// The remote answers pings. A SYN-ACK that is not here soon was lost, or the SYN came before there was a way.
+    pub fn handle_punched(&mut self, now: Time) {
+        if self.state == State::SynSent && std::mem::take(&mut self.syn.patient) && self.syn.sent > 0 {
+            self.syn.next = self.syn.next.min(now + PUNCH_SCHEDULE[1]);
+        }
+    }
+
     fn write_syn(&mut self, now: Time, out: &mut Vec<u8>) -> Option<Transmit> {
         if now < self.syn.next {
             return None;
         }
         self.syn.sent += 1;
-        self.syn.next = self.syn.started + punch_moment(self.syn.sent);
+        self.syn.next = self.next_syn(now);
         let header = Header {
             // the only packet that carries the id on which its sender listens
             connection_id: self.receive_id,
@@ -50,6 +63,16 @@ impl Connection {
         };
         header.write_with_capability(self.syn.capability, out);
         self.single(out, 1)
+    }
+
+    /// Moments that were slept through are not made up for.
+    fn next_syn(&self, now: Time) -> Time {
+        let moment = if self.syn.patient { patient_moment } else { punch_moment };
+        let mut n = self.syn.sent;
+        while self.syn.started + moment(n) <= now {
+            n += 1;
+        }
+        self.syn.started + moment(n)
     }
 
     fn write_reset(&mut self, now: Time, out: &mut Vec<u8>) -> Option<Transmit> {

@@ -1,0 +1,223 @@
+"""`keynet relay`: a TURN server for nodes that no hole can be punched for."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import datetime
+import os
+import pathlib
+import signal
+import socket
+from collections.abc import Mapping
+from typing import Any
+
+from ..relay import PORT, RelayLimits, RelayServer
+from ._common import add_identity, invalid, load_identity, split
+from ._output import Output
+from ._run import second_signal
+
+_STATS_EVERY = 60.0
+"""Seconds between two lines of counters with -v."""
+
+
+def add(commands: Any, common: argparse.ArgumentParser) -> None:
+    parser = commands.add_parser(
+        "relay",
+        parents=[common],
+        help="run a relay (TURN server) for nodes that cannot reach each other directly",
+        description="Runs a TURN server (RFC 8656) until Ctrl-C, and prints where it serves. What it carries stays "
+        "encrypted from node to node. With -v it also prints counters every minute.",
+    )
+    parser.add_argument(
+        "--listen",
+        action="append",
+        default=[],
+        metavar="ADDRESS",
+        help=f"UDP and TCP address (default 0.0.0.0:{PORT}, and [::]:{PORT} where the machine has IPv6); repeatable",
+    )
+    parser.add_argument(
+        "--tls", action="append", default=[], metavar="ADDRESS", help="address for TURN over TLS; repeatable"
+    )
+    parser.add_argument(
+        "--certificate",
+        nargs=2,
+        type=pathlib.Path,
+        metavar=("CHAIN", "KEY"),
+        help="PEM files for TLS (default: the certificate of the identity, which clients know by its key)",
+    )
+    add_identity(parser)
+    parser.add_argument(
+        "--user",
+        action="append",
+        default=[],
+        metavar="NAME=PASSWORD",
+        help="who may use it; repeatable. Other users of this machine see flags: KEYNET_RELAY_USERS in the "
+        "environment, with commas between several, is not seen",
+    )
+    parser.add_argument(
+        "--secret-file",
+        type=pathlib.Path,
+        metavar="FILE",
+        help="a secret shared with whoever gives out names that end (coturn's use-auth-secret); or KEYNET_RELAY_SECRET",
+    )
+    parser.add_argument("--realm", metavar="NAME", help="named to clients (default keynet)")
+    parser.add_argument(
+        "--external",
+        action="append",
+        default=[],
+        metavar="IP",
+        help="the public address, behind a NAT that gives this machine one of its own (1:1); one for each family",
+    )
+    parser.add_argument(
+        "--relay-address", action="append", default=[], metavar="IP", help="where relayed addresses are bound"
+    )
+    parser.add_argument(
+        "--ports", metavar="FIRST-LAST", type=_ports, help="ports of relayed addresses (default 49152-65535)"
+    )
+    parser.add_argument(
+        "--allow-peer",
+        action="append",
+        default=[],
+        metavar="NETWORK",
+        help="addresses that may be reached although they are not of the open internet, as 10.0.0.0/8; repeatable",
+    )
+    parser.add_argument(
+        "--introduction-peer",
+        action="append",
+        default=[],
+        metavar="ADDRESS",
+        help='a rendezvous node that anybody may reach, with name and password "keynet"; repeatable',
+    )
+    parser.add_argument("--max-allocations", type=int, metavar="N", help="clients at once (default 4096)")
+    parser.add_argument(
+        "--rate", type=int, metavar="BYTES", help="bytes relayed a second over all clients (default 125000000)"
+    )
+    parser.add_argument(
+        "--rate-per-client", type=int, metavar="BYTES", help="the same for one client (default 62500000)"
+    )
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace, out: Output) -> int:
+    relay = RelayServer(
+        listen=options.listen or _everywhere(),
+        tls=options.tls,
+        certificate=options.certificate and tuple(options.certificate),
+        identity=load_identity(options.identity) if options.tls and not options.certificate else None,
+        realm=options.realm,
+        users=_users(options.user, os.environ),
+        secret=_secret(options.secret_file, os.environ),
+        introduction_peers=options.introduction_peer,
+        allowed_peers=options.allow_peer,
+        relay_addresses=options.relay_address,
+        external_addresses=options.external,
+        ports=options.ports,
+        limits=_limits(options),
+    )
+    asyncio.run(_work(relay, out, talkative=options.verbose > 0))
+    return 0
+
+
+async def _work(relay: RelayServer, out: Output, *, talkative: bool) -> None:
+    async with relay:
+        await _until_signal(relay, out, talkative=talkative)
+    out.result({"event": "closed", **relay.stats()}, f"closed: {_summary(relay.stats())}")
+
+
+async def _until_signal(relay: RelayServer, out: Output, *, talkative: bool) -> None:
+    loop = asyncio.get_running_loop()
+    told = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, told.set)
+    # only now: whoever reads it may send a signal at once
+    _ready(relay, out)
+    tasks = [asyncio.create_task(told.wait())]
+    if talkative:
+        tasks.append(asyncio.create_task(_tell(relay, out)))
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()  # the output may be gone
+    finally:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, second_signal)
+        for task in tasks:
+            task.cancel()
+
+
+def _ready(relay: RelayServer, out: Output) -> None:
+    fields = {
+        "event": "ready",
+        "addresses": relay.addresses,
+        "tls_addresses": relay.tls_addresses,
+        "relayed_addresses": relay.relayed_addresses,
+        "pid": os.getpid(),
+    }
+    lines = [
+        f"serves      {', '.join(relay.addresses)} (UDP and TCP)",
+        *([f"with TLS    {', '.join(relay.tls_addresses)}"] if relay.tls_addresses else []),
+        f"relays at   {', '.join(relay.relayed_addresses)}",
+        "ready",
+    ]
+    out.result(fields, "\n".join(lines))
+
+
+async def _tell(relay: RelayServer, out: Output) -> None:
+    while True:
+        await asyncio.sleep(_STATS_EVERY)
+        now, stats = datetime.datetime.now(datetime.timezone.utc), relay.stats()
+        out.result({"event": "stats", "time": now, **stats}, f"{now.astimezone():%H:%M:%S} {_summary(stats)}")
+
+
+def _summary(stats: Mapping[str, int]) -> str:
+    return ", ".join(f"{name.replace('_', ' ')} {count}" for name, count in stats.items() if count) or "nothing yet"
+
+
+def _everywhere() -> list[str]:
+    # with a socket of each family, as IPv4 has the same port to itself then
+    return [f"0.0.0.0:{PORT}", f"[::]:{PORT}"] if _has_ipv6() else [f"0.0.0.0:{PORT}"]
+
+
+def _has_ipv6() -> bool:
+    try:
+        with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as probe:
+            probe.bind(("::", 0))
+    except OSError:
+        return False
+    return True
+
+
+def _users(flags: list[str], environment: Mapping[str, str]) -> dict[str, str]:
+    texts = [*flags, *filter(None, environment.get("KEYNET_RELAY_USERS", "").split(","))]
+    return dict(split(text, "NAME=PASSWORD") for text in texts)
+
+
+def _secret(file: pathlib.Path | None, environment: Mapping[str, str]) -> str | None:
+    if file is None:
+        return environment.get("KEYNET_RELAY_SECRET") or None
+    try:
+        secret = file.read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise invalid(f"--secret-file: {file} cannot be read: {error}") from None
+    if not secret:
+        raise invalid(f"--secret-file: {file} is empty")
+    return secret
+
+
+def _limits(options: argparse.Namespace) -> RelayLimits:
+    limits: RelayLimits = {}
+    if options.max_allocations is not None:
+        limits["max_allocations"] = options.max_allocations
+    if options.rate is not None:
+        limits["bytes_per_second"] = options.rate
+    if options.rate_per_client is not None:
+        limits["bytes_per_second_per_allocation"] = options.rate_per_client
+    return limits
+
+
+def _ports(text: str) -> tuple[int, int]:
+    first, dash, last = text.partition("-")
+    if dash and first.isdecimal() and last.isdecimal() and 0 < int(first) <= int(last) < 65536:
+        return int(first), int(last)
+    raise argparse.ArgumentTypeError(f"{text!r} is not of the form FIRST-LAST, like 49152-65535")

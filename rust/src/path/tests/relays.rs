@@ -1,0 +1,196 @@
+//! Paths over relays: direct ones come first, and everything moves when one goes.
+
+use super::*;
+use crate::addr::{Route, Via};
+
+const RELAY: Via = Via(Via::FIRST_RELAY);
+
+/// Direct candidates, an address that a relay keeps for the peer, and the peer's address through a relay of ours.
+fn plan(direct: &[u32], kept: u32, through: u32) -> Plan {
+    Plan {
+        candidates: direct.iter().map(|n| address(*n)).collect(),
+        relayed: vec![address(kept).into(), Route { via: RELAY, to: address(through) }],
+        peer_relays: vec![address(kept)],
+        head_start: millis(250),
+        ..Plan::default()
+    }
+}
+
+fn to(pings: &[PingOut], via: Via, n: u32) -> PingOut {
+    pings.iter().find(|ping| ping.via == via && ping.to == address(n)).unwrap().clone()
+}
+
+impl Bench {
+    fn start(&mut self, plan: Plan) -> Vec<PingOut> {
+        self.table.start_meeting(self.now, node(1), keys(1), plan, seconds(10)).unwrap();
+        self.drain()
+    }
+
+    fn paths_met(&mut self) -> Vec<(RemoteId, Route, bool)> {
+        let met = |event: &PathEvent| match event {
+            PathEvent::Met { remote, address, via, relayed, .. } => {
+                Some((*remote, Route { via: *via, to: *address }, *relayed))
+            }
+            _ => None,
+        };
+        self.events().iter().filter_map(met).collect()
+    }
+
+    /// A path over our relay, in use, of a node that somebody holds.
+    fn relayed_peer(&mut self) -> RemoteId {
+        let pings = self.start(Plan { head_start: Duration::ZERO, ..plan(&[], 8, 1) });
+        self.now += millis(40);
+        self.answer(&to(&pings, RELAY, 1));
+        let (remote, ..) = self.paths_met()[0];
+        self.table.hold(self.now, remote);
+        remote
+    }
+}
+
+#[test]
+fn relays_are_asked_at_once_and_taken_when_the_head_start_is_over() {
+    let mut bench = Bench::new();
+    let pings = bench.start(plan(&[1, 2], 8, 1));
+    assert_eq!(pings.len(), 4, "all ways at once");
+    bench.now += millis(60);
+    bench.answer(&to(&pings, Via::MAIN, 8));
+    bench.now += millis(20);
+    bench.answer(&to(&pings, RELAY, 1));
+    assert_eq!(bench.paths_met(), [], "direct ways come first");
+    bench.pass(millis(200));
+    let met = bench.paths_met();
+    assert!(matches!(&met[..], [(_, route, true)] if *route == address(8).into()), "the quicker of the two: {met:?}");
+}
+
+#[test]
+fn a_direct_answer_in_time_makes_the_path_and_nothing_is_relayed() {
+    let mut bench = Bench::new();
+    let pings = bench.start(plan(&[1], 8, 1));
+    bench.now += millis(20);
+    bench.answer(&to(&pings, RELAY, 1));
+    bench.now += millis(200);
+    bench.answer(&to(&pings, Via::MAIN, 1));
+    let met = bench.paths_met();
+    assert!(matches!(&met[..], [(_, route, false)] if *route == address(1).into()), "{met:?}");
+}
+
+#[test]
+fn punching_goes_on_behind_a_relay_and_a_direct_path_takes_over_however_slow_it_is() {
+    let mut bench = Bench::new();
+    let pings = bench.start(plan(&[1], 8, 1));
+    bench.now += millis(10);
+    bench.answer(&to(&pings, RELAY, 1));
+    bench.pass(millis(300));
+    let (remote, route, _) = bench.paths_met()[0];
+    assert_eq!(bench.table.route_of(remote), Some(route));
+    bench.table.hold(bench.now, remote);
+    let later = bench.pass_answering(seconds(4), |ping| ping.via == RELAY);
+    let direct = later.iter().rev().find(|ping| ping.via == Via::MAIN && ping.to == address(1)).unwrap().clone();
+    bench.now += millis(90);
+    bench.answer(&direct);
+    assert_eq!(bench.table.route_of(remote), Some(address(1).into()), "90 ms direct are better than 10 over a relay");
+    let paths = bench.table.paths_of_node(bench.now, &node(1));
+    assert_eq!(paths.iter().map(|path| path.relayed).collect::<Vec<_>>(), [false, true], "it stays, as the next best");
+}
+
+#[test]
+fn no_relay_is_better_than_a_direct_path() {
+    let mut bench = Bench::new();
+    let pings = bench.start(plan(&[1], 8, 1));
+    bench.now += millis(100);
+    bench.answer(&to(&pings, Via::MAIN, 1));
+    let (remote, ..) = bench.paths_met()[0];
+    bench.now += millis(1);
+    bench.answer(&to(&pings, RELAY, 1));
+    bench.pass_answering(seconds(3), |_| true);
+    assert_eq!(bench.table.route_of(remote), Some(address(1).into()));
+}
+
+#[test]
+fn where_nothing_else_can_help_a_relay_is_taken_at_once() {
+    let mut bench = Bench::new();
+    let pings = bench.start(Plan { head_start: Duration::ZERO, ..plan(&[1], 8, 1) });
+    bench.now += millis(30);
+    bench.answer(&to(&pings, RELAY, 1));
+    assert!(matches!(bench.paths_met()[..], [(_, Route { via: RELAY, .. }, true)]));
+}
+
+#[test]
+fn a_search_goes_on_behind_a_relay() {
+    let mut bench = Bench::new();
+    let search = Search::Ports { ip: address(1).ip(), low: 2_000, high: 2_999, start: 0, begin: Duration::ZERO };
+    let pings = bench.start(Plan { search: Some(search), head_start: Duration::ZERO, ..plan(&[], 8, 1) });
+    bench.now += millis(30);
+    bench.answer(&to(&pings, RELAY, 1));
+    let (remote, ..) = bench.paths_met()[0];
+    let searched = bench.pass(millis(500));
+    let hit = searched.iter().rev().find(|ping| ping.via == Via::MAIN && (2_000..3_000).contains(&ping.to.port()));
+    let hit = hit.expect("ports are still asked").clone();
+    bench.answer(&hit);
+    assert_eq!(bench.table.route_of(remote), Some(hit.to.into()));
+    bench.pass_answering(seconds(3), |_| true);
+    let still = bench.pass(seconds(1)).iter().any(|ping| (2_000..3_000).contains(&ping.to.port()) && ping.to != hit.to);
+    assert!(!still, "it has found what it looked for");
+}
+
+#[test]
+fn when_a_relay_goes_its_paths_go() {
+    let mut bench = Bench::new();
+    let remote = bench.relayed_peer();
+    bench.events();
+    bench.table.handle_closed(bench.now, RELAY);
+    let events = bench.events();
+    assert!(
+        events.iter().any(|event| matches!(event, PathEvent::Silent { remote: r, .. } if *r == remote)),
+        "{events:?}"
+    );
+    // a new meeting finds a way before the peer counts as lost
+    let again = Plan { candidates: vec![address(1)], ..Plan::default() };
+    let pings = bench.start_again(again);
+    bench.answer(&to(&pings, Via::MAIN, 1));
+    assert_eq!(bench.table.route_of(remote), Some(address(1).into()), "the same remote, so that its streams live");
+}
+
+#[test]
+fn when_a_relay_goes_and_another_path_is_warm_that_one_is_taken_at_once() {
+    let mut bench = Bench::new();
+    let pings = bench.start(Plan { head_start: Duration::ZERO, ..plan(&[], 8, 1) });
+    bench.now += millis(40);
+    bench.answer(&to(&pings, RELAY, 1));
+    bench.answer(&to(&pings, Via::MAIN, 8));
+    let (remote, ..) = bench.paths_met()[0];
+    bench.table.hold(bench.now, remote);
+    bench.events();
+    bench.table.handle_closed(bench.now, RELAY);
+    assert_eq!(bench.table.route_of(remote), Some(address(8).into()));
+    let events = bench.events();
+    assert!(matches!(&events[..], [PathEvent::Moved { .. }]), "{events:?}");
+    assert_eq!(bench.table.paths_of_node(bench.now, &node(1)).len(), 1);
+}
+
+#[test]
+fn what_a_peer_sees_of_us_through_a_relay_is_no_address_of_ours() {
+    let mut bench = Bench::new();
+    bench.relayed_peer();
+    assert!(!bench.events().iter().any(|event| matches!(event, PathEvent::Observed { .. })));
+}
+
+impl Bench {
+    /// Another meeting with the same node, under new keys.
+    fn start_again(&mut self, plan: Plan) -> Vec<PingOut> {
+        self.table.start_meeting(self.now, node(1), keys(2), plan, seconds(10)).unwrap();
+        self.drain()
+    }
+
+    /// Lets time pass while some pings are answered as soon as they are sent; returns all of them.
+    fn pass_answering(&mut self, duration: Duration, answered: impl Fn(&PingOut) -> bool) -> Vec<PingOut> {
+        let end = self.now + duration;
+        let mut all = Vec::new();
+        while self.now < end {
+            let sent = self.pass(millis(10));
+            sent.iter().filter(|ping| answered(ping)).for_each(|ping| self.answer(ping));
+            all.extend(sent);
+        }
+        all
+    }
+}

@@ -1,0 +1,394 @@
+//! The relays of a node: which are known, which are in use, and another when one goes.
+
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::{broadcast, watch, Notify};
+use tokio::task::{JoinHandle, JoinSet};
+use tokio::time::{sleep_until, timeout, Instant};
+
+use super::client::{race, Allocation, Carrier, CarryState, CarryStats, Options, RelaySpec};
+use super::{known::Known, Transport};
+use crate::addr::Via;
+use crate::config::RelayConfig;
+use crate::error::{Error, Result};
+use crate::net::Net;
+use crate::path::{Candidate, CandidateKind, OwnRelay};
+
+/// What happens to relays.
+#[derive(Clone, Debug)]
+pub enum RelayEvent {
+    Connected { relay: String, addresses: Vec<SocketAddr> },
+    Lost { relay: String, error: Error },
+}
+
+/// How it stands with one relay.
+#[derive(Clone, Debug)]
+pub struct RelayStatus {
+    /// `host:port`.
+    pub relay: String,
+    /// Of paths that go through it; `None`: it is not in use.
+    pub via: Option<Via>,
+    pub transport: Option<Transport>,
+    /// What it keeps for this node.
+    pub addresses: Vec<SocketAddr>,
+    pub rtt: Option<Duration>,
+    pub stats: CarryStats,
+    /// It carries to rendezvous nodes only.
+    pub introduction: bool,
+    /// Why it was not reached, or was lost.
+    pub error: Option<Error>,
+}
+
+/// Relays at work. Dropping it gives every allocation back.
+pub struct Relays {
+    inner: Arc<Inner>,
+    task: JoinHandle<()>,
+}
+
+struct Inner {
+    net: Net,
+    config: RelayConfig,
+    state: Mutex<State>,
+    /// Something is to be looked at: a relay has become known, or one in use has gone.
+    news: Notify,
+    /// How many relays have come into use so far, and whether there is anything to wait for.
+    progress: watch::Sender<Progress>,
+    events: broadcast::Sender<RelayEvent>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Progress {
+    in_use: usize,
+    /// Any of the two: it may lead to a rendezvous.
+    any: usize,
+    looking: bool,
+}
+
+#[derive(Default)]
+struct State {
+    known: Vec<Known>,
+    in_use: Vec<InUse>,
+}
+
+struct InUse {
+    relay: String,
+    introduction: bool,
+    via: Via,
+    addresses: Vec<SocketAddr>,
+    transport: Transport,
+    rtt: Duration,
+    carrier: Carrier,
+}
+
+impl Relays {
+    /// Uses the best of these, and of those that are offered later. Needs a tokio runtime.
+    pub fn start(net: Net, config: RelayConfig, specs: Vec<RelaySpec>) -> Self {
+        let state = State { known: Known::group(specs, None), in_use: Vec::new() };
+        let looking = !state.known.is_empty();
+        let inner = Arc::new(Inner {
+            net,
+            config,
+            state: Mutex::new(state),
+            news: Notify::new(),
+            progress: watch::Sender::new(Progress { looking, ..Progress::default() }),
+            events: broadcast::Sender::new(EVENT_QUEUE),
+        });
+        let task = tokio::spawn(inner.clone().run());
+        Self { inner, task }
+    }
+
+    /// Somebody names relays, good for so long. What it named before and does not name any more is forgotten once it is not in use.
+    pub fn offer(&self, by: &str, specs: Vec<RelaySpec>, good_for: Duration) {
+        let until = Instant::now() + good_for;
+        let mut offered = Known::group(specs, Some((by.to_owned(), until)));
+        offered.truncate(MAX_OFFERED);
+        let mut state = self.inner.lock();
+        state.known.retain(|known| !known.is_offered_by(by));
+        for new in offered {
+            let named =
+                state.known.iter().any(|known| known.name == new.name && known.introduction == new.introduction);
+            if !named && state.known.len() < MAX_KNOWN {
+                state.known.push(new);
+            }
+        }
+        drop(state);
+        self.inner.news.notify_one();
+    }
+
+    /// A way to a rendezvous node where no UDP gets through: the relay beside it, which carries to it and to nobody else.
+    pub fn introduce(&self, host: &str, port: u16) {
+        let mut state = self.inner.lock();
+        let known = Known::introduction(host, port);
+        if state.known.len() < MAX_KNOWN
+            && !state.known.iter().any(|other| other.introduction && other.name == known.name)
+        {
+            state.known.push(known);
+            drop(state);
+            self.inner.news.notify_one();
+        }
+    }
+
+    /// Those in use, for meetings.
+    pub fn own(&self) -> Vec<OwnRelay> {
+        self.inner.own(false)
+    }
+
+    /// All of them in use, also those that lead to rendezvous nodes only.
+    pub fn to_rendezvous(&self) -> Vec<OwnRelay> {
+        self.inner.own(true)
+    }
+
+    /// What relays keep for this node, for peers.
+    pub fn candidates(&self) -> Vec<Candidate> {
+        let addresses = self.own().into_iter().flat_map(|relay| relay.addresses);
+        addresses.map(|address| Candidate { kind: CandidateKind::Relayed, address }).collect()
+    }
+
+    /// Waits until a relay is in use, or there is none to wait for, or `patience` is over.
+    pub async fn ready(&self, patience: Duration) {
+        let mut progress = self.inner.progress.subscribe();
+        let settled = progress.wait_for(|progress| progress.in_use > 0 || !progress.looking);
+        let _ = timeout(patience, settled).await;
+    }
+
+    /// Waits until something leads to rendezvous nodes; for ever, if nothing does.
+    pub async fn reachable(&self) {
+        let mut progress = self.inner.progress.subscribe();
+        let _ = progress.wait_for(|progress| progress.any > 0).await;
+    }
+
+    pub fn status(&self) -> Vec<RelayStatus> {
+        self.inner.status()
+    }
+
+    pub fn subscribe(&self) -> broadcast::Receiver<RelayEvent> {
+        self.inner.events.subscribe()
+    }
+
+    /// The machine is in another network: what failed may work now, and what is in use is asked for anew.
+    pub fn network_changed(&self) {
+        let mut state = self.inner.lock();
+        state.known.iter_mut().for_each(Known::forgive);
+        // dropped, they are given back where that still works
+        state.in_use.clear();
+        drop(state);
+        self.inner.tell();
+        self.inner.news.notify_one();
+    }
+
+    /// Gives everything back: as long as `patience` says.
+    pub async fn close(&self, patience: Duration) {
+        self.task.abort();
+        let in_use = std::mem::take(&mut self.inner.lock().in_use);
+        let mut closing = JoinSet::new();
+        in_use.into_iter().for_each(|one| drop(closing.spawn(one.carrier.close())));
+        let _ = timeout(patience, async { while closing.join_next().await.is_some() {} }).await;
+    }
+}
+
+impl Drop for Relays {
+    fn drop(&mut self) {
+        self.task.abort();
+        self.inner.lock().in_use.clear();
+    }
+}
+
+impl Inner {
+    async fn run(self: Arc<Self>) {
+        loop {
+            self.drop_lost();
+            let next = self.fill().await;
+            self.tell();
+            tokio::select! {
+                () = self.news.notified() => {}
+                () = sleep_until(next.unwrap_or_else(Instant::now)), if next.is_some() => {}
+            }
+        }
+    }
+
+    /// Takes relays into use until there are as many as there should be. Returns when to try again.
+    async fn fill(self: &Arc<Self>) -> Option<Instant> {
+        let now = Instant::now();
+        let (wanted, relays) = {
+            let mut state = self.lock();
+            state.known.retain(|known| !known.is_expired(now));
+            let have = state.in_use.iter().filter(|one| !one.introduction).count();
+            let wanted = self.config.at_once.saturating_sub(have);
+            let nothing = state.in_use.is_empty();
+            let free = |known: &&Known| {
+                let used =
+                    state.in_use.iter().any(|one| one.relay == known.name && one.introduction == known.introduction);
+                // the way to a rendezvous is opened when there is no other
+                let wanted = if known.introduction { nothing } else { wanted > 0 };
+                wanted && !used && known.is_due(now)
+            };
+            let relays: Vec<_> = state.known.iter().filter(free).cloned().collect();
+            (wanted.max(1), relays)
+        };
+        if !relays.is_empty() {
+            for (known, allocation) in self.allocate(relays, wanted).await {
+                self.take(&known, allocation);
+            }
+        }
+        let state = self.lock();
+        let missing = state.in_use.iter().filter(|one| !one.introduction).count() < self.config.at_once;
+        let used = |known: &Known| state.in_use.iter().any(|one| one.relay == known.name);
+        let retries = state.known.iter().filter(|known| missing && !used(known)).filter_map(Known::retry_at);
+        retries.min()
+    }
+
+    /// Asks all of these; the nearest of those that answer soon after the first.
+    async fn allocate(self: &Arc<Self>, relays: Vec<Known>, wanted: usize) -> Vec<(Known, Allocation)> {
+        let options = Options { deadline: self.config.deadline, ..Options::default() };
+        let mut running = JoinSet::new();
+        for known in relays {
+            let options = options.clone();
+            running.spawn(async move {
+                let result = race(vec![known.ways.clone()], &options).await;
+                (known, result)
+            });
+        }
+        let mut answered: Vec<(Known, Allocation)> = Vec::new();
+        let mut until = None;
+        loop {
+            tokio::select! {
+                done = running.join_next() => match done {
+                    Some(Ok((known, Ok(allocation)))) => {
+                        until.get_or_insert(Instant::now() + self.config.window);
+                        answered.push((known, allocation));
+                    }
+                    Some(Ok((known, Err(error)))) => self.note(&known, Err(error)),
+                    Some(Err(error)) => tracing::warn!(%error, "asking a relay broke off"),
+                    None => break,
+                },
+                () = sleep_until(until.unwrap_or_else(Instant::now)), if until.is_some() => break,
+            }
+        }
+        answered.sort_by_key(|(_, allocation)| allocation.rtt);
+        // those that are not needed are given back in the background
+        answered.truncate(wanted);
+        answered
+    }
+
+    fn take(self: &Arc<Self>, known: &Known, allocation: Allocation) {
+        let wire = match self.net.open_wire() {
+            Ok(wire) => wire,
+            Err(error) => return self.note(known, Err(error)),
+        };
+        self.note(known, Ok(()));
+        let (via, addresses, transport, rtt) =
+            (wire.via, allocation.relayed.clone(), allocation.transport, allocation.rtt);
+        tracing::info!(relay = known.name, %transport, ?addresses, ?rtt, "relay in use");
+        let carrier = allocation.carry(wire);
+        let (mut watched, inner) = (carrier.state(), Arc::downgrade(self));
+        tokio::spawn(async move {
+            let _ = watched.wait_for(|state| *state != CarryState::Carrying).await;
+            if let Some(inner) = inner.upgrade() {
+                inner.news.notify_one();
+            }
+        });
+        let event = RelayEvent::Connected { relay: known.name.clone(), addresses: addresses.clone() };
+        let introduction = known.introduction;
+        self.lock().in_use.push(InUse {
+            relay: known.name.clone(),
+            introduction,
+            via,
+            addresses,
+            transport,
+            rtt,
+            carrier,
+        });
+        let _ = self.events.send(event);
+        self.tell();
+    }
+
+    /// Takes those out that have ended.
+    fn drop_lost(&self) {
+        let mut lost = Vec::new();
+        self.lock().in_use.retain(|one| {
+            let ended = match &*one.carrier.state().borrow() {
+                CarryState::Carrying => return true,
+                CarryState::Lost(error) => Some(error.clone()),
+                CarryState::Closed => None,
+            };
+            lost.push((one.relay.clone(), one.introduction, ended));
+            false
+        });
+        for (relay, introduction, error) in lost {
+            let Some(error) = error else { continue };
+            tracing::info!(relay, %error, "relay lost");
+            let mut state = self.lock();
+            let known = state.known.iter_mut().find(|known| known.name == relay && known.introduction == introduction);
+            if let Some(known) = known {
+                known.note(Err(error.clone()), &self.config);
+            }
+            drop(state);
+            let _ = self.events.send(RelayEvent::Lost { relay, error });
+        }
+        self.tell();
+    }
+
+    fn note(&self, known: &Known, result: Result<()>) {
+        if let Err(error) = &result {
+            tracing::info!(relay = known.name, %error, "no relay");
+        }
+        let mut state = self.lock();
+        let same = |other: &&mut Known| other.name == known.name && other.introduction == known.introduction;
+        if let Some(known) = state.known.iter_mut().find(same) {
+            known.note(result, &self.config);
+        }
+    }
+
+    fn tell(&self) {
+        let state = self.lock();
+        let any = state.in_use.len();
+        let in_use = state.in_use.iter().filter(|one| !one.introduction).count();
+        let looking = state.known.iter().any(|known| !known.introduction && known.error.is_none());
+        drop(state);
+        let progress = Progress { in_use, any, looking };
+        self.progress.send_if_modified(|old| std::mem::replace(old, progress) != progress);
+    }
+
+    fn own(&self, introductions: bool) -> Vec<OwnRelay> {
+        let state = self.lock();
+        let chosen = state.in_use.iter().filter(|one| introductions || !one.introduction);
+        chosen.map(|one| OwnRelay { via: one.via, addresses: one.addresses.clone() }).collect()
+    }
+
+    fn status(&self) -> Vec<RelayStatus> {
+        let state = self.lock();
+        let used = |known: &Known| {
+            state.in_use.iter().find(|one| one.relay == known.name && one.introduction == known.introduction)
+        };
+        let of = |name: &str, introduction: bool, error: Option<Error>, one: Option<&InUse>| RelayStatus {
+            relay: name.to_owned(),
+            via: one.map(|one| one.via),
+            transport: one.map(|one| one.transport),
+            addresses: one.map(|one| one.addresses.clone()).unwrap_or_default(),
+            rtt: one.map(|one| one.rtt),
+            stats: one.map(|one| one.carrier.stats()).unwrap_or_default(),
+            introduction,
+            error,
+        };
+        let known =
+            state.known.iter().map(|known| of(&known.name, known.introduction, known.error.clone(), used(known)));
+        let mut all: Vec<_> = known.collect();
+        for one in &state.in_use {
+            if !state.known.iter().any(|known| known.name == one.relay && known.introduction == one.introduction) {
+                all.push(of(&one.relay, one.introduction, None, Some(one)));
+            }
+        }
+        all
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Whoever names relays names a handful; a node uses two.
+const MAX_OFFERED: usize = 8;
+const MAX_KNOWN: usize = 32;
+const EVENT_QUEUE: usize = 64;

@@ -1,0 +1,174 @@
+//! A relay that this node has heard of: the ways to it, who named it, and when it is tried again.
+
+use tokio::time::Instant;
+use zeroize::Zeroizing;
+
+use super::client::{HttpProxy, RelaySpec};
+use super::{RelayUri, Transport};
+use crate::config::RelayConfig;
+use crate::error::{Error, Result};
+
+#[derive(Clone, Debug)]
+pub(super) struct Known {
+    /// Its host: what goes to the same host is one relay.
+    pub name: String,
+    /// The preferred one first.
+    pub ways: Vec<RelaySpec>,
+    /// It carries to rendezvous nodes only.
+    pub introduction: bool,
+    /// Who named it, and until when the credentials are good; `None`: the user did.
+    offered: Option<(String, Instant)>,
+    pub error: Option<Error>,
+    retry: Option<Instant>,
+    failures: u32,
+}
+
+impl Known {
+    /// Relays by host, in the order in which they were named; of each the quickest way first.
+    pub fn group(specs: Vec<RelaySpec>, offered: Option<(String, Instant)>) -> Vec<Self> {
+        let mut relays: Vec<Self> = Vec::new();
+        for spec in specs {
+            let name = spec.uri.host.clone();
+            match relays.iter_mut().find(|relay| relay.name == name) {
+                Some(relay) => relay.ways.push(spec),
+                None => relays.push(Self::new(name, vec![spec], offered.clone())),
+            }
+        }
+        relays.iter_mut().for_each(Self::complete);
+        relays
+    }
+
+    /// The relay beside a rendezvous node, with credentials that everybody knows.
+    pub fn introduction(host: &str, port: u16) -> Self {
+        let way = |transport, port| RelaySpec {
+            username: INTRODUCTION.to_owned(),
+            password: Zeroizing::new(INTRODUCTION.to_owned()),
+            ..RelaySpec::new(RelayUri::new(transport, host, port))
+        };
+        let ways = vec![way(Transport::Tcp, port), way(Transport::Tls, HTTPS)];
+        let mut known = Self::new(host.to_owned(), ways, None);
+        known.introduction = true;
+        known.complete();
+        known
+    }
+
+    fn new(name: String, ways: Vec<RelaySpec>, offered: Option<(String, Instant)>) -> Self {
+        Self { name, ways, introduction: false, offered, error: None, retry: None, failures: 0 }
+    }
+
+    /// What serves UDP nearly always serves TCP at the same port; and where an HTTP proxy is named, it is the last way out.
+    fn complete(&mut self) {
+        let has = |ways: &[RelaySpec], transport| ways.iter().any(|way| way.uri.transport == transport);
+        if !has(&self.ways, Transport::Tcp) {
+            let udp: Vec<_> = self.ways.iter().filter(|way| way.uri.transport == Transport::Udp).cloned().collect();
+            self.ways.extend(udp.into_iter().map(|mut way| {
+                way.uri.transport = Transport::Tcp;
+                way
+            }));
+        }
+        self.ways.sort_by_key(|way| match way.uri.transport {
+            Transport::Udp => 0,
+            Transport::Tcp => 1,
+            Transport::Tls => 2,
+        });
+        match HttpProxy::for_host(&self.name) {
+            Ok(Some(proxy)) => {
+                let by_tcp = self.ways.iter().rev().filter(|way| way.uri.transport != Transport::Udp);
+                let through: Vec<_> =
+                    by_tcp.map(|way| RelaySpec { proxy: Some(proxy.clone()), ..way.clone() }).collect();
+                self.ways.extend(through);
+            }
+            Ok(None) => {}
+            Err(error) => tracing::warn!(%error, "https_proxy cannot be used"),
+        }
+        self.ways.truncate(MAX_WAYS);
+    }
+
+    pub fn is_offered_by(&self, who: &str) -> bool {
+        self.offered.as_ref().is_some_and(|(by, _)| by == who)
+    }
+
+    pub fn is_expired(&self, now: Instant) -> bool {
+        self.offered.as_ref().is_some_and(|(_, until)| *until <= now)
+    }
+
+    pub fn is_due(&self, now: Instant) -> bool {
+        self.retry.is_none_or(|at| at <= now)
+    }
+
+    pub fn retry_at(&self) -> Option<Instant> {
+        self.retry
+    }
+
+    /// How an attempt, or a use, has ended.
+    pub fn note(&mut self, result: Result<()>, config: &RelayConfig) {
+        match result {
+            Ok(()) => (self.error, self.retry, self.failures) = (None, None, 0),
+            Err(error) => {
+                let pause = config.retry_after.saturating_mul(1 << self.failures.min(MOST_DOUBLINGS));
+                self.retry = Some(Instant::now() + pause.min(config.retry_most));
+                self.failures = self.failures.saturating_add(1);
+                self.error = Some(error);
+            }
+        }
+    }
+
+    /// Failures of another network say nothing.
+    pub fn forgive(&mut self) {
+        (self.retry, self.failures) = (None, 0);
+    }
+}
+
+/// User and password of a relay that carries to its rendezvous nodes and to nobody else (docs/protocol.md section 9).
+pub const INTRODUCTION: &str = "keynet";
+/// What the strictest networks let out.
+const HTTPS: u16 = 443;
+/// As many as `client::race` takes.
+const MAX_WAYS: usize = 8;
+const MOST_DOUBLINGS: u32 = 16;
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    fn specs(uris: &[&str]) -> Vec<RelaySpec> {
+        uris.iter().map(|uri| RelaySpec::new(uri.parse().unwrap())).collect()
+    }
+
+    fn ways(known: &Known) -> Vec<(Transport, u16)> {
+        known.ways.iter().filter(|way| way.proxy.is_none()).map(|way| (way.uri.transport, way.uri.port)).collect()
+    }
+
+    #[test]
+    fn ways_to_one_host_are_one_relay_the_quickest_first() {
+        let known = Known::group(specs(&["turns:a.example:443", "turn:b.example", "turn:a.example:3479"]), None);
+        assert_eq!(known.iter().map(|one| one.name.as_str()).collect::<Vec<_>>(), ["a.example", "b.example"]);
+        assert_eq!(ways(&known[0]), [(Transport::Udp, 3479), (Transport::Tcp, 3479), (Transport::Tls, 443)]);
+        assert_eq!(ways(&known[1]), [(Transport::Udp, 3478), (Transport::Tcp, 3478)]);
+    }
+
+    #[test]
+    fn a_relay_that_fails_is_tried_less_and_less_often() {
+        let config = RelayConfig::default();
+        let mut known = Known::group(specs(&["turn:a.example"]), None).remove(0);
+        let fail = || Err(Error::new(crate::error::Reason::RelayUnreachable, crate::error::Stage::Relay, ""));
+        let mut pauses = Vec::new();
+        for _ in 0..40 {
+            known.note(fail(), &config);
+            pauses.push(known.retry_at().unwrap().saturating_duration_since(Instant::now()));
+        }
+        assert!(pauses.windows(2).all(|two| two[0] <= two[1] + Duration::from_millis(100)), "{pauses:?}");
+        assert!(pauses[39] <= config.retry_most);
+        known.forgive();
+        assert!(known.is_due(Instant::now()));
+    }
+
+    #[test]
+    fn credentials_that_are_over_are_not_used() {
+        let now = Instant::now();
+        let known = Known::group(specs(&["turn:a.example"]), Some(("x".to_owned(), now))).remove(0);
+        assert!(known.is_expired(now) && known.is_offered_by("x"));
+    }
+}

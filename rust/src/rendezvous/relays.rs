@@ -1,0 +1,183 @@
+//! What relays add to finding nodes: addresses that relays keep, relays that a rendezvous names, and direct paths in place of
+//! relayed ones as soon as there are any.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::broadcast;
+use tokio::time::{interval, Instant, MissedTickBehavior};
+use zeroize::Zeroizing;
+
+use super::station::{split_address, Station};
+use super::wire::Relays as Offered;
+use super::{Inner, RendezvousEvent};
+use crate::addr::NodeId;
+use crate::path::{is_local, Mapping, Whereabouts, MAX_CANDIDATES};
+use crate::relay::client::RelaySpec;
+use crate::relay::{RelayEvent, RelayUri};
+
+/// With which nodes no relay is used.
+#[derive(Clone, Debug, Default)]
+pub enum DirectOnly {
+    /// With none: relays are used where nothing else helps.
+    #[default]
+    Nobody,
+    Everybody,
+    Nodes(HashSet<NodeId>),
+}
+
+impl DirectOnly {
+    fn applies(&self, node: &NodeId) -> bool {
+        match self {
+            Self::Nobody => false,
+            Self::Everybody => true,
+            Self::Nodes(nodes) => nodes.contains(node),
+        }
+    }
+}
+
+impl Inner {
+    /// What a peer is told of where this node is.
+    pub(super) async fn whereabouts(&self, node: &NodeId) -> Whereabouts {
+        let mut own = self.surroundings.whereabouts(self.config.discovery_patience).await;
+        own.direct_only = self.direct_only.applies(node);
+        if own.direct_only {
+            return own;
+        }
+        if own.profile.mapping != Mapping::EndpointIndependent {
+            let begin = Instant::now();
+            self.relays.ready(self.relay_config.patience).await;
+            own.took += begin.elapsed();
+        }
+        let relayed = self.relays.candidates();
+        own.candidates.truncate(MAX_CANDIDATES.saturating_sub(relayed.len()));
+        own.candidates.extend(relayed);
+        own
+    }
+
+    /// A rendezvous has named relays.
+    pub(super) fn offered(&self, station: &Station, offered: Offered) {
+        let Some((host, _)) = split_address(&station.server.address) else { return };
+        let inside = host.parse().is_ok_and(is_local);
+        let by = station.server.node.to_string();
+        let seconds = offered.relays.iter().map(|relay| relay.seconds).min().unwrap_or(0);
+        let mut specs = Vec::new();
+        for relay in offered.relays.iter().take(MAX_RELAYS) {
+            for text in relay.uris.iter().take(MAX_URIS) {
+                let mut uri = match beside(text, host).parse::<RelayUri>() {
+                    Ok(uri) => uri,
+                    Err(error) => {
+                        tracing::info!(%error, "a rendezvous names a relay that cannot be read");
+                        continue;
+                    }
+                };
+                // which files are read here is no business of others
+                uri.ca = None;
+                // a rendezvous on the internet has no business with addresses of our own network
+                if uri.host.parse().is_ok_and(is_local) && !inside {
+                    continue;
+                }
+                specs.push(RelaySpec {
+                    username: relay.username.clone(),
+                    password: Zeroizing::new(relay.password.clone()),
+                    ..RelaySpec::new(uri)
+                });
+            }
+        }
+        self.relays.offer(&by, specs, Duration::from_secs(seconds.into()));
+    }
+
+    pub(super) async fn watch_relays(self: Arc<Self>) {
+        let mut events = self.relays.subscribe();
+        loop {
+            match events.recv().await {
+                Ok(RelayEvent::Connected { relay, addresses }) => {
+                    self.publish(RendezvousEvent::RelayConnected { relay, addresses });
+                    self.meet_silent();
+                }
+                Ok(RelayEvent::Lost { relay, error }) => self.publish(RendezvousEvent::RelayLost { relay, error }),
+                Err(broadcast::error::RecvError::Lagged(_)) => {}
+                Err(broadcast::error::RecvError::Closed) => return,
+            }
+        }
+    }
+
+    /// There is a new relay: peers that have fallen silent may be reached over it.
+    fn meet_silent(self: &Arc<Self>) {
+        for node in self.peers.net.nodes() {
+            let paths = self.peers.net.paths(&node);
+            let silent = |path: &crate::path::PathView| path.in_use && path.connections > 0 && path.silent_for > SILENT;
+            if paths.iter().any(silent) {
+                self.meet_again(node);
+            }
+        }
+    }
+
+    /// Offers a direct path, now and then, to peers that are reached over a relay.
+    pub(super) async fn leave_relays(self: Arc<Self>) {
+        let mut tick = interval(LOOK_EVERY);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        // when each is tried next, and the pause after that
+        let mut next: HashMap<NodeId, (Instant, Duration)> = HashMap::new();
+        let mut network = self.surroundings.network();
+        network.mark_unchanged();
+        loop {
+            tick.tick().await;
+            if network.has_changed().unwrap_or(false) {
+                network.mark_unchanged();
+                next.clear();
+            }
+            let relayed: HashSet<_> = self.peers.net.relayed_nodes().into_iter().collect();
+            next.retain(|node, _| relayed.contains(node));
+            let now = Instant::now();
+            for node in relayed {
+                if self.direct_only.applies(&node) || self.stations.iter().any(|one| one.server.node == node) {
+                    continue;
+                }
+                let first = self.relay_config.upgrade_after;
+                let (at, pause) = next.entry(node).or_insert((now + first, first));
+                if *at > now {
+                    continue;
+                }
+                *pause = (*pause * 2).min(self.relay_config.upgrade_most);
+                *at = now + *pause;
+                let inner = self.clone();
+                tokio::spawn(async move {
+                    match inner.upgrade(node).await {
+                        Ok(()) => tracing::info!(node = %node.short(), "a direct path in place of a relay"),
+                        Err(error) => tracing::debug!(%error, "still no direct path"),
+                    }
+                });
+            }
+        }
+    }
+}
+
+/// `turn::PORT` is a relay at the host of the rendezvous itself, under the name by which this node knows it.
+fn beside(uri: &str, host: &str) -> String {
+    let host = if host.contains(':') { format!("[{host}]") } else { host.to_owned() };
+    match uri.split_once(':') {
+        Some((scheme, rest)) if rest.starts_with(':') => format!("{scheme}:{host}{rest}"),
+        _ => uri.to_owned(),
+    }
+}
+
+/// Relays of one rendezvous, and ways to each.
+const MAX_RELAYS: usize = 8;
+const MAX_URIS: usize = 4;
+/// Longer than a path is quiet while it is in use.
+const SILENT: Duration = Duration::from_secs(1);
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_relay_beside_the_rendezvous_has_its_name() {
+        assert_eq!(beside("turn::3478?transport=udp", "a.example"), "turn:a.example:3478?transport=udp");
+        assert_eq!(beside("turns::443", "2001:db8::1"), "turns:[2001:db8::1]:443");
+        assert_eq!(beside("turn:b.example", "a.example"), "turn:b.example");
+    }
+}
