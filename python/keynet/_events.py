@@ -41,6 +41,8 @@ class PeerConnected:
 
     node_id: NodeId
     address: str
+    relayed: bool
+    """A relay carries what goes there."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,13 +16,17 @@ _LISTED = 8
 """Addresses that a line names; further ones are counted. A search tries hundreds."""
 
 _ADVICE = {
-    Reason.BOTH_SYMMETRIC: "No punching gets through two such NATs. Forward a UDP port to one node in its router (and "
-    "give that node `listen=` with that port), switch on UPnP or PCP there, use IPv6 on both sides, or move one "
-    "node to another network.",
+    Reason.BOTH_SYMMETRIC: "No punching gets through two such NATs. Give one of the nodes a relay (`relays=`, or a "
+    "rendezvous that runs one: `keynet rendezvous --relay`), forward a UDP port to one of them in its router (and give "
+    "that node `listen=` with that port), switch on UPnP or PCP there, or use IPv6 on both sides.",
+    Reason.RELAY_UNREACHABLE: "Check that the relay runs, and its address. Where UDP is blocked it is reached by "
+    "TCP or TLS only: give `turns:` with port 443 as well.",
+    Reason.RELAY_REFUSED: "Check the user and the password of the relay; its operator can tell about quotas.",
     Reason.PEER_OFFLINE: "Check on its machine that it runs, and that `keynet status` there shows one of this node's "
     "rendezvous nodes as connected. A node that has just started registers within seconds.",
-    Reason.UDP_BLOCKED: "Allow outgoing UDP in this network's firewall, or use another network: a phone's hotspot "
-    "tells quickly whether it is that. `keynet doctor` shows what passes.",
+    Reason.UDP_BLOCKED: "Use a relay over TLS (`turns:USER:PASSWORD@HOST:443` in `relays=`, or a rendezvous that runs "
+    "one: `--relay-tls` with port 443), or allow outgoing UDP in this network's firewall. `keynet doctor` shows what "
+    "passes.",
     Reason.RENDEZVOUS_UNREACHABLE: "Check that the rendezvous runs and that its address is right, then UDP to it: "
     "`keynet doctor --rendezvous NODE@HOST:PORT` names the stage that fails.",
     Reason.RENDEZVOUS_BUSY: "Try again in some seconds; name a second rendezvous if it stays so.",
@@ -88,7 +92,8 @@ def _headline(explanation: PathExplanation) -> str:
     name = explanation.node_id
     used = _used(explanation.paths)
     if explanation.connected and used is not None:
-        return f"{name} is reached at {used.address}{_round_trip(used.rtt)}."
+        how = f"over a relay, at {used.address}" if used.relayed else f"at {used.address}"
+        return f"{name} is reached {how}{_round_trip(used.rtt)}."
     if explanation.connected:
         return f"{name} is connected."
     if explanation.meeting is not None and explanation.meeting.outcome == "running":
@@ -125,6 +130,10 @@ def _why(used: PathStatus, proven: Sequence[PathStatus]) -> str:
     others = [path for path in proven if path is not used]
     if not used.proven:
         return "it was told, and has not proved to be the node yet"
+    if used.relayed:
+        return "no direct path has answered, so a relay carries everything; a direct one is looked for now and then"
+    if others and all(path.relayed for path in others):
+        return "it is direct, and the others go over relays"
     if not others:
         return "it is the only one that answered" + (", and it stays in the local network" if used.local else "")
     if used.local and not all(path.local for path in others):
@@ -138,7 +147,7 @@ def _why(used: PathStatus, proven: Sequence[PathStatus]) -> str:
 
 
 def _standing(path: PathStatus) -> str:
-    where = ", in the local network" if path.local else ""
+    where = ", over a relay" if path.relayed else ", in the local network" if path.local else ""
     if not path.proven:
         return f"not proven{where}"
     return f"proven, heard from {path.heard:.0f} s ago{where}"
@@ -160,6 +169,10 @@ def _meeting(meeting: Meeting) -> Iterator[str]:
     else:
         yield f"  the other:  {nat(meeting.peer_nat) if meeting.peer_nat else 'nothing is known of its NAT'}"
         yield f"              at {_candidates(meeting.peer_candidates)}"
+    if meeting.relayed:
+        yield "  path:       over a relay, when they met"
+    elif meeting.direct_only:
+        yield "  relays:     none, for one side wants direct paths only (`direct_only`)"
     if meeting.outlook is not None:
         yield f"  outlook:    {_OUTLOOK.get(meeting.outlook, meeting.outlook)}"
     if meeting.tried:

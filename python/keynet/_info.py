@@ -67,6 +67,11 @@ class ConnectionInfo:
     """Payload to the peer."""
     rtt: float | None
     """Round trip time of the path in seconds."""
+    relayed: bool = False
+    """A relay carried it when it opened."""
+    stages: tuple[tuple[str, float], ...] = ()
+    """forward: how long each stage of opening it took, in seconds: "find" (rendezvous, punching, relays), "utp", "tls",
+    "open" (the peer's access list, and dialling the service)."""
 
     @property
     def is_open(self) -> bool:
@@ -159,6 +164,7 @@ def _connection(raw: dict[str, Any]) -> ConnectionInfo:
     raw["node_ids"] = tuple(NodeId(text) for text in raw["node_ids"])
     raw["opened"] = _moment(raw["opened"])
     raw["closed"] = None if raw["closed"] is None else _moment(raw["closed"])
+    raw["stages"] = tuple(raw["stages"])
     raw["reason"] = None if raw["reason"] is None else Reason(raw["reason"])
     return ConnectionInfo(**raw)
 

@@ -101,6 +101,12 @@ class PeerStatus:
     """Payload from the peer, of the connections that are open now."""
     bytes_out: int
     """Payload to the peer, likewise."""
+    direct_in: int
+    """Bytes of datagrams from the peer that came directly, of all connections since it was last unknown."""
+    direct_out: int
+    relayed_in: int
+    """The same for what a relay carried, this node's or the peer's."""
+    relayed_out: int
 
     @property
     def path(self) -> PathStatus | None:
@@ -275,6 +281,10 @@ def _peer(raw: Mapping[str, Any]) -> PeerStatus:
         connections=raw["connections"],
         bytes_in=raw["bytes_in"],
         bytes_out=raw["bytes_out"],
+        direct_in=raw["direct_in"],
+        direct_out=raw["direct_out"],
+        relayed_in=raw["relayed_in"],
+        relayed_out=raw["relayed_out"],
     )
 
 

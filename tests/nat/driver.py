@@ -19,7 +19,9 @@ NODE = Path(__file__).with_name("node.py")
 # a guard against hangs: twice the longest that a node may take to fail
 HANG = 60.0
 # the ports of a rendezvous: its own, and two for STUN, so that a node can tell ports from addresses (RFC 5780)
-RENDEZVOUS, STUN = 4433, (3478, 3479)
+RENDEZVOUS, STUN = 4433, (3480, 3479)
+# of its relay, where it has one
+RELAY, RELAY_TLS = 3478, 443
 
 
 # what a rendezvous and the relays that it names share
@@ -106,11 +108,11 @@ class Node(Program):
 class Rendezvous:
     """`keynet rendezvous` on a server, with STUN on two ports of each of its addresses."""
 
-    def __init__(self, server: Host, *, relays: Sequence[Sequence[str]] = ()) -> None:
+    def __init__(self, server: Host, *, relays: Sequence[Sequence[str]] = (), more: Sequence[str] = ()) -> None:
         self.host = server
         self._directory = tempfile.TemporaryDirectory()
         command = ["rendezvous", "--json", "--max-nodes", "100", "--identity", f"{self._directory.name}/node.pem"]
-        command += ["--listen", f"[::]:{RENDEZVOUS}"]
+        command += ["--listen", f"[::]:{RENDEZVOUS}", *more]
         for address in server.public:
             for port in STUN:
                 command += ["--stun", at(address, port)]

@@ -5,15 +5,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from driver import Failed, Node, Rendezvous
+from driver import RELAY, RELAY_TLS, Failed, Node, Rendezvous, at
 from lab import Host
 
 
 class Meeting:
     """A rendezvous, and what its nodes have to do with it."""
 
-    def __init__(self, server: Host, *, relays: Sequence[Sequence[str]] = ()) -> None:
-        self.rendezvous = Rendezvous(server, relays=relays)
+    def __init__(self, server: Host, *, relays: Sequence[Sequence[str]] = (), own_relay: bool = False) -> None:
+        """`relays`: the URIs of each that the rendezvous names; `own_relay`: it runs one, over TLS too."""
+        more: list[str] = []
+        if own_relay:
+            hosts = [at(str(server.address), 0)[:-2], at(str(server.address6), 0)[:-2]]
+            more += [word for host in hosts for word in ("--relay", f"{host}:{RELAY}")]
+            more += [word for host in hosts for word in ("--relay-tls", f"{host}:{RELAY_TLS}")]
+        self.has_relay = own_relay
+        self.rendezvous = Rendezvous(server, relays=relays, more=more)
 
     def start(self, node: Node, **options: Any) -> None:
         """Starts a node that registers."""
@@ -23,5 +30,5 @@ class Meeting:
         """Waits until each is registered, after a loss if `again`, and knows its NAT; without UDP none ever will."""
         for node in nodes:
             has_udp = all(nat.box.udp for nat in node.host.uplinks)
-            if has_udp and not node.ask("registered", again=again)["registered"]:
+            if (has_udp or self.has_relay) and not node.ask("registered", again=again)["registered"]:
                 raise Failed(f"{node.host.name} did not register: {node.ask('status')}")

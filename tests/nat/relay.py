@@ -28,6 +28,11 @@ def why_no_coturn() -> str:
     return "" if shutil.which("turnserver") else "turnserver is not installed (Debian: coturn)"
 
 
+def openssl(*arguments: str) -> bytes:
+    """Runs it; gives its output."""
+    return subprocess.run(["openssl", *arguments], check=True, capture_output=True).stdout
+
+
 class Coturn:
     """A TURN server with the shared secret of the laboratory, over UDP and TCP."""
 
@@ -47,11 +52,12 @@ class Coturn:
     def _certify(self) -> None:
         """Makes a certificate, and the name of its key as nodes have them."""
         key, certificate = f"{self._directory.name}/key.pem", f"{self._directory.name}/certificate.pem"
-        make = ["req", "-x509", "-newkey", "ed25519", "-nodes", "-subj", "/CN=relay", "-keyout", key, "-out", certificate]
-        subprocess.run(["openssl", *make], check=True, capture_output=True)
-        public = subprocess.run(["openssl", "pkey", "-in", key, "-pubout", "-outform", "DER"], check=True, capture_output=True)
+        openssl(
+            "req", "-x509", "-newkey", "ed25519", "-nodes", "-subj", "/CN=relay", "-keyout", key, "-out", certificate
+        )
+        public = openssl("pkey", "-in", key, "-pubout", "-outform", "DER")
         # RFC 8410: the key is the last 32 bytes
-        self.key = NodeId.from_public_key(public.stdout[-32:])
+        self.key = NodeId.from_public_key(public[-32:])
 
     def static(self, host: Host) -> list[str]:
         """As a node is told of it by its user, with credentials for that node alone."""

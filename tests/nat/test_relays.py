@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import time
+from typing import Any
 
 import pytest
-from driver import Node
+from driver import HANG, Node
 from lab import Lab
 from meeting import Meeting
 from relay import Coturn, why_no_coturn
+from test_survival import Flow, Record
 
 
 @pytest.fixture(autouse=True)
@@ -48,7 +51,12 @@ def test_two_symmetric_nats_meet_over_a_relay(lab: Lab):
         print(f"{answer['ms']:.0f} ms")
 
 
-BLOCKED = [("udp-blocked", "none", 40), ("none", "udp-blocked", 40), ("udp-blocked", "udp-blocked", 40), ("udp-blocked", "symmetric", 40)]
+BLOCKED = [
+    ("udp-blocked", "none", 40),
+    ("none", "udp-blocked", 40),
+    ("udp-blocked", "udp-blocked", 40),
+    ("udp-blocked", "symmetric", 40),
+]
 
 
 @pytest.mark.parametrize("lab", BLOCKED, indirect=True, ids=lambda p: " x ".join(p[:2]))
@@ -64,3 +72,65 @@ def test_a_node_without_udp_is_reached_and_reaches_others(lab: Lab):
         assert answer["status"] == 200, answer
         assert answer["echoed"]
         print(f"{answer['ms']:.0f} ms")
+
+
+@pytest.mark.parametrize("lab", BLOCKED, indirect=True, ids=lambda p: " x ".join(p[:2]))
+def test_the_relay_of_the_rendezvous_is_enough(lab: Lab):
+    """Nobody was told of a relay: who has no UDP finds the one beside the rendezvous, which also names it to nodes."""
+    with lab:
+        meeting = Meeting(lab.hosts["server"], own_relay=True)
+        a, b = Node(lab.hosts["a"]), Node(lab.hosts["b"])
+        for node in (b, a):
+            meeting.start(node)
+        meeting.settle(a, b)
+        answer = a.ask("connect", node=b.node_id)
+        assert answer["status"] == 200, answer
+        assert answer["echoed"]
+        print(f"{answer['ms']:.0f} ms")
+
+
+def between(lab: Lab) -> str:
+    """Packets from the outside of one of the two to the outside of the other, for nftables."""
+    outside = ", ".join(lab.hosts[name].nat.outermost.address for name in "ab")
+    return f"ip saddr {{ {outside} }} ip daddr {{ {outside} }}"
+
+
+def relayed(flow: Flow) -> bool:
+    """Whether a relay carries the stream now."""
+    paths = flow.a.peer(flow.b.node_id)["paths"]
+    return any(path["in_use"] and path["relayed"] for path in paths)
+
+
+def until(flow: Flow, wanted: bool) -> None:
+    """Waits until a relay carries the stream, or none does."""
+    deadline = time.monotonic() + HANG
+    while relayed(flow) is not wanted:
+        assert time.monotonic() < deadline, flow.story()
+        time.sleep(0.1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lab", [("port-restricted", "port-restricted", 20)], indirect=True, ids=["port-restricted"])
+def test_a_stream_goes_from_relay_to_direct_and_back_and_to_another_relay(lab: Lab, record_property: Record):
+    second = lab.server("second")
+    with lab:
+        relays = {relay.host.address: relay for relay in (Coturn(lab.hosts["relay"]), Coturn(second))}
+        meeting = Meeting(lab.hosts["server"], relays=[relay.uris for relay in relays.values()])
+        lab.hosts["a"].cut(between(lab))
+        flow = Flow(lab, record_property, meeting)
+        assert relayed(flow), flow.story()
+        lab.hosts["a"].mend()
+        flow.survives("relay to direct", lambda: until(flow, False))
+        flow.survives("direct path cut", lambda: (lab.hosts["a"].cut(between(lab)), until(flow, True)))
+        used = next(path for path in flow.a.peer(flow.b.node_id)["paths"] if path["in_use"])
+        flow.survives("relay killed", relay_of(flow, used, relays).kill)
+        assert relayed(flow), flow.story()
+        flow.ends_well()
+
+
+def relay_of(flow: Flow, path: dict[str, Any], relays: dict[str | None, Coturn]) -> Coturn:
+    """The relay that a path goes over: the dialler's own, or the one that has the address."""
+    for status in flow.a.ask("status")["status"]["relays"]:
+        if status["socket"] == path["socket"]:
+            return relays[status["relay"]]
+    return relays[path["address"].rpartition(":")[0]]

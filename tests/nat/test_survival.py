@@ -30,9 +30,9 @@ Record = Callable[[str, object], None]
 class Flow:
     """A stream between two nodes of a laboratory, under observation."""
 
-    def __init__(self, lab: Lab, record: Record) -> None:
+    def __init__(self, lab: Lab, record: Record, meeting: Meeting | None = None) -> None:
         self.lab, self._record = lab, record
-        self.meeting = Meeting(lab.hosts["server"])
+        self.meeting = meeting or Meeting(lab.hosts["server"])
         self.a, self.b = Node(lab.hosts["a"]), Node(lab.hosts["b"])
         self.meeting.start(self.b, stream=True)
         self.meeting.start(self.a)

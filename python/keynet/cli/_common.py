@@ -72,6 +72,15 @@ def add_finding(parser: argparse.ArgumentParser) -> None:
         action="store_false",
         help="do not ask the router for a port (PCP, NAT-PMP, UPnP)",
     )
+    parser.add_argument(
+        "--relay",
+        action="append",
+        default=[],
+        metavar="URI",
+        help="a TURN server for what cannot go directly: turn:USER:PASSWORD@HOST:PORT, turns: for TLS; repeatable. "
+        "Other users of this machine see flags: KEYNET_RELAYS in the environment, several with commas, is not seen",
+    )
+    parser.add_argument("--direct-only", action="store_true", help="use no relay, of neither side")
 
 
 def finding(options: argparse.Namespace, table: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -86,7 +95,15 @@ def finding(options: argparse.Namespace, table: Mapping[str, Any] | None = None)
         "stun": [*table.get("stun", []), *options.stun],
         "lan": options.lan or table.get("lan", False),
         "port_mapping": options.port_mapping and table.get("port_mapping", True),
+        "relays": _relays(options, table),
+        "direct_only": options.direct_only or table.get("direct_only", False),
     }
+
+
+def _relays(options: argparse.Namespace, table: Mapping[str, Any]) -> list[str]:
+    relays = [*table.get("relays", []), *options.relay]
+    from_environment = os.environ.get("KEYNET_RELAYS", "")
+    return relays or [text.strip() for text in from_environment.split(",") if text.strip()]
 
 
 def node_id(text: str) -> NodeId:

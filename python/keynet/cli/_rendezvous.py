@@ -62,6 +62,28 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
         "repeatable. The secret that it shares with this rendezvous is KEYNET_TURN_SECRET in the environment",
     )
     parser.add_argument(
+        "--relay",
+        action="append",
+        default=[],
+        metavar="ADDRESS",
+        help="run a relay (TURN server), too, over UDP and TCP at this address, and name it to nodes; repeatable for "
+        "IPv6. Port 3478 lets nodes whose UDP is blocked reach this rendezvous",
+    )
+    parser.add_argument(
+        "--relay-tls",
+        action="append",
+        default=[],
+        metavar="ADDRESS",
+        help="the same over TLS; port 443 passes nearly every firewall",
+    )
+    parser.add_argument(
+        "--relay-external",
+        action="append",
+        default=[],
+        metavar="IP",
+        help="the public address of this machine, where a NAT gives it one of its own (1:1)",
+    )
+    parser.add_argument(
         "--allow", action="append", default=[], metavar="NODE", help='who may register: node ids, or "anyone" (default)'
     )
     parser.add_argument("--max-nodes", type=int, metavar="N", help="nodes registered at once (default 100000)")
@@ -84,6 +106,7 @@ def run(options: argparse.Namespace, out: Output) -> int:
     if options.turn and not secret:
         raise invalid("--turn needs the secret that the relay shares with this rendezvous: set KEYNET_TURN_SECRET")
     relays = [Relay(uris.split(","), secret) for uris in options.turn]
+    relay = _relay(options)
     identity = load_identity(options.identity)
 
     async def work() -> None:
@@ -94,6 +117,7 @@ def run(options: argparse.Namespace, out: Output) -> int:
             stun=options.stun,
             public_stun=options.public_stun,
             relays=relays,
+            relay=relay,
             nats=options.nats or os.environ.get("KEYNET_NATS"),
             settings=settings,
         )
@@ -103,6 +127,21 @@ def run(options: argparse.Namespace, out: Output) -> int:
 
     asyncio.run(work())
     return 0
+
+
+def _relay(options: argparse.Namespace) -> dict[str, Any] | None:
+    if not options.relay:
+        if options.relay_tls or options.relay_external:
+            raise invalid("--relay-tls and --relay-external belong to a relay: give --relay as well")
+        return None
+    port = options.listen.rpartition(":")[2]
+    hosts = [f"[{ip}]" if ":" in ip else ip for ip in options.relay_external]
+    return {
+        "listen": options.relay,
+        "tls": options.relay_tls,
+        "external_addresses": options.relay_external,
+        "introduction_peers": [f"{host}:{port}" for host in hosts],
+    }
 
 
 async def _until_signal(server: Server, out: Output, *, talkative: bool) -> None:

@@ -66,8 +66,8 @@ def show(event: _events.Event, out: Output) -> None:
 
 def _line(event: _events.Event) -> str:
     match event:
-        case _events.PeerConnected(node, address):
-            return f"peer connected      {node.short} at {address}"
+        case _events.PeerConnected(node, address, relayed):
+            return f"peer connected      {node.short} at {address}" + (" over a relay" if relayed else "")
         case _events.PeerLost(node, address, reason):
             return f"peer lost           {node.short} at {address}: {reason}"
         case _events.PathChanged(node, before, after, relayed):

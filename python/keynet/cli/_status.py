@@ -137,6 +137,7 @@ def table(status: Status, rates: dict[NodeId, Rate]) -> str:
         lines.append(f"{'addresses' if not number else '':11} {candidate.address} ({candidate.kind})")
     lines.append(f"NAT         {_nat(status)}")
     lines += _rendezvous(status)
+    lines += _relays(status)
     if not status.peers:
         return "\n".join([*lines, "", "no peers"])
     rows: list[tuple[str, ...]] = [("PEER", "PATH", "", "RTT", "HEARD", "CONNECTIONS", "IN", "OUT")]
@@ -166,6 +167,17 @@ def _rendezvous(status: Status) -> Iterator[str]:
             yield head + (f"not registered: {one.error}" if one.error is not None else "connecting")
 
 
+def _relays(status: Status) -> Iterator[str]:
+    for one in status.relays:
+        head = f"relay       {one.relay}: "
+        if one.socket is not None:
+            use = "leads to the rendezvous" if one.introduction else f"keeps {', '.join(one.addresses)}"
+            rtt = "" if one.rtt is None else f", round trip {milliseconds(one.rtt)}"
+            yield f"{head}{use}, by {one.transport}{rtt}; {one.bytes_in} bytes in, {one.bytes_out} out"
+        else:
+            yield head + (f"not in use: {one.error}" if one.error is not None else "in reserve")
+
+
 def _rows(name: str, peer: PeerStatus, rate: Rate) -> Iterator[tuple[str, ...]]:
     numbers = (str(peer.connections), _speed(rate.bytes_in), _speed(rate.bytes_out))
     paths = sorted(peer.paths, key=lambda path: not path.in_use)
@@ -175,6 +187,7 @@ def _rows(name: str, peer: PeerStatus, rate: Rate) -> Iterator[tuple[str, ...]]:
         notes = ["in use"] if path.in_use else []
         notes += [] if path.proven else ["not proven"]
         notes += ["local"] if path.local else []
+        notes += ["relayed"] if path.relayed else []
         rtt = "?" if path.rtt is None else milliseconds(path.rtt)
         head, tail = (name, numbers) if number == 0 else ("", ("", "", ""))
         yield (head, path.address, ", ".join(notes), rtt, f"{path.heard:.1f} s ago", *tail)

@@ -8,7 +8,7 @@ import contextlib
 import os
 import pathlib
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .._access import ANYONE, Allow
 from .._node import NodeId
@@ -18,6 +18,9 @@ from ..errors import BindError, DialError, ProxyClosedError
 from ._common import add_finding, add_identity, finding, invalid, load_identity, port, split
 from ._output import Output
 from ._run import follow
+
+if TYPE_CHECKING:
+    from ..metrics import MetricsServer
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -37,6 +40,9 @@ the configuration file (TOML); flags override it, repeatable ones add to it:
   lan = true                           # false unless given
   port_mapping = false                 # true unless given
   search_ports = false                 # true unless given
+  relays = ["turns:user:password@relay.example.org:443"]
+  direct_only = true                   # or ["v..."]: use no relays with these nodes
+  metrics = "127.0.0.1:9464"           # for Prometheus
   [services]
   50051 = "127.0.0.1:50051"            # or "unix:/run/greeter.sock"
   [peers]
@@ -48,7 +54,7 @@ The password of the forward proxy is random unless KEYNET_CREDENTIALS="user:pass
 (a flag would show it to every user of this machine), and is printed with the "ready" line.
 """
 
-_KINDS: dict[str, type] = {
+_KINDS: dict[str, type | tuple[type, ...]] = {
     "identity": str,
     "listen": str,
     "forward": str,
@@ -62,6 +68,9 @@ _KINDS: dict[str, type] = {
     "lan": bool,
     "port_mapping": bool,
     "search_ports": bool,
+    "relays": list,
+    "direct_only": (bool, list),
+    "metrics": str,
 }
 
 
@@ -110,12 +119,16 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
         "that by itself",
     )
     add_finding(parser)
+    parser.add_argument(
+        "--metrics", metavar="ADDRESS", help="answer Prometheus at this TCP address (pip install keynet[metrics])"
+    )
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace, out: Output) -> int:
     settings = _settings(options)
     peers: dict[NodeId, list[str]] = settings.pop("peers")
+    metrics: str | None = settings.pop("metrics")
     expected = [NodeId(node) for node in options.expect]
     found = bool(settings.get("rendezvous") or settings.get("lan"))
     for node in expected:
@@ -131,6 +144,7 @@ def run(options: argparse.Namespace, out: Output) -> int:
                 proxy.add_peer(node, addresses)
             punching = [asyncio.create_task(_expect(proxy, node)) for node in expected]
             status = StatusServer(proxy)
+            measured = _measure(proxy, metrics)
             try:
                 await _offer(status, out)
                 await follow(proxy, out, lambda: _ready(proxy, settings, status, out), events)
@@ -138,9 +152,21 @@ def run(options: argparse.Namespace, out: Output) -> int:
                 for task in punching:
                     task.cancel()
                 await status.close()
+                if measured is not None:
+                    await asyncio.to_thread(measured.close)
 
     asyncio.run(work())
     return 0
+
+
+def _measure(proxy: Proxy, listen: str | None) -> MetricsServer | None:
+    if listen is None:
+        return None
+    try:
+        from .. import metrics
+    except ImportError as missing:
+        raise invalid(f"--metrics needs prometheus-client ({missing}): pip install 'keynet[metrics]'") from None
+    return metrics.serve(listen, metrics.ProxyCollector(proxy))
 
 
 async def _offer(status: StatusServer, out: Output) -> None:
@@ -212,6 +238,7 @@ def _settings(options: argparse.Namespace) -> dict[str, Any]:
     settings.update(finding(options, table))
     if "search_ports" in table:
         settings["search_ports"] = table["search_ports"]
+    settings["metrics"] = options.metrics or table.get("metrics")
     allow = _allow([*table.get("allow", []), *options.allow])
     if allow is not None:
         settings["allow"] = allow
@@ -242,7 +269,7 @@ def _read(path: pathlib.Path) -> dict[str, Any]:
     for node, addresses in table.get("peers", {}).items():
         if not isinstance(addresses, list) or not all(isinstance(address, str) for address in addresses):
             raise invalid(f'{path}: peers: the addresses of {node} are not a list of texts: ["host:port"]')
-    for key in ("allow", "rendezvous", "stun"):
+    for key in ("allow", "rendezvous", "stun", "relays"):
         for name in table.get(key, []):
             if not isinstance(name, str):
                 raise invalid(f"{path}: {key}: {name} is not a text; it stands in quotes")

@@ -6,12 +6,16 @@ import base64
 import dataclasses
 import hashlib
 import hmac
-from collections.abc import Sequence
+import secrets
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+from .._identity import Identity
+from ..relay import PORT, RelayServer
 from ._limits import invalid
 from .v1 import rendezvous_pb2 as pb
 
-__all__ = ["Relay", "credentials"]
+__all__ = ["OwnRelay", "Relay", "credentials"]
 
 _MAX_URIS = 4
 """rendezvous.proto."""
@@ -25,8 +29,8 @@ class Relay:
     """
 
     uris: Sequence[str]
-    """Ways to one server: "turn:host:3478", "turn:host:3478?transport=tcp", "turns:host:443"; 4 at most. Without a host,
-    "turn::3478", it is the host of the rendezvous."""
+    """Ways to one server: "turn:host:3478", "turn:host:3478?transport=tcp", "turns:host:443"; 4 at most. Without a
+    host, "turn::3478", it is the host of the rendezvous."""
     secret: str = dataclasses.field(repr=False)
     seconds: int = 86_400
     """How long the credentials let a node make new allocations; fresh ones come in time."""
@@ -53,3 +57,49 @@ def credentials(secret: str, node_id: str, until: float) -> tuple[str, str]:
     username = f"{int(until)}:{node_id}"
     digest = hmac.digest(secret.encode(), username.encode(), hashlib.sha1)
     return username, base64.b64encode(digest).decode()
+
+
+class OwnRelay:
+    """A relay in the process of the rendezvous, which shares a secret with it that nobody else needs to know.
+
+    `options` are those of `keynet.relay.RelayServer`; TLS shows the certificate of `identity` unless they have another.
+    """
+
+    def __init__(self, identity: Identity, options: Mapping[str, Any]) -> None:
+        options = {"identity": identity, "secret": secrets.token_urlsafe(32), **options}
+        self._told = list(options.pop("introduction_peers", ()))
+        self._options = options
+        self._server: RelayServer | None = None
+        listen, tls = _listed(options.get("listen", f"0.0.0.0:{PORT}")), _listed(options.get("tls", ()))
+        plain = _port(listen[0]) if listen else PORT
+        uris = [f"turn::{plain}", f"turn::{plain}?transport=tcp"]
+        key = "" if options.get("certificate") else f"?key={identity.node_id}"
+        uris += [f"turns::{_port(address)}{key}" for address in tls[:1]]
+        self.named = Relay(uris, options["secret"])
+
+    async def start(self, rendezvous: Sequence[str]) -> None:
+        """Binds its sockets. `rendezvous`: the addresses of the rendezvous, to which it carries for everybody."""
+        # what nodes are told may be another address than this machine knows (behind a 1:1 NAT)
+        self._server = RelayServer(**self._options, introduction_peers=[*self._told, *rendezvous])
+        await self._server.start()
+
+    def stats(self) -> dict[str, int]:
+        """Counters since the start, by name, with `relay_` in front."""
+        found = {} if self._server is None else self._server.stats()
+        return {f"relay_{name}": count for name, count in found.items()}
+
+    async def close(self) -> None:
+        """Ends all allocations. May be called again."""
+        if self._server is not None:
+            await self._server.close()
+
+
+def _listed(addresses: str | Sequence[str]) -> list[str]:
+    return [addresses] if isinstance(addresses, str) else list(addresses)
+
+
+def _port(address: str) -> int:
+    port = address.rpartition(":")[2]
+    if not port.isdecimal():
+        raise invalid(f'{address!r} is not of the form "host:port"')
+    return int(port)

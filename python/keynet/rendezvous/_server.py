@@ -12,7 +12,8 @@ import socket
 import tempfile
 import time
 import types
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import grpc
 import grpc.aio
@@ -26,7 +27,7 @@ from .._proxy import Proxy
 from ._group import Group
 from ._limits import MAX_MESSAGE, Settings, invalid
 from ._registry import Registry
-from ._relays import Relay
+from ._relays import OwnRelay, Relay
 from ._router import Router
 from ._service import Service
 from ._stats import Stats
@@ -62,6 +63,8 @@ class Server:
     - `stun`: UDP addresses "host:port" at which it answers STUN; two ports let nodes find out what their NAT does.
     - `public_stun`: "host:port" of other STUN servers that it recommends.
     - `relays`: TURN servers that it names to nodes, with credentials for each.
+    - `relay`: run one in this process, and name it: options of `keynet.relay.RelayServer` (an empty mapping will do).
+      Nodes whose UDP is blocked reach the rendezvous through it, by TCP and TLS.
     - `nats`: the NATS server that joins it with others to a group, "nats://host:4222".
     - `settings`: its bounds.
     """
@@ -75,6 +78,7 @@ class Server:
         stun: Sequence[str] = (),
         public_stun: Sequence[str] = (),
         relays: Sequence[Relay] = (),
+        relay: Mapping[str, Any] | None = None,
         nats: str | None = None,
         settings: Settings | None = None,
     ) -> None:
@@ -83,6 +87,9 @@ class Server:
         self._recommended = [f":{_port(address)}" for address in stun] + list(public_stun)
         for address in public_stun:
             _port(address)
+        self._own_relay = None if relay is None else OwnRelay(identity, relay)
+        if self._own_relay is not None:
+            relays = [*relays, self._own_relay.named]
         self._folder = tempfile.TemporaryDirectory(prefix="keynet-rendezvous-")
         self._backend = f"unix:{pathlib.Path(self._folder.name, 'grpc')}"
         self._proxy = Proxy(
@@ -132,6 +139,7 @@ class Server:
     def stats(self) -> dict[str, int]:
         """Counters since the start, and how many nodes are registered now."""
         group = {} if self._group is None else {"group_connected": int(self._group.is_connected)}
+        relay = {} if self._own_relay is None else self._own_relay.stats()
         stun = {} if self._stun is None else {f"stun_{name}": count for name, count in self._stun.stats().items()}
         return {
             "registered": len(self._registry),
@@ -139,6 +147,7 @@ class Server:
             **self._stats.snapshot(),
             **group,
             **stun,
+            **relay,
         }
 
     async def start(self) -> None:
@@ -159,6 +168,8 @@ class Server:
             self._grpc.add_insecure_port(self._backend)
             await self._grpc.start()
             await self._proxy.start()
+            if self._own_relay is not None:
+                await self._own_relay.start(_reached_at(self._proxy.proxy_address))
             if self._group is not None:
                 self._group.start()
             self._sweeping = asyncio.create_task(self._sweep())
@@ -177,6 +188,8 @@ class Server:
             await self._group.close()
         if self._stun is not None:
             await self._stun.close()
+        if self._own_relay is not None:
+            await self._own_relay.close()
         await self._proxy.close(drain=False)
         self._folder.cleanup()
 
@@ -216,6 +229,7 @@ async def serve(
     stun: Sequence[str] = (),
     public_stun: Sequence[str] = (),
     relays: Sequence[Relay] = (),
+    relay: Mapping[str, Any] | None = None,
     nats: str | None = None,
     settings: Settings | None = None,
 ) -> None:
@@ -227,6 +241,7 @@ async def serve(
         stun=stun,
         public_stun=public_stun,
         relays=relays,
+        relay=relay,
         nats=nats,
         settings=settings,
     )
@@ -281,10 +296,23 @@ def _port(address: str) -> int:
 def _outside(host: str) -> str:
     if host not in ("[::]", "0.0.0.0"):
         return host
+    return next(iter(_routed()), socket.gethostname())
+
+
+def _routed() -> list[str]:
+    """The addresses of this machine that lead outside."""
+    found = []
     # connecting a UDP socket sends nothing: the system only looks up its route (to an address for documentation)
     for family, far in ((socket.AF_INET, "192.0.2.1"), (socket.AF_INET6, "2001:db8::1")):
         with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:
             probe.connect((far, 9))
             address = probe.getsockname()[0]
-            return f"[{address}]" if family == socket.AF_INET6 else str(address)
-    return socket.gethostname()
+            found.append(f"[{address}]" if family == socket.AF_INET6 else str(address))
+    return found
+
+
+def _reached_at(proxy_address: str) -> list[str]:
+    """Where nodes reach the rendezvous, as this machine knows it: "host:port"."""
+    host, _, port = proxy_address.rpartition(":")
+    hosts = _routed() if host in ("[::]", "0.0.0.0") else [host]
+    return [f"{host}:{port}" for host in hosts if host != "" and not (proxy_address[0] == "0" and host[0] == "[")]

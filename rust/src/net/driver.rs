@@ -128,6 +128,7 @@ struct Sender {
     known: bool,
     heard: bool,
     proven: bool,
+    bytes: usize,
 }
 
 impl Sender {
@@ -136,12 +137,13 @@ impl Sender {
         let number = u16::from_be_bytes(id);
         let known = core.paths.remotes_at(from).find(|remote| core.endpoint.knows(*remote, number));
         let remote = known.or_else(|| core.paths.remote_for(now, from).ok())?;
-        Some(Self { id, remote, known: known.is_some(), heard: false, proven: false })
+        Some(Self { id, remote, known: known.is_some(), heard: false, proven: false, bytes: 0 })
     }
 
     fn note(&self, now: Time, core: &mut Core, from: Route) {
         if self.heard {
             core.paths.handle_utp_from(now, from, self.remote, self.proven);
+            core.paths.count(self.remote, Some(from), self.bytes, 0);
         }
     }
 }
@@ -270,9 +272,10 @@ impl Driver<'_> {
                 let Some(conn) = core.find(handle).cloned() else { return };
                 let mut state = conn.lock();
                 sender.heard = true;
+                sender.bytes += datagram.len();
                 sender.proven |= state.utp.handle_packet(now, &packet);
                 while let Some(next) = rest.peek().and_then(|datagram| follow(&packet, datagram)) {
-                    rest.next();
+                    sender.bytes += rest.next().map_or(0, <[u8]>::len);
                     core.stats.datagrams_in += 1;
                     sender.proven |= state.utp.handle_packet(now, &next);
                 }
@@ -378,7 +381,7 @@ impl Driver<'_> {
             true => WIRE_SEGMENTS,
             false => self.sockets.find(to.via).map_or(1, |socket| socket.max_segments()),
         };
-        let mut sent = false;
+        let mut sent = 0;
         for round in 0.. {
             self.out.clear();
             core.take_turn(conn, &mut state);
@@ -386,7 +389,7 @@ impl Driver<'_> {
             let Some(transmit) = state.utp.poll_transmit(now, max_segments, &mut self.out) else { break };
             let spent = allowed - state.utp.allowance();
             state.turn.spend(spent);
-            sent = true;
+            sent += self.out.len();
             if transmit.may_fragment && !to.via.is_relay() {
                 self.send_in_pieces(core, to, transmit.segment_size);
             } else {
@@ -405,8 +408,9 @@ impl Driver<'_> {
         }
         let wakes = state.utp.take_wakes();
         state.wake(wakes);
-        if sent {
+        if sent > 0 {
             core.paths.handle_sent(now, conn.remote);
+            core.paths.count(conn.remote, None, 0, sent);
         }
         if state.utp.is_drained() {
             drop(state);

@@ -23,7 +23,7 @@ use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use crate::addr::{NodeId, PingKeys, RemoteId, Route};
 use crate::config::{EndpointConfig, PathConfig, SocketConfig, UtpConfig};
 use crate::error::{Error, Reason, Result, Stage};
-use crate::path::{MeetingId, PathStats, PathView, PunchId};
+use crate::path::{MeetingId, PathStats, PathView, PunchId, Traffic};
 use crate::utp::Dropped;
 use clock::Clock;
 use conn::Doorbell;
@@ -242,6 +242,11 @@ impl Net {
     /// Every path to a node.
     pub fn paths(&self, node: &NodeId) -> Vec<PathView> {
         self.inner.core().paths.paths_of_node(self.inner.clock.now(), node)
+    }
+
+    /// What went between us and a node.
+    pub fn traffic(&self, node: &NodeId) -> Traffic {
+        self.inner.core().paths.traffic_of_node(node)
     }
 
     /// Nodes with connections that a relay carries.

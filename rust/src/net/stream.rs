@@ -34,6 +34,11 @@ impl UtpStream {
     }
 
     /// Where packets go now; it can change while the stream lives.
+    /// Whether a relay carries it now, ours or the peer's.
+    pub fn is_relayed(&self) -> bool {
+        self.inner.core().paths.is_relayed(self.conn.remote)
+    }
+
     /// The way to the peer now.
     pub fn route(&self) -> Route {
         self.inner.core().route_of(self.conn.remote)

@@ -89,8 +89,8 @@ struct Meeting {
     relayed_rounds: usize,
     peer_relays: Vec<SocketAddr>,
     head_start: Duration,
-    /// The quickest answer over a relay, while direct ways have their head start.
-    held: Option<Answer>,
+    /// Answers over relays, while direct ways have their head start.
+    held: Vec<Answer>,
     met: Option<RemoteId>,
     /// A direct way was found.
     settled: bool,
@@ -167,15 +167,16 @@ impl Meeting {
         (self.searched < search.most()).then(|| self.started + begin + moment + self.search_late)
     }
 
-    /// When the next pings over relays are due: until one of them, or a direct one, has made the path.
+    /// When the next pings over relays are due: until something has made the path, and for a moment more, so that both sides come
+    /// to know the same ways.
     fn next_relayed(&self) -> Option<Time> {
-        let waiting = self.met.is_none() && !self.relayed.is_empty();
+        let waiting = (self.met.is_none() || self.relayed_rounds < RELAYED_ROUNDS) && !self.relayed.is_empty();
         waiting.then(|| self.started + punch_moment(self.relayed_rounds))
     }
 
-    /// When the answer over a relay is taken.
+    /// When the quickest answer over a relay is taken.
     fn held_until(&self) -> Option<Time> {
-        self.held.map(|_| self.started + self.head_start)
+        (!self.held.is_empty()).then_some(self.started + self.head_start)
     }
 
     fn is_relayed(&self, route: Route) -> bool {
@@ -259,7 +260,7 @@ impl PathTable {
             relayed_rounds: 0,
             peer_relays: plan.peer_relays.iter().map(|address| canonical(*address)).take(MAX_PEER_RELAYS).collect(),
             head_start: plan.head_start,
-            held: None,
+            held: Vec::new(),
             met: None,
             settled: false,
             asked_back: HashMap::new(),
@@ -307,8 +308,8 @@ impl PathTable {
             return;
         }
         if meeting.held_until().is_some_and(|at| at <= now) {
-            if let Some(answer) = meeting.held.take() {
-                self.meet(now, id, answer);
+            if let Some(quickest) = meeting.held.iter().copied().min_by_key(|held| held.rtt) {
+                self.meet(now, id, quickest);
             }
         }
         let Some(meeting) = self.meetings.all.get_mut(&id) else { return };
@@ -407,8 +408,8 @@ impl PathTable {
             self.path_answered(now, remote, from, Some(session), rtt);
             self.rearm_meeting(id);
         } else if relayed && now < meeting.started + meeting.head_start {
-            if meeting.held.is_none_or(|held| rtt < held.rtt) {
-                meeting.held = Some(answer);
+            if meeting.held.len() < 2 * MAX_RELAYED && !meeting.held.iter().any(|held| held.from == from) {
+                meeting.held.push(answer);
             }
             self.rearm_meeting(id);
         } else {
@@ -421,7 +422,7 @@ impl PathTable {
         let Some(meeting) = self.meetings.all.get(&id) else { return };
         let Answer { from, rtt, observed } = answer;
         let (node, keys, peer_relays) = (meeting.node, meeting.keys.clone(), meeting.peer_relays.clone());
-        let (session, relayed) = (meeting.keys(), meeting.is_relayed(from));
+        let (session, again, relayed) = (meeting.keys(), meeting.keys(), meeting.is_relayed(from));
         let Some(remote) = self.remote_to_meet(now, &node, from) else { return };
         self.meetings.names.remove(&keys.local_name);
         if let Some(remote) = self.remotes.get_mut(&remote) {
@@ -431,7 +432,7 @@ impl PathTable {
         self.path_answered(now, remote, from, Some(session), rtt);
         let Some(meeting) = self.meetings.all.get_mut(&id) else { return };
         meeting.met = Some(remote);
-        meeting.held = None;
+        let held = std::mem::take(&mut meeting.held);
         if !relayed {
             meeting.settled = true;
             meeting.ends = meeting.ends.min(now + SETTLE);
@@ -439,6 +440,9 @@ impl PathTable {
         let pings = meeting.report.pings;
         self.rearm_meeting(id);
         let (via, address) = (from.via, from.to);
+        for other in held.into_iter().filter(|held| held.from != from) {
+            self.path_answered(now, remote, other.from, Some(again.clone()), other.rtt);
+        }
         self.events.push_back(PathEvent::Met { id, remote, via, address, relayed, rtt, observed, pings });
     }
 
@@ -496,6 +500,8 @@ fn gcd(a: u32, b: u32) -> u32 {
 const MAX_CANDIDATES: usize = 16;
 /// Two relays of ours to some addresses of the peer each, and the peer's two.
 const MAX_RELAYED: usize = 16;
+/// Rounds of pings over relays that are made in any case: a second's.
+const RELAYED_ROUNDS: usize = 6;
 /// Two relays, each with an address of either family.
 const MAX_PEER_RELAYS: usize = 4;
 /// PUNCH.md: about 20 ports are predicted; both NATs counting, more only use ports up.

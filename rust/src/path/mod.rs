@@ -121,6 +121,16 @@ pub struct PathView {
     pub connections: u32,
 }
 
+/// Bytes of datagrams from and to a node, as far as they belong to connections.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Traffic {
+    pub direct_in: u64,
+    pub direct_out: u64,
+    /// What a relay carried, ours or the peer's.
+    pub relayed_in: u64,
+    pub relayed_out: u64,
+}
+
 /// A punching attempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PunchId(u64);
@@ -192,6 +202,9 @@ pub struct PathStats {
     pub unsendable: u64,
     pub lost: u64,
     pub moved: u64,
+    /// Bytes of connections that relays carried.
+    pub relayed_in: u64,
+    pub relayed_out: u64,
 }
 
 impl fmt::Debug for PingOut {

@@ -7,6 +7,7 @@ use std::time::Duration;
 use super::address::is_local;
 use super::candidate::{Candidate, CandidateKind};
 use super::outlook::{may_try, Draft, Outlook, Whereabouts};
+use super::profile::Mapping;
 use crate::addr::{Route, Via};
 
 /// A relay of this node.
@@ -42,8 +43,12 @@ impl Draft {
             peer.candidates.iter().filter(of_relay).map(|one| one.address).take(MAX_PEER_RELAYS).collect();
         let from_here = peers.iter().filter(|address| may_try(address.ip(), &near)).copied().map(Route::from);
         let mut routes: Vec<Route> = from_here.collect();
+        let both_cut_off = own.may_be_cut_off() && peer.may_be_cut_off();
         for relay in relays.iter().take(MAX_OWN_RELAYS) {
-            let reachable = peer.candidates.iter().map(|one| one.address).filter(|to| relay.reaches(to.ip()));
+            // from relay to relay only where the peer has nothing but relays: else its own socket reaches ours
+            let suits = |one: &&Candidate| both_cut_off || one.kind != CandidateKind::Relayed;
+            let reachable = peer.candidates.iter().filter(suits).map(|one| one.address);
+            let reachable = reachable.filter(|to| relay.reaches(to.ip()));
             routes.extend(reachable.take(MAX_TARGETS).map(|to| Route { via: relay.via, to }));
         }
         self.plan.head_start = match self.outlook {
@@ -60,6 +65,11 @@ impl Draft {
 }
 
 impl Whereabouts {
+    /// The same, as far as is known.
+    fn may_be_cut_off(&self) -> bool {
+        self.profile.udp_blocked || self.profile.mapping == Mapping::Unknown
+    }
+
     /// No address of its own can be tried: UDP does not leave its network.
     pub(super) fn is_cut_off(&self) -> bool {
         self.profile.udp_blocked
@@ -108,7 +118,8 @@ mod tests {
             (Host, "[2001:db8::7]:4000"),
             (Relayed, "203.0.113.9:6000"),
         ]);
-        let plan = planned(&side(&[]), &peer, &[relay(0, &["203.0.113.8:7000"])]);
+        let own = side(&[]);
+        let plan = planned(&own, &peer, &[relay(0, &["203.0.113.8:7000"])]);
         let through = |to: &str| Route { via: Via(Via::FIRST_RELAY), to: at(to) };
         let expected = [at("203.0.113.9:6000").into(), through("198.51.100.7:5000"), through("203.0.113.9:6000")];
         assert_eq!(plan.relayed, expected);

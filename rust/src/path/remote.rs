@@ -7,6 +7,7 @@ use super::address::is_local;
 use super::limit::Limit;
 use super::session::Sessions;
 use super::spare::{Class, Filed};
+use super::Traffic;
 use crate::addr::{NodeId, RemoteId, Route};
 use crate::config::PathConfig;
 use crate::time::Time;
@@ -73,6 +74,8 @@ pub(super) struct Remote {
     pub(super) suitor: Option<Route>,
     /// Pings to addresses of it that have not answered.
     pub(super) unproven_pings: Limit,
+    /// Bytes of datagrams from and to it.
+    pub(super) traffic: Traffic,
     /// Under what it is filed in the timers and among the spare remotes.
     pub(super) timer: Option<Time>,
     pub(super) spare: Option<Filed>,
@@ -102,6 +105,7 @@ impl Remote {
             lost: false,
             suitor: None,
             unproven_pings: Limit::new(config.max_unproven_pings_per_second, 1),
+            traffic: Traffic::default(),
             timer: None,
             spare: None,
         }

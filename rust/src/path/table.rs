@@ -13,7 +13,7 @@ use super::punch::Punches;
 use super::remote::{Path, Remote};
 use super::spare::{Class, Spares};
 use super::timers::{Owner, Timers};
-use super::{PathEvent, PathStats, PathView, PingOut, SharedKeys, TableFull};
+use super::{PathEvent, PathStats, PathView, PingOut, SharedKeys, TableFull, Traffic};
 use crate::addr::{NodeId, PingKeys, RemoteId, Route};
 use crate::config::PathConfig;
 use crate::time::Time;
@@ -279,6 +279,41 @@ impl PathTable {
         self.nodes.keys()
     }
 
+    /// Whether a relay carries what is for the remote now.
+    pub fn is_relayed(&self, remote: RemoteId) -> bool {
+        self.remotes.get(&remote).and_then(Remote::path).is_some_and(|path| path.relayed)
+    }
+
+    /// So much came from the remote along `from`, and so much went to it on the path in use. Constant time.
+    pub fn count(&mut self, id: RemoteId, from: Option<Route>, received: usize, sent: usize) {
+        let Some(remote) = self.remotes.get_mut(&id) else { return };
+        let relayed = match from {
+            Some(from) => remote.is_relayed(from),
+            None => remote.path().is_some_and(|path| path.relayed),
+        };
+        let (received, sent, traffic) = (received as u64, sent as u64, &mut remote.traffic);
+        if relayed {
+            traffic.relayed_in += received;
+            traffic.relayed_out += sent;
+            self.counters.relayed_in += received;
+            self.counters.relayed_out += sent;
+        } else {
+            traffic.direct_in += received;
+            traffic.direct_out += sent;
+        }
+    }
+
+    /// What went between us and a node, as long as it has been known without a break.
+    pub fn traffic_of_node(&self, node: &NodeId) -> Traffic {
+        let remotes = self.nodes.get(node).into_iter().flatten().filter_map(|id| self.remotes.get(id));
+        remotes.fold(Traffic::default(), |sum, remote| Traffic {
+            direct_in: sum.direct_in + remote.traffic.direct_in,
+            direct_out: sum.direct_out + remote.traffic.direct_out,
+            relayed_in: sum.relayed_in + remote.traffic.relayed_in,
+            relayed_out: sum.relayed_out + remote.traffic.relayed_out,
+        })
+    }
+
     /// Nodes to which a relay carries everything, because no direct path is known.
     pub fn relayed_nodes(&self) -> Vec<NodeId> {
         let live = self.remotes.values().filter(|remote| !remote.lost && remote.holds > 0);
@@ -513,8 +548,8 @@ impl PathTable {
     }
 }
 
-/// Paths of one remote: a peer has one address at a time, and while it moves two; four leave room for IPv4 beside IPv6.
-const MAX_PATHS: usize = 4;
+/// Paths of one remote: a peer has one address at a time, and while it moves two, of each family; two relays of each side.
+const MAX_PATHS: usize = 8;
 /// A ping interval of zero would make pings without end.
 const SHORTEST_INTERVAL: Duration = Duration::from_millis(10);
 /// Further remotes at one address.

@@ -32,6 +32,11 @@ impl Link {
         Self { stream, peer, address, took }
     }
 
+    /// How long uTP and then TLS took to connect.
+    pub fn took(&self) -> (Duration, Duration) {
+        self.took
+    }
+
     pub fn utp(&self) -> &UtpStream {
         self.stream.get_ref().0
     }

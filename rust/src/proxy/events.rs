@@ -12,7 +12,7 @@ use crate::error::{Error, Reason};
 #[derive(Clone, Debug)]
 pub enum Event {
     /// A path to a node is proven, where there was none before.
-    PeerConnected { node: NodeId, address: SocketAddr },
+    PeerConnected { node: NodeId, address: SocketAddr, relayed: bool },
     /// The last path to a node is gone.
     PeerLost { node: NodeId, address: SocketAddr, reason: Reason },
     /// Traffic with a node takes another path.
@@ -108,7 +108,7 @@ mod tests {
         let mut events = publisher.subscribe();
         let (node, address) = (NodeId::from_public_key([1; 32]), "127.0.0.1:1".parse().unwrap());
         for _ in 0..5 {
-            publisher.publish(Event::PeerConnected { node, address });
+            publisher.publish(Event::PeerConnected { node, address, relayed: false });
         }
         publisher.publish(Event::Closed);
         assert!(matches!(events.next().await, Some(Event::EventsDropped { count: 4 })));

@@ -13,7 +13,7 @@ use super::{Allow, Proxy, ProxyConfig, Shared};
 use crate::addr::NodeId;
 use crate::error::{Error, Result};
 use crate::nat::{Lan, Neighbours};
-use crate::path::{Candidate, NatProfile, PathView};
+use crate::path::{Candidate, NatProfile, PathView, Traffic};
 use crate::relay::RelayStatus;
 use crate::rendezvous::{Rendezvous, RendezvousEvent, Report, StationStatus};
 use crate::tls::PeerIdentity;
@@ -34,6 +34,8 @@ pub struct PeerStatus {
     /// Payload of the live connections.
     pub bytes_in: u64,
     pub bytes_out: u64,
+    /// Bytes of datagrams, by whether a relay carried them.
+    pub traffic: Traffic,
 }
 
 /// How this node stands in the network.
@@ -111,7 +113,8 @@ impl Proxy {
         nodes.sort_unstable();
         let peer = |node: NodeId| {
             let (connections, bytes_in, bytes_out) = traffic.get(&node).copied().unwrap_or_default();
-            PeerStatus { node, paths: shared.peers.net.paths(&node), connections, bytes_in, bytes_out }
+            let (paths, traffic) = (shared.peers.net.paths(&node), shared.peers.net.traffic(&node));
+            PeerStatus { node, paths, connections, bytes_in, bytes_out, traffic }
         };
         NodeStatus {
             candidates: rendezvous.map(Rendezvous::candidates).unwrap_or_default(),

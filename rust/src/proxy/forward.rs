@@ -182,23 +182,31 @@ pub(super) async fn connect(shared: &Arc<Shared>, wanted: &Wanted, from: Option<
     let result = dial_and_open(shared, wanted).await.map_err(|error| error.with_node(wanted.node));
     let result = result.inspect_err(|error| tracing::info!(%error, service = wanted.service_port, "dial failed"));
     shared.peers.note(wanted.node, result.as_ref().map(|_| ()).map_err(Clone::clone));
-    let link = result?;
+    let (link, stages) = result?;
     let entry = shared.registry.enter(ConnectionInfo {
         client_address: from.map(|from| from.to_string()),
         priority: wanted.priority,
+        stages,
         ..ConnectionInfo::of(Role::Forward, &link, wanted.service_port, shared.peers.net.local_address())
     });
     entry.connection.steered_by(link.utp().helm());
     Ok((link, entry))
 }
 
-async fn dial_and_open(shared: &Arc<Shared>, wanted: &Wanted) -> Result<Link> {
+/// With how long each stage took.
+async fn dial_and_open(shared: &Arc<Shared>, wanted: &Wanted) -> Result<(Link, Vec<(&'static str, Duration)>)> {
+    let begin = Instant::now();
     let Wanted { node, service_port, ref address, priority } = *wanted;
     let deadline = Instant::now() + shared.limits.dial_timeout;
     let mut link = shared.peers.dial(&Dial { node, address: address.clone(), priority, deadline }).await?;
     shared.met(&link);
+    let dialled = begin.elapsed();
     link.open(&Open { service_port, node: Some(node), priority }, deadline).await?;
-    Ok(link)
+    let (utp, tls) = link.took();
+    // a link that another dial has made took its time before this one began
+    let find = dialled.saturating_sub(utp + tls);
+    let open = begin.elapsed() - dialled;
+    Ok((link, vec![("find", find), ("utp", utp.min(dialled)), ("tls", tls.min(dialled)), ("open", open)]))
 }
 
 /// Waits until the client has gone. What it sends meanwhile belongs to the tunnel; beyond so much of it the client waits.

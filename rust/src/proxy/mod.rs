@@ -446,14 +446,14 @@ impl Shared {
 
     /// A link to a node has come about: subscribers hear of it when it is the first.
     fn met(&self, link: &Link) {
-        let (node, address) = (link.peer.leaf, link.address);
+        let (node, address, relayed) = (link.peer.leaf, link.address, link.utp().is_relayed());
         let mut connected = self.connected.lock().unwrap_or_else(PoisonError::into_inner);
         if connected.len() >= MAX_CONNECTED {
             connected.retain(|node, _| !self.peers.net.live_addresses(node).is_empty());
         }
         if connected.insert(node, address).is_none() {
             tracing::info!(%node, %address, "peer connected");
-            self.publisher.publish(Event::PeerConnected { node, address });
+            self.publisher.publish(Event::PeerConnected { node, address, relayed });
         }
     }
 

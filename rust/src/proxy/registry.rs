@@ -60,6 +60,10 @@ pub struct ConnectionInfo {
     pub bytes_in: u64,
     /// Payload bytes to the other node.
     pub bytes_out: u64,
+    /// A relay carried it when it opened.
+    pub relayed: bool,
+    /// Forward: how long each stage of opening it took, in their order.
+    pub stages: Vec<(&'static str, Duration)>,
     /// Round-trip time of the uTP connection, when last looked at.
     pub rtt: Option<Duration>,
 }
@@ -84,6 +88,8 @@ impl ConnectionInfo {
             reason: None,
             bytes_in: 0,
             bytes_out: 0,
+            relayed: link.utp().is_relayed(),
+            stages: Vec::new(),
             rtt: None,
         }
     }
@@ -416,6 +422,8 @@ mod tests {
             reason: None,
             bytes_in: 0,
             bytes_out: 0,
+            relayed: false,
+            stages: Vec::new(),
             rtt: None,
         }
     }

@@ -79,6 +79,9 @@ impl<'py> IntoPyObject<'py> for Connection {
         dict.set_item("reason", info.reason.map(Reason::name))?;
         dict.set_item("bytes_in", info.bytes_in)?;
         dict.set_item("bytes_out", info.bytes_out)?;
+        dict.set_item("relayed", info.relayed)?;
+        let stages = info.stages.iter().map(|(stage, took)| (*stage, took.as_secs_f64()));
+        dict.set_item("stages", stages.collect::<Vec<_>>())?;
         dict.set_item("rtt", info.rtt.map(|rtt| rtt.as_secs_f64()))?;
         Ok(dict)
     }
@@ -177,8 +180,18 @@ pub(super) fn stats<'py>(py: Python<'py>, stats: &ProxyStats) -> PyResult<Bound<
         unsendable: pings_unsendable,
         lost: paths_lost,
         moved: paths_moved,
+        relayed_in: relayed_bytes_in,
+        relayed_out: relayed_bytes_out,
     } = paths;
     put!(remotes, strangers, punches, meetings, pings_in, pings_out, pongs_in, pongs_out, pings_outstanding);
-    put!(pings_forged, pings_rate_limited, pings_unsendable, paths_lost, paths_moved);
+    put!(
+        pings_forged,
+        pings_rate_limited,
+        pings_unsendable,
+        paths_lost,
+        paths_moved,
+        relayed_bytes_in,
+        relayed_bytes_out
+    );
     Ok(dict)
 }

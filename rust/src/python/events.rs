@@ -84,7 +84,8 @@ impl Stream {
 fn fields(py: Python<'_>, event: Event) -> PyResult<(&'static str, Bound<'_, PyDict>)> {
     let dict = PyDict::new(py);
     let kind = match event {
-        Event::PeerConnected { node, address } => {
+        Event::PeerConnected { node, address, relayed } => {
+            dict.set_item("relayed", relayed)?;
             dict.set_item("node_id", node.to_string())?;
             dict.set_item("address", address.to_string())?;
             "peer_connected"

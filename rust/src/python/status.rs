@@ -6,7 +6,7 @@ use pyo3::types::{PyDict, PyList};
 use super::convert::timestamp;
 use super::errors;
 use crate::addr::Via;
-use crate::path::{is_local, Candidate, NatProfile, Outlook, PathView};
+use crate::path::{is_local, Candidate, NatProfile, Outlook, PathView, Traffic};
 use crate::proxy::{Explanation, PeerStatus, Proxy};
 use crate::relay::RelayStatus;
 use crate::rendezvous::{Report, Role, StationStatus};
@@ -101,6 +101,11 @@ fn peer(py: Python<'_>, status: PeerStatus) -> PyResult<Bound<'_, PyDict>> {
     dict.set_item("connections", status.connections)?;
     dict.set_item("bytes_in", status.bytes_in)?;
     dict.set_item("bytes_out", status.bytes_out)?;
+    let Traffic { direct_in, direct_out, relayed_in, relayed_out } = status.traffic;
+    dict.set_item("direct_in", direct_in)?;
+    dict.set_item("direct_out", direct_out)?;
+    dict.set_item("relayed_in", relayed_in)?;
+    dict.set_item("relayed_out", relayed_out)?;
     Ok(dict)
 }
 

@@ -10,7 +10,7 @@ use tokio::time::{sleep_until, timeout, Instant};
 
 use super::client::{race, Allocation, Carrier, CarryState, CarryStats, Options, RelaySpec};
 use super::{known::Known, Transport};
-use crate::addr::Via;
+use crate::addr::{NodeId, Via};
 use crate::config::RelayConfig;
 use crate::error::{Error, Result};
 use crate::net::Net;
@@ -118,9 +118,9 @@ impl Relays {
     }
 
     /// A way to a rendezvous node where no UDP gets through: the relay beside it, which carries to it and to nobody else.
-    pub fn introduce(&self, host: &str, port: u16) {
+    pub fn introduce(&self, host: &str, node: NodeId) {
         let mut state = self.inner.lock();
-        let known = Known::introduction(host, port);
+        let known = Known::introduction(host, node);
         if state.known.len() < MAX_KNOWN
             && !state.known.iter().any(|other| other.introduction && other.name == known.name)
         {

@@ -5,6 +5,7 @@ use zeroize::Zeroizing;
 
 use super::client::{HttpProxy, RelaySpec};
 use super::{RelayUri, Transport};
+use crate::addr::NodeId;
 use crate::config::RelayConfig;
 use crate::error::{Error, Result};
 
@@ -38,14 +39,18 @@ impl Known {
         relays
     }
 
-    /// The relay beside a rendezvous node, with credentials that everybody knows.
-    pub fn introduction(host: &str, port: u16) -> Self {
-        let way = |transport, port| RelaySpec {
-            username: INTRODUCTION.to_owned(),
-            password: Zeroizing::new(INTRODUCTION.to_owned()),
-            ..RelaySpec::new(RelayUri::new(transport, host, port))
+    /// The relay beside a rendezvous node, with credentials that everybody knows. It shows the certificate of the node.
+    pub fn introduction(host: &str, node: NodeId) -> Self {
+        let way = |transport, port| {
+            let mut uri = RelayUri::new(transport, host, port);
+            uri.key = (transport == Transport::Tls).then_some(node);
+            RelaySpec {
+                username: INTRODUCTION.to_owned(),
+                password: Zeroizing::new(INTRODUCTION.to_owned()),
+                ..RelaySpec::new(uri)
+            }
         };
-        let ways = vec![way(Transport::Tcp, port), way(Transport::Tls, HTTPS)];
+        let ways = vec![way(Transport::Tcp, TURN), way(Transport::Tls, HTTPS), way(Transport::Tls, TURNS)];
         let mut known = Self::new(host.to_owned(), ways, None);
         known.introduction = true;
         known.complete();
@@ -121,7 +126,9 @@ impl Known {
 
 /// User and password of a relay that carries to its rendezvous nodes and to nobody else (docs/protocol.md section 9).
 pub const INTRODUCTION: &str = "keynet";
-/// What the strictest networks let out.
+/// The ports of RFC 8656 section 3.1, and what the strictest networks let out.
+const TURN: u16 = 3_478;
+const TURNS: u16 = 5_349;
 const HTTPS: u16 = 443;
 /// As many as `client::race` takes.
 const MAX_WAYS: usize = 8;

@@ -177,8 +177,8 @@ impl Station {
                 sleep(inner.relay_config.head_start_heard).await;
             }
             if inner.relays.to_rendezvous().is_empty() {
-                if let Some((host, port)) = split_address(&self.server.address) {
-                    inner.relays.introduce(host, port);
+                if let Some((host, _)) = split_address(&self.server.address) {
+                    inner.relays.introduce(host, self.server.node);
                 }
                 inner.relays.reachable().await;
             }
