@@ -1,0 +1,50 @@
+"""aioice's TURN client against the relay; its first request is smaller than its answer."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from typing import Any
+
+import pytest
+
+import keynet
+from turn_clients import HANG, PASSWORD, USER, echo, loopback_relay, port_of
+
+aioice_turn = pytest.importorskip("aioice.turn")
+
+
+class Received(asyncio.DatagramProtocol):
+    def __init__(self) -> None:
+        self.queue: asyncio.Queue[tuple[bytes, Any]] = asyncio.Queue()
+
+    def datagram_received(self, data: bytes, address: Any) -> None:
+        self.queue.put_nowait((data, address))
+
+
+@pytest.mark.parametrize("transport", ["udp", "tcp", "tls"])
+async def test_datagrams_come_back(transport: str, alice: keynet.Identity) -> None:
+    async with echo("127.0.0.1") as peer, loopback_relay(tls="127.0.0.1:0", identity=alice) as relay:
+        address = relay.tls_addresses[0] if transport == "tls" else relay.addresses[0]
+        context: ssl.SSLContext | None = None
+        if transport == "tls":
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+            context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        endpoint, protocol = await aioice_turn.create_turn_endpoint(
+            Received,
+            server_addr=("127.0.0.1", port_of(address)),
+            username=USER,
+            password=PASSWORD,
+            ssl=context,
+            transport="udp" if transport == "udp" else "tcp",
+        )
+        assert endpoint.get_extra_info("sockname")[0] == "127.0.0.1"
+        for size in (1, 3, 4, 1_200):
+            endpoint.sendto(bytes(size), ("127.0.0.1", peer.port))
+            data, sender = await asyncio.wait_for(protocol.queue.get(), HANG)
+            assert (len(data), sender) == (size, ("127.0.0.1", peer.port))
+        endpoint.close()
+        stats = relay.stats()
+        assert stats["datagrams_to_peers"] == stats["datagrams_to_clients"] == 4
+        # over UDP the first request has 36 bytes, and its answer 52
+        assert stats["unanswered"] == (1 if transport == "udp" else 0)
