@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+import time
 from typing import Any
 
 import pytest
 
 import keynet
+from keynet.relay import credentials
 from turn_clients import HANG, PASSWORD, USER, echo, loopback_relay, port_of
 
+aioice = pytest.importorskip("aioice")
 aioice_turn = pytest.importorskip("aioice.turn")
 
 
@@ -48,3 +51,28 @@ async def test_datagrams_come_back(transport: str, alice: keynet.Identity) -> No
         assert stats["datagrams_to_peers"] == stats["datagrams_to_clients"] == 4
         # over UDP the first request has 36 bytes, and its answer 52
         assert stats["unanswered"] == (1 if transport == "udp" else 0)
+
+
+async def test_names_that_end() -> None:
+    async with echo("127.0.0.1") as peer, loopback_relay(users={}, secret="shared") as relay:
+        for expires, secret, good in (
+            (time.time() + 100, "shared", True),
+            (time.time() - 1, "shared", False),
+            (time.time() + 100, "guessed", False),
+        ):
+            name, password = credentials(secret, "somebody", int(expires))
+            made = aioice_turn.create_turn_endpoint(
+                Received,
+                server_addr=("127.0.0.1", port_of(relay.addresses[0])),
+                username=name,
+                password=password,
+            )
+            if not good:
+                with pytest.raises(aioice.stun.TransactionFailed, match="401"):
+                    await made
+                continue
+            endpoint, protocol = await made
+            endpoint.sendto(b"hello", ("127.0.0.1", peer.port))
+            assert (await asyncio.wait_for(protocol.queue.get(), HANG))[0] == b"hello"
+            endpoint.close()
+        assert relay.stats()["auth_failures"] >= 2
