@@ -18,7 +18,7 @@ CORE := Cargo.toml Cargo.lock $(shell find rust -name '*.rs')
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-rust test-python test-nat test-long lint lint-rust lint-core lint-python sizes bench bench-compare
-.PHONY: bench-connect bench-instructions bench-wan bench-rendezvous fuzz fmt proto venv clean rust-tools
+.PHONY: bench-connect bench-instructions bench-wan bench-rendezvous bench-relay fuzz fmt proto venv clean rust-tools
 # cargo uses every core by itself; two of them would wait for each other
 .NOTPARALLEL:
 
@@ -94,6 +94,10 @@ bench-wan: | rust-tools ## measure over an emulated WAN, beside the kernel's TCP
 
 bench-rendezvous: $(VENV)/core-release ## measure a rendezvous with thousands of registered nodes (Linux)
 	$(VENV)/bin/python benches/rendezvous_scale.py $(RENDEZVOUS)
+
+bench-relay: $(VENV)/core-release ## measure the relay beside coturn (Linux; wants Debian's coturn)
+	@cargo build --quiet --release --locked --example turn_load
+	$(VENV)/bin/python benches/relay_compare.py $(RELAY)
 
 fmt: $(VENV)/ready | rust-tools ## format everything
 	cargo fmt

@@ -7,6 +7,8 @@ What it carries stays encrypted from node to node. Any TURN client can use it.
 
 from __future__ import annotations
 
+import base64
+import hmac
 import pathlib
 import resource
 import types
@@ -19,7 +21,7 @@ from ._reasons import Reason, Stage
 from ._runtime import call
 from .errors import InvalidArgument, ProxyClosedError
 
-__all__ = ["PORT", "TLS_PORT", "RelayLimits", "RelayServer"]
+__all__ = ["PORT", "TLS_PORT", "RelayLimits", "RelayServer", "credentials"]
 
 PORT = 3478
 """The port of TURN over UDP and TCP (RFC 8656)."""
@@ -163,6 +165,17 @@ class RelayServer:
         if self._core is None:
             raise ProxyClosedError(reason=Reason.PROXY_CLOSED, stage=Stage.SETUP, detail="this relay was not started")
         return self._core
+
+
+def credentials(secret: str, whom: str, expires: int) -> tuple[str, str]:
+    """Name and password for `whom` (a node id, say) that end at `expires`, in seconds since 1970.
+
+    For relays that know `secret`: `RelayServer(secret=)`, coturn with use-auth-secret.
+    """
+    name = f"{expires}:{whom}"
+    # the scheme says SHA-1, which is sound in an HMAC
+    password = base64.b64encode(hmac.digest(secret.encode(), name.encode(), "sha1")).decode()
+    return name, password
 
 
 def _core(identity: Identity | None) -> _keynet.Identity | None:

@@ -490,7 +490,7 @@ pub struct RelayServerConfig {
     /// at once. Two for each allocation that is made.
     pub answers_per_second: u32,
     pub answers_per_second_per_network: u32,
-    /// Networks told apart; beyond it some share their limit. 48 bytes each.
+    /// Networks told apart; beyond it some share their limit. 40 bytes each.
     pub networks: usize,
     /// TCP and TLS connections, and those of one source network.
     pub max_connections: usize,

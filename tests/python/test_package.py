@@ -12,11 +12,12 @@ import pytest
 import keynet
 import keynet.errors
 import keynet.grpc
+import keynet.relay
 import keynet.rendezvous
 import keynet.sync
 from keynet import _keynet
 
-PUBLIC = [keynet, keynet.errors, keynet.sync, keynet.grpc, keynet.rendezvous]
+PUBLIC = [keynet, keynet.errors, keynet.sync, keynet.grpc, keynet.rendezvous, keynet.relay]
 
 
 @pytest.mark.parametrize("module", PUBLIC, ids=lambda module: module.__name__)

@@ -132,7 +132,7 @@ async def _until_signal(relay: RelayServer, out: Output, *, talkative: bool) -> 
         loop.add_signal_handler(number, told.set)
     # only now: whoever reads it may send a signal at once
     _ready(relay, out)
-    tasks = [asyncio.create_task(told.wait())]
+    tasks: list[asyncio.Task[Any]] = [asyncio.create_task(told.wait())]
     if talkative:
         tasks.append(asyncio.create_task(_tell(relay, out)))
     try:

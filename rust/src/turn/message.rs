@@ -96,6 +96,8 @@ pub struct Message<'a> {
     /// The first [`MAX_PEERS`].
     pub peers: Vec<SocketAddr>,
     pub too_many_peers: bool,
+    /// Of an answer.
+    pub relayed: Option<SocketAddr>,
     /// EVEN-PORT; with its bit, or with RESERVATION-TOKEN, `reserves_ports` too.
     pub even_port: bool,
     pub reserves_ports: bool,
@@ -134,6 +136,7 @@ impl<'a> Message<'a> {
             data: None,
             peers: vec![],
             too_many_peers: false,
+            relayed: None,
             even_port: false,
             reserves_ports: false,
             unknown: vec![],
@@ -201,6 +204,10 @@ impl<'a> Message<'a> {
                     true => self.peers.push(peer),
                     false => self.too_many_peers = true,
                 }
+            }
+            XOR_RELAYED_ADDRESS => {
+                let relayed = read_address(value, &self.transaction).ok_or(Malformed)?;
+                first(&mut self.relayed, Some(relayed));
             }
             EVEN_PORT => {
                 self.even_port = true;

@@ -95,15 +95,20 @@ impl Run {
                 self.handle(n, &message, true);
             }
             5 => {
-                let found =
-                    self.server.to_peer(self.now, &client(n), 0x4000 | (input.u16() % 8), input.u16().into(), 1);
+                let found = self.server.forward_to_peer(
+                    self.now,
+                    &client(n),
+                    0x4000 | (input.u16() % 8),
+                    input.u16().into(),
+                    1,
+                );
                 if let Some((_, peer)) = found {
                     self.check_peer(peer);
                 }
             }
             6 => {
                 let id = AllocationId(input.u8().into());
-                let _ = self.server.to_client(self.now, id, peer(input), input.u16().into(), 1);
+                let _ = self.server.forward_to_client(self.now, id, peer(input), input.u16().into(), 1);
             }
             _ => {
                 let time = Duration::from_millis(u64::from(input.u16()) * 16);

@@ -40,10 +40,15 @@ pub use setup::{RelayOptions, RelayTls};
 
 /// A running relay. Dropping it stops it too, but does not wait.
 pub struct RelayServer {
-    shared: Arc<Shared>,
+    state: Mutex<State>,
     bound: setup::Bound,
     closing: watch::Sender<bool>,
-    tasks: Mutex<Option<JoinSet<()>>>,
+}
+
+enum State {
+    Running(Arc<Shared>, JoinSet<()>),
+    /// With what there was to count.
+    Closed(RelayStats),
 }
 
 /// Counters since the start, and what there is now.
@@ -109,7 +114,7 @@ impl RelayServer {
             spawn(Box::pin(stream::accept(shared.clone(), listener, tls)));
         }
         spawn(Box::pin(sweep(shared.clone())));
-        Ok(Self { shared, bound, closing, tasks: Mutex::new(Some(tasks)) })
+        Ok(Self { state: Mutex::new(State::Running(shared, tasks)), bound, closing })
     }
 
     /// Where clients are served over UDP, TCP and TLS.
@@ -118,42 +123,60 @@ impl RelayServer {
     }
 
     pub fn stats(&self) -> RelayStats {
-        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        let counters = &self.shared.counters;
-        let core = self.shared.core();
-        RelayStats {
-            turn: core.server.stats(),
-            connections: core.table.links() as u64,
-            refused_connections: read(&counters.refused_connections),
-            send_errors: read(&counters.send_errors),
-            dropped_behind: read(&counters.dropped_behind),
+        match &*self.state() {
+            State::Running(shared, _) => shared.stats(),
+            State::Closed(stats) => *stats,
         }
     }
 
     /// New accounts, from now on.
     pub fn set_users(&self, users: turn::Users) {
-        self.shared.core().server.set_users(users);
+        if let State::Running(shared, _) = &*self.state() {
+            shared.core().server.set_users(users);
+        }
     }
 
     /// Ends all allocations and waits for the tasks. A second call returns at once.
     pub async fn close(&self) {
         self.closing.send_replace(true);
-        let tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(tasks) = tasks {
-            tasks.join_all().await;
+        let stats = self.stats();
+        let state = std::mem::replace(&mut *self.state(), State::Closed(stats));
+        let State::Running(shared, tasks) = state else { return };
+        tasks.join_all().await;
+        let relayed = shared.core().table.clear();
+        for task in relayed {
+            // an error is its being aborted
+            let _ = task.await;
         }
-        self.shared.core().table.clear();
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Drop for RelayServer {
     fn drop(&mut self) {
         // the tasks of relayed addresses hold what they would be ended by
-        self.shared.core().table.clear();
+        if let State::Running(shared, _) = &*self.state() {
+            shared.core().table.clear();
+        }
     }
 }
 
 impl Shared {
+    fn stats(&self) -> RelayStats {
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let core = self.core();
+        RelayStats {
+            turn: core.server.stats(),
+            connections: core.table.links() as u64,
+            refused_connections: read(&self.counters.refused_connections),
+            send_errors: read(&self.counters.send_errors),
+            dropped_behind: read(&self.counters.dropped_behind),
+        }
+    }
+
     pub(super) fn core(&self) -> MutexGuard<'_, Core> {
         self.core.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -195,7 +218,7 @@ impl Shared {
             let found = {
                 let now = self.now();
                 let mut core = self.core();
-                let found = core.server.to_peer(now, client, first.channel, bytes, run.len());
+                let found = core.server.forward_to_peer(now, client, first.channel, bytes, run.len());
                 found.and_then(|(id, peer)| Some((core.table.port(id, Family::of(peer.ip()))?, peer)))
             };
             let Some((port, peer)) = found else { continue };

@@ -38,7 +38,7 @@ fn receive(shared: &Shared, allocation: AllocationId, port: &Port, buffers: &mut
         let (peer, stride) = (shared.addresses.outward(unmapped(meta.addr)), meta.stride.max(1));
         let datagrams = contents.len().div_ceil(stride).max(1);
         let now = shared.now();
-        let found = shared.core().server.to_client(now, allocation, peer, contents.len(), datagrams);
+        let found = shared.core().server.forward_to_client(now, allocation, peer, contents.len(), datagrams);
         if let Some((client, framing)) = found {
             match framing {
                 Framing::Channel(channel) => channel_data(shared, &client, channel, contents, stride, wire),

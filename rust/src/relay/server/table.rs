@@ -6,7 +6,7 @@ use std::ops::RangeInclusive;
 use std::sync::{Arc, Weak};
 
 use tokio::sync::mpsc;
-use tokio::task::AbortHandle;
+use tokio::task::JoinHandle;
 
 use super::port::Port;
 use super::Shared;
@@ -18,11 +18,12 @@ pub struct Table {
     ports: RangeInclusive<u16>,
     relayed: HashMap<(AllocationId, Family), Relayed>,
     links: HashMap<u64, mpsc::Sender<Vec<u8>>>,
+    closed: bool,
 }
 
 struct Relayed {
     port: Arc<Port>,
-    task: AbortHandle,
+    task: JoinHandle<()>,
 }
 
 /// Where relayed addresses are bound, and what peers call them; one of each family at most.
@@ -56,7 +57,7 @@ impl Addresses {
 
 impl Table {
     pub fn new(shared: Weak<Shared>, addresses: Addresses, ports: RangeInclusive<u16>) -> Self {
-        Self { shared, addresses, ports, relayed: HashMap::new(), links: HashMap::new() }
+        Self { shared, addresses, ports, relayed: HashMap::new(), links: HashMap::new(), closed: false }
     }
 
     pub fn port(&self, allocation: AllocationId, family: Family) -> Option<Arc<Port>> {
@@ -79,12 +80,15 @@ impl Table {
         self.links.len()
     }
 
-    /// Closes everything.
-    pub fn clear(&mut self) {
-        for (_, relayed) in self.relayed.drain() {
-            relayed.task.abort();
-        }
+    /// Closes everything, for good; what comes back ends soon.
+    pub fn clear(&mut self) -> Vec<JoinHandle<()>> {
+        self.closed = true;
         self.links.clear();
+        let end = |relayed: Relayed| {
+            relayed.task.abort();
+            relayed.task
+        };
+        self.relayed.drain().map(|(_, relayed)| end(relayed)).collect()
     }
 
     /// A free port, beginning somewhere (RFC 6056 section 3.3.1).
@@ -102,10 +106,10 @@ impl Table {
 impl Sockets for Table {
     fn open(&mut self, allocation: AllocationId, family: Family, even: bool) -> Result<SocketAddr, NoSocket> {
         let ip = self.addresses.bound[family as usize].ok_or(NoSocket::Family)?;
-        let shared = self.shared.upgrade().ok_or(NoSocket::Full)?;
+        let shared = self.shared.upgrade().filter(|_| !self.closed).ok_or(NoSocket::Full)?;
         let port = Arc::new(self.bind(ip, even).ok_or(NoSocket::Full)?);
         let address = self.addresses.outward(port.local());
-        let task = tokio::spawn(super::relayed::serve(shared, allocation, port.clone())).abort_handle();
+        let task = tokio::spawn(super::relayed::serve(shared, allocation, port.clone()));
         self.relayed.insert((allocation, family), Relayed { port, task });
         Ok(address)
     }

@@ -4,7 +4,7 @@
 //! no users that end.
 //!
 //! Read with RFC 8656 sections 7 to 12 and 21. The owner hands in what arrived; what is to be sent comes back. Data takes a
-//! way of its own ([`Server::to_peer`], [`Server::to_client`]): one look-up for a whole batch, whose bytes the owner moves.
+//! way of its own ([`Server::forward_to_peer`], [`Server::forward_to_client`]): one look-up for a whole batch, whose bytes the owner moves.
 //!
 //! Not here: TCP relayed addresses (RFC 6062), reserved ports (EVEN-PORT with its bit, RESERVATION-TOKEN: error 508), ICMP, mobility, and
 //! PASSWORD-ALGORITHMS, whose announcement needs a nonce of 13 characters more, and so an answer to strangers that outweighs
@@ -211,7 +211,7 @@ impl Server {
 
     /// `datagrams` of one client for one channel, with so many bytes of payload in all: from which allocation they go, and
     /// where. `None`: they are dropped.
-    pub fn to_peer(
+    pub fn forward_to_peer(
         &mut self,
         now: Time,
         client: &Client,
@@ -234,7 +234,7 @@ impl Server {
     }
 
     /// `datagrams` of one peer at the relayed address of an allocation: to which client they go, and how.
-    pub fn to_client(
+    pub fn forward_to_client(
         &mut self,
         now: Time,
         id: AllocationId,

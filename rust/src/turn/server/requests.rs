@@ -58,7 +58,7 @@ impl Server {
             }
             false => error(message, 420),
         };
-        self.to_stranger(now, client, size, false, answer)
+        self.answer_stranger(now, client, size, false, answer)
     }
 
     fn request(
@@ -77,7 +77,7 @@ impl Server {
                     answer.put(stun::REALM, self.config.realm.as_bytes());
                     answer.put(stun::NONCE, &self.nonces.make(client, moment.now));
                 }
-                return self.to_stranger(moment.now, client, size, proven, answer);
+                return self.answer_stranger(moment.now, client, size, proven, answer);
             }
         };
         let request = Request { message, client, name, account: &account, now: moment.now };
@@ -346,7 +346,7 @@ impl Server {
     }
 
     /// The last thing before an answer to somebody who has not authenticated.
-    fn to_stranger(
+    fn answer_stranger(
         &mut self,
         now: Time,
         client: &Client,

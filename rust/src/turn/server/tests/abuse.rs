@@ -112,7 +112,7 @@ fn peers_that_are_not_of_the_open_internet() {
     assert_eq!(world.bind(&guest, 0x4000, "8.8.8.8:0"), 403, "port 0");
     let mixed: Vec<_> = ["8.8.8.8:1", "10.0.0.1:1"].iter().map(|text| peer(text, world.next_transaction())).collect();
     assert_eq!(world.ask(&guest, stun::CREATE_PERMISSION, &mixed).code, 403);
-    assert_eq!(world.from_peer(0, "8.8.8.8:1", 10), None, "all or none");
+    assert_eq!(world.inward(0, "8.8.8.8:1", 10), None, "all or none");
     assert!(world.server.stats().forbidden > 30);
 }
 
@@ -132,10 +132,10 @@ fn the_relay_itself_is_reached_at_relayed_addresses_only() {
     assert_eq!(world.bind(&one, 0x4000, &format!("{RELAY_V4}:22")), 403);
     assert_eq!(world.bind(&one, 0x4000, &format!("{RELAY_V4}:3478")), 403);
     assert_eq!(world.bind(&one, 0x4000, &relayed), 0);
-    assert!(world.to_peer(&one, 0x4000, 10).is_some());
+    assert!(world.outward(&one, 0x4000, 10).is_some());
     assert_eq!(world.send(&one, &format!("{RELAY_V4}:22"), b"x"), None, "the permission is for the address");
     assert_eq!(world.ask(&other, stun::REFRESH, &[lifetime(0)]).code, 0);
-    assert_eq!(world.to_peer(&one, 0x4000, 10), None, "the port may be somebody else's now");
+    assert_eq!(world.outward(&one, 0x4000, 10), None, "the port may be somebody else's now");
 }
 
 #[test]
@@ -148,11 +148,11 @@ fn introduction_leads_to_the_rendezvous_and_nowhere_else() {
     }
     assert_eq!(world.permit(&guest, "8.8.8.8:53"), 403);
     assert_eq!(world.bind(&guest, 0x4000, "10.9.9.9:7348"), 0);
-    assert!(world.to_peer(&guest, 0x4000, 10).is_some());
-    assert!(world.from_peer(0, "10.9.9.9:7348", 10).is_some());
-    assert_eq!(world.from_peer(0, "10.9.9.9:7349", 10), None, "another program of that machine");
+    assert!(world.outward(&guest, 0x4000, 10).is_some());
+    assert!(world.inward(0, "10.9.9.9:7348", 10).is_some());
+    assert_eq!(world.inward(0, "10.9.9.9:7349", 10), None, "another program of that machine");
     assert_eq!(world.send(&guest, "10.9.9.9:7349", b"x"), None);
-    let carried = (0..1_000).filter(|_| world.to_peer(&guest, 0x4000, 1_000).is_some()).count();
+    let carried = (0..1_000).filter(|_| world.outward(&guest, 0x4000, 1_000).is_some()).count();
     assert!(carried < 200, "{carried}: a rate of its own");
 }
 

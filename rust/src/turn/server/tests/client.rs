@@ -197,12 +197,12 @@ impl World {
         bytes
     }
 
-    pub fn to_peer(&mut self, guest: &Guest, channel: u16, bytes: usize) -> Option<SocketAddr> {
-        self.server.to_peer(self.now, &guest.client, channel, bytes, 1).map(|(_, peer)| peer)
+    pub fn outward(&mut self, guest: &Guest, channel: u16, bytes: usize) -> Option<SocketAddr> {
+        self.server.forward_to_peer(self.now, &guest.client, channel, bytes, 1).map(|(_, peer)| peer)
     }
 
-    pub fn from_peer(&mut self, allocation: u64, peer: &str, bytes: usize) -> Option<(Client, Framing)> {
-        self.server.to_client(self.now, AllocationId(allocation), peer.parse().unwrap(), bytes, 1)
+    pub fn inward(&mut self, allocation: u64, peer: &str, bytes: usize) -> Option<(Client, Framing)> {
+        self.server.forward_to_client(self.now, AllocationId(allocation), peer.parse().unwrap(), bytes, 1)
     }
 
     /// A Send indication; where it goes.

@@ -42,7 +42,7 @@ fn what_expired_is_gone_before_it_is_swept() {
     let guest = world.allocated("192.0.2.1:5000");
     assert_eq!(world.bind(&guest, 0x4000, "8.8.8.8:53"), 0);
     world.now += Duration::from_secs(601);
-    assert_eq!(world.to_peer(&guest, 0x4000, 10), None);
+    assert_eq!(world.outward(&guest, 0x4000, 10), None);
     assert_eq!(world.ask(&guest, stun::REFRESH, &[]).code, 437);
     assert_eq!(world.ask(&guest, stun::ALLOCATE, &[udp()]).code, 0, "and may be made anew");
     assert_eq!(world.sockets.open.len(), 1);
@@ -254,7 +254,7 @@ fn permissions_and_channels_need_their_arguments() {
     let two: Vec<_> = (0..2).map(|n| peer(&format!("8.8.8.{n}:1"), world.next_transaction())).collect();
     assert_eq!(world.ask(&guest, stun::CREATE_PERMISSION, &two).code, 0, "several at once");
     let number = (stun::CHANNEL_NUMBER, vec![0x40, 0, 0, 0]);
-    assert_eq!(world.ask(&guest, stun::CHANNEL_BIND, &[number.clone()]).code, 400);
+    assert_eq!(world.ask(&guest, stun::CHANNEL_BIND, std::slice::from_ref(&number)).code, 400);
     let both: Vec<_> =
         (0..2).map(|n| peer(&format!("8.8.8.{n}:1"), world.next_transaction())).chain([number]).collect();
     assert_eq!(world.ask(&guest, stun::CHANNEL_BIND, &both).code, 400);

@@ -10,18 +10,18 @@ use crate::config::RelayServerConfig;
 fn a_permission_lets_a_peer_in_for_five_minutes() {
     let mut world = World::new();
     let guest = world.allocated("192.0.2.1:5000");
-    assert_eq!(world.from_peer(0, "8.8.8.8:53", 10), None);
+    assert_eq!(world.inward(0, "8.8.8.8:53", 10), None);
     assert_eq!(world.permit(&guest, "8.8.8.8:1"), 0);
-    assert_eq!(world.from_peer(0, "8.8.8.8:53", 10), Some((guest.client, Framing::Indication)), "from any port");
-    assert_eq!(world.from_peer(0, "8.8.8.9:53", 10), None);
+    assert_eq!(world.inward(0, "8.8.8.8:53", 10), Some((guest.client, Framing::Indication)), "from any port");
+    assert_eq!(world.inward(0, "8.8.8.9:53", 10), None);
     assert_eq!(world.send(&guest, "8.8.8.8:99", b"out"), Some("8.8.8.8:99".parse().unwrap()));
     assert_eq!(world.send(&guest, "8.8.8.9:99", b"out"), None);
     world.pass(Duration::from_secs(299));
     assert_eq!(world.permit(&guest, "8.8.8.8:1"), 0);
     world.pass(Duration::from_secs(299));
-    assert!(world.from_peer(0, "8.8.8.8:53", 10).is_some(), "it was refreshed");
+    assert!(world.inward(0, "8.8.8.8:53", 10).is_some(), "it was refreshed");
     world.pass(Duration::from_secs(1));
-    assert_eq!(world.from_peer(0, "8.8.8.8:53", 10), None);
+    assert_eq!(world.inward(0, "8.8.8.8:53", 10), None);
     assert_eq!(world.send(&guest, "8.8.8.8:99", b"out"), None);
     let stats = world.server.stats();
     assert_eq!((stats.datagrams_to_clients, stats.datagrams_to_peers, stats.dropped_unpermitted), (2, 1, 5));
@@ -31,23 +31,19 @@ fn a_permission_lets_a_peer_in_for_five_minutes() {
 fn a_channel_leads_to_its_peer_for_ten_minutes() {
     let mut world = World::new();
     let guest = world.allocated("192.0.2.1:5000");
-    assert_eq!(world.to_peer(&guest, 0x4000, 10), None);
+    assert_eq!(world.outward(&guest, 0x4000, 10), None);
     assert_eq!(world.bind(&guest, 0x4000, "8.8.8.8:53"), 0);
-    assert_eq!(world.to_peer(&guest, 0x4000, 10), Some("8.8.8.8:53".parse().unwrap()));
-    assert_eq!(world.from_peer(0, "8.8.8.8:53", 10), Some((guest.client, Framing::Channel(0x4000))));
-    assert_eq!(
-        world.from_peer(0, "8.8.8.8:54", 10),
-        Some((guest.client, Framing::Indication)),
-        "it permits the address"
-    );
+    assert_eq!(world.outward(&guest, 0x4000, 10), Some("8.8.8.8:53".parse().unwrap()));
+    assert_eq!(world.inward(0, "8.8.8.8:53", 10), Some((guest.client, Framing::Channel(0x4000))));
+    assert_eq!(world.inward(0, "8.8.8.8:54", 10), Some((guest.client, Framing::Indication)), "it permits the address");
     world.pass(Duration::from_secs(301));
-    assert_eq!(world.from_peer(0, "8.8.8.8:53", 10), None, "the permission has ended");
+    assert_eq!(world.inward(0, "8.8.8.8:53", 10), None, "the permission has ended");
     assert_eq!(world.bind(&guest, 0x4000, "8.8.8.8:53"), 0, "refreshed, with the permission");
-    assert!(world.from_peer(0, "8.8.8.8:53", 10).is_some());
+    assert!(world.inward(0, "8.8.8.8:53", 10).is_some());
     world.pass(Duration::from_secs(280));
     assert_eq!(world.ask_refresh(&guest), 0);
     world.pass(Duration::from_secs(321));
-    assert_eq!(world.to_peer(&guest, 0x4000, 10), None);
+    assert_eq!(world.outward(&guest, 0x4000, 10), None);
     assert_eq!(world.bind(&guest, 0x4000, "8.8.4.4:53"), 0, "and the number is free");
 }
 
@@ -70,11 +66,11 @@ fn allocations_are_apart() {
     let mut world = World::new();
     let (one, other) = (world.allocated("192.0.2.1:5000"), world.allocated("192.0.2.1:5001"));
     assert_eq!(world.bind(&one, 0x4000, "8.8.8.8:53"), 0);
-    assert_eq!(world.to_peer(&other, 0x4000, 10), None);
-    assert_eq!(world.from_peer(1, "8.8.8.8:53", 10), None);
+    assert_eq!(world.outward(&other, 0x4000, 10), None);
+    assert_eq!(world.inward(1, "8.8.8.8:53", 10), None);
     assert_eq!(world.bind(&other, 0x4000, "8.8.4.4:53"), 0);
-    assert_eq!(world.to_peer(&other, 0x4000, 10), Some("8.8.4.4:53".parse().unwrap()));
-    assert_eq!(world.to_peer(&one, 0x4000, 10), Some("8.8.8.8:53".parse().unwrap()));
+    assert_eq!(world.outward(&other, 0x4000, 10), Some("8.8.4.4:53".parse().unwrap()));
+    assert_eq!(world.outward(&one, 0x4000, 10), Some("8.8.8.8:53".parse().unwrap()));
 }
 
 #[test]
@@ -108,8 +104,8 @@ fn an_allocation_has_its_rate() {
     let (mut carried, mut of_other) = (0, 0);
     for _ in 0..4_000 {
         world.now += Duration::from_millis(1);
-        carried += 10_000 * usize::from(world.to_peer(&guest, 0x4000, 10_000).is_some());
-        of_other += 500 * usize::from(world.from_peer(1, "8.8.8.8:53", 500).is_some());
+        carried += 10_000 * usize::from(world.outward(&guest, 0x4000, 10_000).is_some());
+        of_other += 500 * usize::from(world.inward(1, "8.8.8.8:53", 500).is_some());
     }
     assert!((3_900_000..=4_400_000).contains(&carried), "{carried}");
     assert_eq!(of_other, 2_000_000, "the other is not held back");
@@ -128,7 +124,7 @@ fn all_together_have_a_rate() {
     for _ in 0..4_000 {
         world.now += Duration::from_millis(1);
         for guest in &guests {
-            carried += 1_000 * usize::from(world.to_peer(guest, 0x4000, 1_000).is_some());
+            carried += 1_000 * usize::from(world.outward(guest, 0x4000, 1_000).is_some());
         }
     }
     assert!((3_900_000..=4_400_000).contains(&carried), "{carried}");

@@ -117,12 +117,12 @@ impl Run {
             Operation::ToPeer(c, number) => {
                 let guest = self.guest(c);
                 let expected = self.models[c].channel(number, now).filter(|_| self.models[c].lives(now));
-                let found = self.world.to_peer(&guest, number, 100);
+                let found = self.world.outward(&guest, number, 100);
                 assert_eq!(found, expected.map(|peer| peer_text(peer).parse().unwrap()));
             }
             Operation::FromPeer(c, p) => {
                 let model = &self.models[c];
-                let found = self.world.from_peer(model.id.unwrap_or(u64::MAX), &peer_text(p), 100);
+                let found = self.world.inward(model.id.unwrap_or(u64::MAX), &peer_text(p), 100);
                 assert_eq!(found.is_some(), model.lives(now) && model.permits(p, now));
                 if let Some((client, framing)) = found {
                     use super::super::Framing;
