@@ -8,6 +8,8 @@ from typing import Any
 from driver import RELAY, RELAY_TLS, Failed, Node, Rendezvous, at
 from lab import Host
 
+DOCUMENTATION = ("198.51.100.0/24", "203.0.113.0/24", "2001:db8::/32")
+
 
 class Meeting:
     """A rendezvous, and what its nodes have to do with it."""
@@ -19,6 +21,8 @@ class Meeting:
             hosts = [at(str(server.address), 0)[:-2], at(str(server.address6), 0)[:-2]]
             more += [word for host in hosts for word in ("--relay", f"{host}:{RELAY}")]
             more += [word for host in hosts for word in ("--relay-tls", f"{host}:{RELAY_TLS}")]
+            # the public addresses of the laboratory are those for documentation, which no relay carries to by itself
+            more += [word for network in DOCUMENTATION for word in ("--relay-allow-peer", network)]
         self.has_relay = own_relay
         self.rendezvous = Rendezvous(server, relays=relays, more=more)
 

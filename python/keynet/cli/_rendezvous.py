@@ -84,6 +84,13 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
         help="the public address of this machine, where a NAT gives it one of its own (1:1)",
     )
     parser.add_argument(
+        "--relay-allow-peer",
+        action="append",
+        default=[],
+        metavar="NETWORK",
+        help="let the relay carry to addresses that are not of the open internet: 192.168.0.0/16; repeatable",
+    )
+    parser.add_argument(
         "--allow", action="append", default=[], metavar="NODE", help='who may register: node ids, or "anyone" (default)'
     )
     parser.add_argument("--max-nodes", type=int, metavar="N", help="nodes registered at once (default 100000)")
@@ -131,8 +138,8 @@ def run(options: argparse.Namespace, out: Output) -> int:
 
 def _relay(options: argparse.Namespace) -> dict[str, Any] | None:
     if not options.relay:
-        if options.relay_tls or options.relay_external:
-            raise invalid("--relay-tls and --relay-external belong to a relay: give --relay as well")
+        if options.relay_tls or options.relay_external or options.relay_allow_peer:
+            raise invalid("--relay-tls, --relay-external and --relay-allow-peer need --relay")
         return None
     port = options.listen.rpartition(":")[2]
     hosts = [f"[{ip}]" if ":" in ip else ip for ip in options.relay_external]
@@ -140,6 +147,7 @@ def _relay(options: argparse.Namespace) -> dict[str, Any] | None:
         "listen": options.relay,
         "tls": options.relay_tls,
         "external_addresses": options.relay_external,
+        "allowed_peers": options.relay_allow_peer,
         "introduction_peers": [f"{host}:{port}" for host in hosts],
     }
 

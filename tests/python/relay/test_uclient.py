@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 
 import pytest
-from turn_clients import echo, loopback_relay, needs_uclient, port_of, uclient
 
 import keynet
+from turn_clients import echo, loopback_relay, needs_uclient, port_of, uclient
 
 pytestmark = needs_uclient
 

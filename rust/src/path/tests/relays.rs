@@ -194,3 +194,32 @@ impl Bench {
         all
     }
 }
+
+#[test]
+fn a_meeting_in_search_of_a_direct_path_does_not_make_relays_forgotten() {
+    let mut bench = Bench::new();
+    let pings = bench.start(Plan { head_start: Duration::ZERO, ..plan(&[], 8, 1) });
+    bench.now += millis(40);
+    bench.answer(&to(&pings, Via::MAIN, 8));
+    let (remote, ..) = bench.paths_met()[0];
+    bench.table.hold(bench.now, remote);
+    let pings = bench.start_again(Plan { candidates: vec![address(1)], ..Plan::default() });
+    bench.now += millis(90);
+    bench.answer(&to(&pings, Via::MAIN, 1));
+    assert_eq!(bench.table.route_of(remote), Some(address(1).into()));
+    let relayed: Vec<_> = bench.table.paths_of_node(bench.now, &node(1)).iter().map(|path| path.relayed).collect();
+    assert_eq!(relayed, [false, true]);
+}
+
+#[test]
+fn every_way_over_a_relay_that_answered_is_known_when_the_path_is_made() {
+    let mut bench = Bench::new();
+    let pings = bench.start(plan(&[1], 8, 1));
+    bench.now += millis(30);
+    bench.answer(&to(&pings, RELAY, 1));
+    bench.answer(&to(&pings, Via::MAIN, 8));
+    bench.pass(millis(300));
+    assert_eq!(bench.paths_met().len(), 1);
+    // the peer may send by any of them, and what comes from an unknown address is a stranger's
+    assert_eq!(bench.table.paths_of_node(bench.now, &node(1)).len(), 2);
+}
