@@ -11,6 +11,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use super::address::{canonical, canonical_route, sendable};
+use super::outlook::MAX_PEER_RELAYS;
 use super::outstanding::{Keys, Purpose};
 use super::table::PathTable;
 use super::timers::Owner;
@@ -426,7 +427,7 @@ impl PathTable {
         let Some(remote) = self.remote_to_meet(now, &node, from) else { return };
         self.meetings.names.remove(&keys.local_name);
         if let Some(remote) = self.remotes.get_mut(&remote) {
-            remote.set_relays(&peer_relays);
+            remote.add_relays(&peer_relays);
         }
         self.bind_node(now, remote, node, keys);
         self.path_answered(now, remote, from, Some(session), rtt);
@@ -502,8 +503,6 @@ const MAX_CANDIDATES: usize = 16;
 const MAX_RELAYED: usize = 16;
 /// Rounds of pings over relays that are made in any case: a second's.
 const RELAYED_ROUNDS: usize = 6;
-/// Two relays, each with an address of either family.
-const MAX_PEER_RELAYS: usize = 4;
 /// PUNCH.md: about 20 ports are predicted; both NATs counting, more only use ports up.
 const MAX_GUESSES: usize = 24;
 /// The pings with few hops need no more than to pass our own NAT.

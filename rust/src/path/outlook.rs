@@ -108,6 +108,8 @@ pub fn draft(own: &Whereabouts, peer: &Whereabouts, near: impl Fn(IpAddr) -> boo
     let mut candidates = peer.candidates.clone();
     candidates.retain(|one| may_try(one.address.ip(), &near));
     let peer = &Whereabouts { candidates, ..peer.clone() };
+    let relays = peer.candidates.iter().filter(|one| one.kind == CandidateKind::Relayed).map(|one| one.address);
+    let peer_relays = relays.take(MAX_PEER_RELAYS).collect();
     let mut candidates = peer.candidates.clone();
     candidates.retain(|one| one.kind != CandidateKind::Relayed);
     rank_candidates(&mut candidates, &near);
@@ -116,6 +118,7 @@ pub fn draft(own: &Whereabouts, peer: &Whereabouts, near: impl Fn(IpAddr) -> boo
         plan: Plan {
             candidates: candidates.iter().map(|one| one.address).collect(),
             opening_ttl: translated.then_some(OPENING_TTL),
+            peer_relays,
             ..Plan::default()
         },
         sockets: None,
@@ -216,6 +219,8 @@ pub(super) fn may_try(ip: IpAddr, near: impl Fn(IpAddr) -> bool) -> bool {
 }
 
 const VERSION: u8 = 1;
+/// Two relays, each with an address of either family.
+pub(super) const MAX_PEER_RELAYS: usize = 4;
 /// Enough to pass the NAT next door, and not so many as to reach the peer's: two NATs have at least two routers between them.
 const OPENING_TTL: u8 = 2;
 /// Each ping to a new destination takes a port, so neither side may have many more than the other.

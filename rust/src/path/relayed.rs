@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use super::address::is_local;
-use super::candidate::{Candidate, CandidateKind};
+use super::candidate::CandidateKind;
 use super::outlook::{may_try, Draft, Outlook, Whereabouts};
 use super::profile::Mapping;
 use crate::addr::{Route, Via};
@@ -27,7 +27,7 @@ impl OwnRelay {
 }
 
 impl Draft {
-    /// Adds what relays can do. `near`: as for [`super::draft`]. Nothing, when either side wants direct paths only.
+    /// Adds ways over relays. `near`: as for [`super::draft`]. Nothing, when either side wants direct paths only.
     pub fn with_relays(
         mut self,
         own: &Whereabouts,
@@ -38,10 +38,8 @@ impl Draft {
         if own.direct_only || peer.direct_only {
             return self;
         }
-        let of_relay = |one: &&Candidate| one.kind == CandidateKind::Relayed;
-        let peers: Vec<_> =
-            peer.candidates.iter().filter(of_relay).map(|one| one.address).take(MAX_PEER_RELAYS).collect();
-        let from_here = peers.iter().filter(|address| may_try(address.ip(), &near)).copied().map(Route::from);
+        let from_here =
+            self.plan.peer_relays.iter().filter(|address| may_try(address.ip(), &near)).copied().map(Route::from);
         let mut routes: Vec<Route> = from_here.collect();
         let both_cut_off = own.may_be_cut_off() && peer.may_be_cut_off();
         for relay in relays.iter().take(MAX_OWN_RELAYS) {
@@ -59,7 +57,6 @@ impl Draft {
             _ => HEAD_START,
         };
         self.plan.relayed = routes;
-        self.plan.peer_relays = peers;
         self
     }
 }
@@ -79,13 +76,12 @@ impl Whereabouts {
 /// What RFC 8305 section 5 gives the preferred address, and a direct path of a quarter of a second's round trip.
 const HEAD_START: Duration = Duration::from_millis(250);
 const MAX_OWN_RELAYS: usize = 2;
-const MAX_PEER_RELAYS: usize = 4;
 /// Addresses of the peer that one relay is sent to: each is a permission there.
 const MAX_TARGETS: usize = 6;
 
 #[cfg(test)]
 mod tests {
-    use super::super::{draft, NatProfile};
+    use super::super::{draft, Candidate, NatProfile};
     use super::*;
 
     fn at(text: &str) -> SocketAddr {

@@ -129,9 +129,12 @@ impl Remote {
         route.via.is_relay() || self.relays.contains(&route.to)
     }
 
-    /// The peer has said which of its addresses are those of relays.
-    pub(super) fn set_relays(&mut self, relays: &[SocketAddr]) {
+    /// The peer has said which of its addresses are those of relays. Those that it named before may be in use still.
+    pub(super) fn add_relays(&mut self, relays: &[SocketAddr]) {
+        let earlier = std::mem::take(&mut self.relays);
         self.relays = relays.to_vec();
+        self.relays.extend(earlier.into_iter().filter(|one| !relays.contains(one)));
+        self.relays.truncate(MAX_RELAYS);
         for path in &mut self.paths {
             path.relayed = path.route.via.is_relay() || self.relays.contains(&path.route.to);
         }
@@ -316,6 +319,8 @@ impl Path {
     }
 }
 
+/// What a peer keeps at two relays, and kept before at two others.
+const MAX_RELAYS: usize = 8;
 /// 16 times the shortest `ping_retry_least` are four seconds: above any `ping_retry`.
 const MOST_DOUBLINGS: u32 = 4;
 /// Round trips after which an answer is late: RFC 6298's estimate allows a variance of as much as the round trip itself.
