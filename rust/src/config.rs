@@ -385,7 +385,7 @@ pub struct RendezvousConfig {
     /// Invitations taken a second, and at once; each costs two signatures and two key agreements, about 0.3 ms.
     pub invitations_per_second: u32,
     pub invitations_at_once: usize,
-    /// A peer whose path fell silent is met again this often at most.
+    /// A peer whose path fell silent is met again this often at most, as long as it is silent.
     pub again_after: Duration,
     /// Meetings that can still be explained.
     pub max_reports: usize,

@@ -90,6 +90,12 @@ impl PathTable {
         }
     }
 
+    /// Whether the path in use of a remote of this node was reported silent ([`PathEvent::Silent`]), and still is.
+    pub fn has_silent_path(&self, node: &NodeId) -> bool {
+        let mut remotes = self.nodes.get(node).into_iter().flatten().filter_map(|id| self.remotes.get(id));
+        remotes.any(|remote| remote.silent && !remote.lost)
+    }
+
     /// Data of full size gets nowhere on the path in use, though pings do: what is for the remote takes another path, when that
     /// answers now. Those that are known are asked; the caller comes again.
     pub fn handle_stuck(&mut self, now: Time, id: RemoteId) {
