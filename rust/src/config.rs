@@ -170,8 +170,8 @@ impl Default for SocketConfig {
 /// Knobs of paths: keep-alive, dead-peer detection, table sizes.
 #[derive(Clone, Debug)]
 pub struct PathConfig {
-    /// A path with traffic in the last `active_for` is pinged this often when it falls silent, by both sides. With
-    /// `lost_after` this notices a dead peer within 10 s (design, decision 9).
+    /// A path with traffic in the last `active_for` is pinged this often when it falls silent, by one side for both.
+    /// With `lost_after` this notices a dead peer within 10 s (design, decision 9).
     pub ping_active: Duration,
     pub active_for: Duration,
     /// An idle path with connections on it: below the 30 s that the strictest common NATs keep a UDP mapping

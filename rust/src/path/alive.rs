@@ -72,6 +72,7 @@ impl PathTable {
         remote.asked = None;
         remote.pinged = None;
         remote.waiting = None;
+        remote.kept = None;
         remote.silent = false;
         remote.suitor = None;
         self.counters.moved += 1;
