@@ -171,8 +171,8 @@ impl Default for SocketConfig {
 /// Knobs of paths: keep-alive, dead-peer detection, table sizes.
 #[derive(Clone, Debug)]
 pub struct PathConfig {
-    /// A path with traffic in the last `active_for` is pinged this often when it falls silent, by both sides. With
-    /// `lost_after` this notices a dead peer within 10 s (design, decision 9).
+    /// A path with traffic in the last `active_for` is pinged this often when it falls silent, by one side for both.
+    /// With `lost_after` this notices a dead peer within 10 s (design, decision 9).
     pub ping_active: Duration,
     pub active_for: Duration,
     /// An idle path with connections on it: below the 30 s that the strictest common NATs keep a UDP mapping
@@ -386,7 +386,7 @@ pub struct RendezvousConfig {
     /// Invitations taken a second, and at once; each costs two signatures and two key agreements, about 0.3 ms.
     pub invitations_per_second: u32,
     pub invitations_at_once: usize,
-    /// A peer whose path fell silent is met again this often at most.
+    /// A peer whose path fell silent is met again this often at most, as long as it is silent.
     pub again_after: Duration,
     /// Meetings that can still be explained.
     pub max_reports: usize,

@@ -178,6 +178,26 @@ def test_other_mappings(a: str, b: str, lab: Lab, record_property: Record):
         flow.ends_well()
 
 
+# the first meeting has just made a path, and its time is not over
+SOON_AFTER_SECONDS = 1.0
+
+
+@pytest.mark.slow
+def test_a_second_rebinding_soon_after_the_first(lab: Lab, record_property: Record):
+    """While the nodes are still busy with the first."""
+    one, other = lab.host("a", "port-restricted"), lab.host("b", "port-restricted")
+
+    def forget_both() -> None:
+        one.nat.forget()
+        time.sleep(SOON_AFTER_SECONDS)
+        other.nat.forget()
+
+    with lab:
+        flow = Flow(lab, record_property)
+        flow.survives(f"{REBOUND}, then the other", forget_both)
+        flow.ends_well()
+
+
 @pytest.mark.matrix
 @pytest.mark.parametrize(("a", "b", "lab"), PAIRS, indirect=["lab"])
 def test_without_rendezvous(a: str, b: str, lab: Lab, record_property: Record):

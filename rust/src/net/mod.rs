@@ -239,6 +239,11 @@ impl Net {
         self.inner.doorbell.ring_plain();
     }
 
+    /// Whether the only path to a node fell silent ([`NetEvent::PathSilent`]), and still is.
+    pub fn has_silent_path(&self, node: &NodeId) -> bool {
+        self.inner.core().paths.has_silent_path(node)
+    }
+
     /// Every path to a node.
     pub fn paths(&self, node: &NodeId) -> Vec<PathView> {
         self.inner.core().paths.paths_of_node(self.inner.clock.now(), node)

@@ -72,6 +72,7 @@ impl PathTable {
         remote.asked = None;
         remote.pinged = None;
         remote.waiting = None;
+        remote.kept = None;
         remote.silent = false;
         remote.suitor = None;
         self.counters.moved += 1;
@@ -116,6 +117,12 @@ impl PathTable {
             }
             self.look_again(id);
         }
+    }
+
+    /// Whether the path in use of a remote of this node was reported silent ([`PathEvent::Silent`]), and still is.
+    pub fn has_silent_path(&self, node: &NodeId) -> bool {
+        let mut remotes = self.nodes.get(node).into_iter().flatten().filter_map(|id| self.remotes.get(id));
+        remotes.any(|remote| remote.silent && !remote.lost)
     }
 
     /// Data of full size gets nowhere on the path in use, though pings do: what is for the remote takes another path, when that

@@ -163,7 +163,10 @@ impl PathTable {
             Some(_) => remote.path().is_some_and(|path| !path.proven),
         };
         let key = keys.key;
-        if remote.is_out_of_step(now, from, &self.config) {
+        if remote.is_kept(now, from, &keys, &self.config) {
+            remote.kept = Some(now);
+            self.look_again(id);
+        } else if remote.is_out_of_step(now, from, &self.config) {
             self.keep_alive(now, id);
             self.look_again(id);
         } else if ask_back {

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::address::is_local;
 use super::limit::Limit;
+use super::outstanding::Keys;
 use super::session::Sessions;
 use super::spare::{Class, Filed};
 use super::Traffic;
@@ -61,6 +62,8 @@ pub(super) struct Remote {
     pub(super) asked: Option<Time>,
     /// The last ping on the path in use.
     pub(super) pinged: Option<Time>,
+    /// The last ping of the peer that kept the path in use open for both.
+    pub(super) kept: Option<Time>,
     /// Pings since the last pong.
     pub(super) unanswered: u32,
     /// When the first session came, and how often a pong to confirm it was asked for since.
@@ -98,6 +101,7 @@ impl Remote {
             waiting: None,
             asked: None,
             pinged: None,
+            kept: None,
             unanswered: 0,
             confirm: None,
             up: false,
@@ -187,6 +191,15 @@ impl Remote {
         in_use.is_some_and(|path| now.since(path.heard) > config.ping_active) && self.asked.is_none()
     }
 
+    /// Whether a ping of the peer under these keys keeps the path in use open for both: where nothing else goes, it is the part of the
+    /// end with the larger session name to ping. Its ping and our pong are a packet each way, which is what NATs want. One that
+    /// comes again soon says that the pong did not arrive.
+    pub(super) fn is_kept(&self, now: Time, from: Route, keys: &Keys, config: &PathConfig) -> bool {
+        let again = self.kept.is_some_and(|kept| now.since(kept) < config.ping_active / 2);
+        let in_use = self.path().is_some_and(|path| path.route == from && path.proven);
+        in_use && !again && self.asked.is_none() && keys.local_name < keys.remote_name
+    }
+
     /// Whether nothing came on the path in use for longer than `ping_retry`.
     pub(super) fn is_silent(&self, now: Time, config: &PathConfig) -> bool {
         self.path().is_some_and(|path| now.since(path.heard) > self.retry(config))
@@ -221,12 +234,12 @@ impl Remote {
 
     /// When the silence that began at `since` has lasted long enough for a ping.
     fn after_quiet(&self, since: Time, config: &PathConfig) -> Time {
-        let soon = since + config.ping_active;
-        if soon <= self.active_until {
-            soon
-        } else {
-            since + config.ping_idle
-        }
+        let is_active = since + config.ping_active <= self.active_until;
+        let interval = if is_active { config.ping_active } else { config.ping_idle };
+        // a ping proves too little to go by it for ever: it may be an old one that somebody repeats
+        let kept =
+            self.kept.map(|kept| (kept + interval + interval / KEPT_LATE).min(since + interval * KEPT_INTERVALS));
+        kept.map_or(since + interval, |kept| kept.max(since + interval))
     }
 
     /// A new session is tried even while data flows, so that it can be relied on when the address changes.
@@ -238,7 +251,9 @@ impl Remote {
     /// When the remote is given up, if nothing comes until then.
     pub(super) fn lost_at(&self, config: &PathConfig) -> Option<Time> {
         let asked = self.asked.filter(|_| self.should_answer() && !self.lost)?;
-        Some(asked.max(self.heard) + config.lost_after)
+        let kept = self.kept.is_some_and(|kept| kept > self.heard);
+        let waited = if kept { config.ping_active / KEPT_LATE } else { Duration::ZERO };
+        Some(asked.max(self.heard) + config.lost_after.saturating_sub(waited))
     }
 
     /// When a remote that nobody holds is forgotten: when pings have ended and nothing came for as long as they would
@@ -323,6 +338,10 @@ impl Path {
 const MAX_RELAYS: usize = 8;
 /// 16 times the shortest `ping_retry_least` are four seconds: above any `ping_retry`.
 const MOST_DOUBLINGS: u32 = 4;
+/// A ping that keeps a path open for both may be late by this part of an interval: round trips, and one that was lost.
+const KEPT_LATE: u32 = 4;
+/// The longest that one end goes by the pings of the other.
+const KEPT_INTERVALS: u32 = 4;
 /// Round trips after which an answer is late: RFC 6298's estimate allows a variance of as much as the round trip itself.
 const ROUND_TRIPS: u32 = 4;
 /// PUNCH.md, phase 4: a path must be better by so much, or everything would move whenever a queue fills.

@@ -26,7 +26,7 @@ use std::time::Duration;
 
 use tokio::sync::{broadcast, mpsc, Notify, Semaphore};
 use tokio::task::JoinHandle;
-use tokio::time::{sleep, Instant};
+use tokio::time::{sleep, sleep_until, Instant};
 
 pub use relays::DirectOnly;
 pub use report::{Report, Role};
@@ -104,7 +104,7 @@ struct Inner {
     /// A server has become known, or the network has changed: the NAT is to be looked at.
     look: Notify,
     /// Nodes that are being met again, or were lately.
-    again: Mutex<HashMap<NodeId, Instant>>,
+    again: Mutex<HashSet<NodeId>>,
 }
 
 /// Where what comes in an exchange is waited for; with it goes the place of the rendezvous that it came from.
@@ -375,21 +375,33 @@ impl Inner {
             return; // it is dialled again by its station
         }
         let mut again = self.again.lock().unwrap_or_else(PoisonError::into_inner);
-        let now = Instant::now();
-        again.retain(|_, since| now.saturating_duration_since(*since) < self.config.again_after);
-        if again.contains_key(&node) || again.len() >= MAX_AGAIN {
+        if again.len() >= MAX_AGAIN || !again.insert(node) {
             return;
         }
-        again.insert(node, now);
-        // our NAT may have forgotten them as well: then their pongs tell our new address before the invitation has it
-        self.stations.iter().for_each(|station| self.peers.net.ask(&station.server.node));
+        drop(again);
         let inner = self.clone();
         tokio::spawn(async move {
-            let deadline = Instant::now() + inner.config.direct_timeout;
-            if let Err(error) = inner.meet(node, deadline).await {
-                tracing::info!(%error, "a silent path was not opened anew");
+            loop {
+                let next = Instant::now() + inner.config.again_after;
+                inner.meet_silent(node).await;
+                sleep_until(next).await;
+                // a meeting may fail, and the path may fall silent again while one is under way: that is reported once
+                let mut again = inner.again.lock().unwrap_or_else(PoisonError::into_inner);
+                if !inner.peers.net.has_silent_path(&node) {
+                    again.remove(&node);
+                    return;
+                }
             }
         });
+    }
+
+    async fn meet_silent(self: &Arc<Self>, node: NodeId) {
+        // our NAT may have forgotten them as well: then their pongs tell our new address before the invitation has it
+        self.stations.iter().for_each(|station| self.peers.net.ask(&station.server.node));
+        let deadline = Instant::now() + self.config.direct_timeout;
+        if let Err(error) = self.meet(node, deadline).await {
+            tracing::info!(%error, "a silent path was not opened anew");
+        }
     }
 }
 

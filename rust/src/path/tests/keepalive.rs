@@ -48,6 +48,69 @@ fn an_idle_held_path_is_pinged_more_rarely() {
     assert_eq!(bench.lost(), []);
 }
 
+/// The names of these sessions make it the peer's part.
+#[test]
+fn of_two_ends_of_a_quiet_path_one_pings() {
+    for (quiet, interval) in [(0, millis(2_500)), (60, seconds(15))] {
+        let mut bench = Bench::new();
+        let remote = bench.peer(address(1), 1);
+        if quiet == 0 {
+            bench.table.handle_utp(bench.now, remote, true);
+        }
+        bench.pass_answered(seconds(quiet));
+        let mut pings = 0;
+        for number in 0..16 {
+            assert!(bench.keyed_ping(address(1), 100 + number, 1).is_some());
+            pings += bench.pass_answered(interval).len();
+        }
+        assert!((3..=5).contains(&pings), "one in four intervals: {pings}");
+        assert_eq!(bench.lost(), []);
+    }
+}
+
+#[test]
+fn whoever_pinged_for_both_is_lost_as_soon_as_others() {
+    let mut bench = Bench::new();
+    let remote = bench.peer(address(1), 1);
+    bench.table.handle_utp(bench.now, remote, true);
+    for number in 0..3 {
+        assert!(bench.keyed_ping(address(1), 100 + number, 1).is_some());
+        assert_eq!(bench.pass(millis(2_500)), []);
+    }
+    // 10 s after the last one
+    assert!(bench.pass(millis(7_500)).len() >= 5);
+    assert_eq!(bench.lost(), [remote]);
+}
+
+/// The pong did not arrive: perhaps nothing does.
+#[test]
+fn a_ping_that_comes_again_soon_is_followed_by_one_of_ours() {
+    let mut bench = Bench::new();
+    let remote = bench.peer(address(1), 1);
+    bench.table.handle_utp(bench.now, remote, true);
+    assert_eq!(bench.pass(millis(2_400)), []);
+    assert!(bench.keyed_ping(address(1), 100, 1).is_some());
+    assert_eq!(bench.pass(millis(250)), []);
+    assert!(bench.keyed_ping(address(1), 101, 1).is_some());
+    assert_eq!(bench.pass(millis(10)).len(), 1);
+}
+
+#[test]
+fn a_silent_path_is_one_until_it_answers() {
+    let mut bench = Bench::new();
+    let remote = bench.peer(address(1), 1);
+    bench.table.handle_sent(bench.now, remote);
+    assert!(!bench.table.has_silent_path(&node(1)));
+    let pings = bench.pass(seconds(3));
+    assert!(bench.table.has_silent_path(&node(1)) && !bench.table.has_silent_path(&node(2)));
+    bench.answer(pings.last().unwrap());
+    assert!(!bench.table.has_silent_path(&node(1)));
+    bench.table.handle_sent(bench.now, remote);
+    bench.pass(seconds(20));
+    assert_eq!(bench.lost(), [remote]);
+    assert!(!bench.table.has_silent_path(&node(1)));
+}
+
 #[test]
 fn a_path_that_wakes_up_is_checked_at_once() {
     let mut bench = Bench::new();

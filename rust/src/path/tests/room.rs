@@ -137,7 +137,8 @@ fn five_hundred_handshakes_at_once_leave_the_path_alive() {
         assert_eq!((a.lost(), b.lost()), (vec![], vec![]), "round {round}");
         assert_eq!((a.table.names.len(), b.table.names.len()), (8, 8));
     }
-    assert!(a.table.stats().pongs_in > 10 && b.table.stats().pongs_in > 10);
+    // one of them pings for both
+    assert!(a.table.stats().pongs_in + b.table.stats().pongs_in > 20);
 }
 
 /// A tenth of a second of `one`, whose pings reach `other` from `from` and are answered at once.
