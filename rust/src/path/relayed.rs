@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use super::address::is_local;
-use super::candidate::CandidateKind;
+use super::candidate::{Candidate, CandidateKind};
 use super::outlook::{may_try, Draft, Outlook, Whereabouts};
 use super::profile::Mapping;
 use crate::addr::{Route, Via};
@@ -81,7 +81,7 @@ const MAX_TARGETS: usize = 6;
 
 #[cfg(test)]
 mod tests {
-    use super::super::{draft, Candidate, NatProfile};
+    use super::super::{draft, NatProfile};
     use super::*;
 
     fn at(text: &str) -> SocketAddr {

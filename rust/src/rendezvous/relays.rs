@@ -11,7 +11,7 @@ use zeroize::Zeroizing;
 
 use super::station::{split_address, Station};
 use super::wire::Relays as Offered;
-use super::{Inner, RendezvousEvent};
+use super::{Inner, RendezvousEvent, MAX_AGAIN};
 use crate::addr::NodeId;
 use crate::path::{is_local, Mapping, Whereabouts, MAX_CANDIDATES};
 use crate::relay::client::RelaySpec;
@@ -94,7 +94,7 @@ impl Inner {
             match events.recv().await {
                 Ok(RelayEvent::Connected { relay, addresses }) => {
                     self.publish(RendezvousEvent::RelayConnected { relay, addresses });
-                    self.meet_silent();
+                    self.meet_over_new_relay();
                 }
                 Ok(RelayEvent::Lost { relay, error }) => self.publish(RendezvousEvent::RelayLost { relay, error }),
                 Err(broadcast::error::RecvError::Lagged(_)) => {}
@@ -103,14 +103,12 @@ impl Inner {
         }
     }
 
-    /// There is a new relay: peers that have fallen silent may be reached over it.
-    fn meet_silent(self: &Arc<Self>) {
-        for node in self.peers.net.nodes() {
-            let paths = self.peers.net.paths(&node);
-            let silent = |path: &crate::path::PathView| path.in_use && path.connections > 0 && path.silent_for > SILENT;
-            if paths.iter().any(silent) {
-                self.meet_again(node);
-            }
+    /// There is a new relay: peers that have fallen silent may be reached over it, also while they are being looked for without.
+    fn meet_over_new_relay(self: &Arc<Self>) {
+        let nodes = self.peers.net.nodes();
+        for node in nodes.into_iter().filter(|node| self.peers.net.has_silent_path(node)).take(MAX_AGAIN) {
+            let inner = self.clone();
+            tokio::spawn(async move { inner.meet_silent(node).await });
         }
     }
 
@@ -166,8 +164,6 @@ fn beside(uri: &str, host: &str) -> String {
 /// Relays of one rendezvous, and ways to each.
 const MAX_RELAYS: usize = 8;
 const MAX_URIS: usize = 4;
-/// Longer than a path is quiet while it is in use.
-const SILENT: Duration = Duration::from_secs(1);
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 #[cfg(test)]
