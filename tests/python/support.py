@@ -123,3 +123,10 @@ async def pair(
         yield first, second
         await first.close(drain=False)
         await second.close(drain=False)
+
+
+async def say_hello(caller: keynet.Proxy, node_id: keynet.NodeId) -> str:
+    """One call of the greeter behind a node."""
+    async with keynet.grpc.aio_channel(caller, node_id, SERVICE) as channel:
+        call = rpc.GreeterStub(channel).SayHello(pb.HelloRequest(name="Ada"), timeout=60)
+        return str((await call).message)

@@ -91,6 +91,10 @@ pub(super) fn encode(question: Question, transaction: [u8; 12], auth: Option<&Au
             add(XOR_PEER_ADDRESS, &xor(peer, transaction));
         }
     }
+    if auth.is_none() {
+        // a server that answers strangers with no more than they sent needs 52 bytes for nonce and realm
+        add(SOFTWARE, NAME.as_bytes());
+    }
     if let Some(auth) = auth {
         add(USERNAME, auth.username.as_bytes());
         add(REALM, &auth.realm);
@@ -302,6 +306,8 @@ const REQUESTED_ADDRESS_FAMILY: u16 = 0x0017;
 const REQUESTED_TRANSPORT: u16 = 0x0019;
 const XOR_MAPPED_ADDRESS: u16 = 0x0020;
 const ADDITIONAL_ADDRESS_FAMILY: u16 = 0x8000;
+const SOFTWARE: u16 = 0x8022;
+const NAME: &str = concat!("keynet/", env!("CARGO_PKG_VERSION"), " (RFC 8656)");
 /// The number that it had before RFC 8656, and that coturn 4.6 knows.
 const DRAFT_ADDITIONAL_ADDRESS_FAMILY: u16 = 0x8032;
 /// One of each family is all that can be asked for.
@@ -346,6 +352,15 @@ mod tests {
         assert_eq!(unxor(&[0, 1, 0, 0, 1, 2, 3], TRANSACTION), None);
         assert_eq!(unxor(&[0, 2, 0, 0, 1, 2, 3, 4], TRANSACTION), None);
         assert_eq!(unxor(&[0; 40], TRANSACTION), None);
+    }
+
+    #[test]
+    fn the_first_question_leaves_room_for_the_answer_to_a_stranger() {
+        for families in [Families::Both, Families::V4, Families::V6] {
+            let first = encode(Question::Allocate(families), [7; 12], None).unwrap();
+            // header, ERROR-CODE without a text, NONCE and REALM of our own server (docs/relay.md)
+            assert!(first.len() >= 52 && first.len() % 4 == 0, "{} bytes", first.len());
+        }
     }
 
     #[test]
