@@ -61,6 +61,12 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="a secret shared with whoever gives out names that end (coturn's use-auth-secret); or KEYNET_RELAY_SECRET",
     )
+    _add_bounds(parser)
+    parser.set_defaults(run=run)
+
+
+def _add_bounds(parser: argparse.ArgumentParser) -> None:
+    """Where relayed addresses are, where they lead, and what all may cost."""
     parser.add_argument("--realm", metavar="NAME", help="named to clients (default keynet)")
     parser.add_argument(
         "--external",
@@ -96,7 +102,6 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--rate-per-client", type=int, metavar="BYTES", help="the same for one client (default 62500000)"
     )
-    parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace, out: Output) -> int:

@@ -1,5 +1,6 @@
 //! ChannelData in bulk: which frames go to the same peer with the same size, so that they leave in one system call.
 
+use super::port::MAX_PAYLOAD;
 use crate::turn::channel::{header, HEADER};
 
 /// Where the payload of one ChannelData message lies in a buffer.
@@ -10,12 +11,15 @@ pub struct Frame {
     pub length: usize,
 }
 
-/// Frames from the front that may leave together: of one channel and one size, the last perhaps smaller.
+/// Frames from the front that may leave together: of one channel and one size, the last perhaps smaller; no more than one
+/// call sends.
 pub fn run(frames: &[Frame]) -> usize {
     let Some(first) = frames.first() else { return 0 };
-    let mut count = 0;
+    let (mut count, mut bytes) = (0, 0);
     for frame in frames {
-        if frame.channel != first.channel || frame.length > first.length || frame.length == 0 {
+        bytes += frame.length;
+        let other = frame.channel != first.channel || frame.length > first.length;
+        if other || frame.length == 0 || bytes > MAX_PAYLOAD {
             break;
         }
         count += 1;
@@ -75,6 +79,7 @@ mod tests {
         assert_eq!(run(&[one(5), frame(0x4001, 0, 5)]), 1);
         assert_eq!(run(&[one(5), one(0), one(0)]), 1, "an empty one cannot be a segment");
         assert_eq!(run(&[one(0), one(0)]), 1);
+        assert_eq!(run(&[one(1_000); 100]), 65, "65,507 bytes at most");
     }
 
     #[test]

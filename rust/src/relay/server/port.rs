@@ -2,6 +2,7 @@
 
 use std::io::{self, IoSliceMut};
 use std::net::{IpAddr, SocketAddr};
+use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
 use quinn_udp::{RecvMeta, Transmit, UdpSockRef, UdpSocketState};
@@ -104,11 +105,38 @@ impl Buffers {
         Self { bytes: vec![0; AT_ONCE * BUFFER], metas: [RecvMeta::default(); AT_ONCE] }
     }
 
-    /// The `n`-th of what was received.
-    pub fn get(&mut self, n: usize) -> Option<(&RecvMeta, &mut [u8])> {
-        let meta = self.metas.get(n)?;
+    /// From whom the `n`-th of what was received came, and where it lies in [`Self::bytes`].
+    pub fn get(&self, n: usize) -> Option<(RecvMeta, Range<usize>)> {
+        let meta = *self.metas.get(n)?;
         let start = n * BUFFER;
-        Some((meta, self.bytes.get_mut(start..start + meta.len.min(BUFFER))?))
+        Some((meta, start..start + meta.len.min(BUFFER)))
+    }
+
+    pub fn bytes(&mut self) -> &mut [u8] {
+        &mut self.bytes
+    }
+
+    /// How many, from the `n`-th of `count`, are datagrams of one sender and one size, the last perhaps smaller; no more of them
+    /// than one call sends.
+    pub fn alike(&self, n: usize, count: usize) -> usize {
+        let metas = self.metas.get(n..count).unwrap_or_default();
+        let Some(first) = metas.first() else { return 0 };
+        let (mut alike, mut bytes) = (0, 0);
+        for meta in metas {
+            bytes += meta.len;
+            let same = meta.addr == first.addr && meta.dst_ip == first.dst_ip;
+            let fits = meta.stride == first.stride || (meta.len == meta.stride && meta.len < first.stride);
+            if !(same && fits) || meta.len == 0 || bytes > MAX_PAYLOAD {
+                break;
+            }
+            alike += 1;
+            // with the first that is not whole it ends
+            if meta.len % first.stride.max(1) != 0 {
+                break;
+            }
+        }
+        // an empty one is alone
+        alike.max(1)
     }
 }
 
@@ -136,6 +164,39 @@ const AT_ONCE: usize = 16;
 /// Buffers kept for the next: one for each thread of a large machine; 1 MiB each, of which only what was used is memory.
 const POOLED: usize = 16;
 /// The largest UDP payload over IPv4 (65,535 - 20 - 8).
-const MAX_PAYLOAD: usize = 65_507;
+pub const MAX_PAYLOAD: usize = 65_507;
 /// As `SocketConfig::buffer`, for the same reason.
 const SOCKET_BUFFER: usize = 4 << 20;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// How the datagrams, each of (port of the sender, bytes, stride), fall into groups.
+    fn groups(received: &[(u16, usize, usize)]) -> Vec<usize> {
+        let mut buffers = Buffers { bytes: vec![], metas: [RecvMeta::default(); AT_ONCE] };
+        for (meta, (port, len, stride)) in buffers.metas.iter_mut().zip(received) {
+            *meta = RecvMeta::default();
+            meta.addr = SocketAddr::from(([192, 0, 2, 1], *port));
+            (meta.len, meta.stride) = (*len, *stride);
+        }
+        let (mut n, mut found) = (0, vec![]);
+        while n < received.len() {
+            found.push(buffers.alike(n, received.len()));
+            n += found[found.len() - 1];
+        }
+        found
+    }
+
+    #[test]
+    fn datagrams_of_one_sender_and_size_go_together() {
+        assert_eq!(groups(&[(1, 1_200, 1_200); 3]), [3]);
+        assert_eq!(groups(&[(1, 1_200, 1_200), (2, 1_200, 1_200), (2, 1_200, 1_200)]), [1, 2]);
+        assert_eq!(groups(&[(1, 1_200, 1_200), (1, 1_300, 1_300)]), [1, 1], "none may be larger than the first");
+        assert_eq!(groups(&[(1, 1_200, 1_200), (1, 700, 700), (1, 1_200, 1_200)]), [2, 1], "the last may be smaller");
+        assert_eq!(groups(&[(1, 2_400, 1_200), (1, 2_000, 1_200), (1, 1_200, 1_200)]), [2, 1]);
+        assert_eq!(groups(&[(1, 2_400, 1_200), (1, 1_000, 500)]), [1, 1], "two smaller ones are not one");
+        assert_eq!(groups(&[(1, 900, 900), (1, 0, 0), (1, 0, 0)]), [1, 1, 1], "an empty one is alone");
+        assert_eq!(groups(&[(1, 60_000, 1_200), (1, 6_000, 1_200)]), [1, 1], "more than one call sends");
+    }
+}

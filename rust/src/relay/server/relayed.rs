@@ -1,12 +1,14 @@
 //! From peers to clients: one task for each relayed address.
 
 use std::net::SocketAddr;
+use std::ops::Range;
 use std::sync::Arc;
 
 use super::frames;
 use super::port::{Buffers, Port};
 use super::{Shared, BATCHES};
 use crate::addr::unmapped;
+use crate::turn::channel::HEADER;
 use crate::turn::server::{data_indication, AllocationId, Client, Framing};
 
 /// Ends by being aborted.
@@ -33,26 +35,35 @@ pub async fn serve(shared: Arc<Shared>, allocation: AllocationId, port: Arc<Port
 fn receive(shared: &Shared, allocation: AllocationId, port: &Port, buffers: &mut Buffers, wire: &mut Vec<u8>) -> bool {
     // an error is not of this datagram but of an earlier one (ICMP), or of the system: then the next wait tells
     let Ok(count) = port.receive(buffers) else { return false };
-    for n in 0..count {
-        let Some((meta, contents)) = buffers.get(n) else { break };
-        let (peer, stride) = (shared.addresses.outward(unmapped(meta.addr)), meta.stride.max(1));
-        let datagrams = contents.len().div_ceil(stride).max(1);
-        let now = shared.now();
-        let found = shared.core().server.forward_to_client(now, allocation, peer, contents.len(), datagrams);
-        if let Some((client, framing)) = found {
-            match framing {
-                Framing::Channel(channel) => channel_data(shared, &client, channel, contents, stride, wire),
-                Framing::Indication => indications(shared, &client, peer, contents, stride),
-            }
-        }
+    let mut n = 0;
+    while n < count {
+        let alike = buffers.alike(n, count);
+        forward(shared, allocation, buffers, n..n + alike, wire);
+        n += alike;
     }
     true
 }
 
-fn channel_data(shared: &Shared, client: &Client, channel: u16, contents: &[u8], stride: usize, wire: &mut Vec<u8>) {
+/// Datagrams of one peer and one size.
+fn forward(shared: &Shared, allocation: AllocationId, buffers: &mut Buffers, run: Range<usize>, wire: &mut Vec<u8>) {
+    let Some((first, _)) = buffers.get(run.start) else { return };
+    let (peer, stride) = (shared.addresses.outward(unmapped(first.addr)), first.stride.max(1));
+    let bytes: usize = run.clone().filter_map(|n| buffers.get(n)).map(|(_, range)| range.len()).sum();
+    let (datagrams, now) = (bytes.div_ceil(stride).max(1), shared.now());
+    let found = shared.core().server.forward_to_client(now, allocation, peer, bytes, datagrams);
+    let Some((client, framing)) = found else { return };
     wire.clear();
-    frames::wrap(wire, channel, contents, stride, client.link.is_stream());
-    shared.deliver(client, wire, stride + crate::turn::channel::HEADER);
+    for n in run {
+        let Some((_, range)) = buffers.get(n) else { break };
+        let Some(contents) = buffers.bytes().get(range) else { break };
+        match framing {
+            Framing::Channel(channel) => frames::wrap(wire, channel, contents, stride, client.link.is_stream()),
+            Framing::Indication => indications(shared, &client, peer, contents, stride),
+        }
+    }
+    if !wire.is_empty() {
+        shared.deliver(&client, wire, stride + HEADER);
+    }
 }
 
 fn indications(shared: &Shared, client: &Client, peer: SocketAddr, contents: &[u8], stride: usize) {

@@ -3,7 +3,6 @@
 use std::sync::Arc;
 
 use rustls::crypto::aws_lc_rs as crypto;
-use rustls::version::TLS13;
 use rustls::ServerConfig;
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
@@ -22,7 +21,8 @@ pub fn from_pem(certificates: &[u8], key: &[u8]) -> Result<Arc<ServerConfig>> {
     }
     let key = PrivateKeyDer::from_pem_slice(key).map_err(|error| wrong(format!("its key: {error}")))?;
     let mut config = ServerConfig::builder_with_provider(Arc::new(crypto::default_provider()))
-        .with_protocol_versions(&[&TLS13])
+        // clients of other makers may know no more than TLS 1.2
+        .with_safe_default_protocol_versions()
         .map_err(|error| wrong(error.to_string()))?
         .with_no_client_auth()
         .with_single_cert(chain, key)

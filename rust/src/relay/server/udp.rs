@@ -12,7 +12,7 @@ use crate::turn::server::{Client, Link};
 /// Ends with the socket, or by being dropped.
 pub async fn serve(shared: Arc<Shared>, place: u8) {
     let Some(port) = shared.udp.get(usize::from(place)) else { return };
-    let (mut buffers, mut frames) = (shared.pool.take(), vec![]);
+    let (mut buffers, mut pending) = (shared.pool.take(), Pending::default());
     loop {
         if port.readable().await.is_err() {
             return;
@@ -20,31 +20,51 @@ pub async fn serve(shared: Arc<Shared>, place: u8) {
         for _ in 0..BATCHES {
             let Ok(count) = port.receive(&mut buffers) else { break };
             for n in 0..count {
-                take(&shared, place, &mut buffers, n, &mut frames);
+                pending.take(&shared, place, &mut buffers, n);
             }
+            pending.flush(&shared, buffers.bytes());
         }
         tokio::task::yield_now().await;
     }
 }
 
-fn take(shared: &Shared, place: u8, buffers: &mut Buffers, n: usize, frames: &mut Vec<Frame>) {
-    let Some((meta, contents)) = buffers.get(n) else { return };
-    let client = Client { address: unmapped(meta.addr), local: meta.dst_ip, link: Link::Datagrams(place) };
-    let (stride, total) = (meta.stride.max(1), contents.len());
-    for start in (0..total).step_by(stride) {
-        let end = (start + stride).min(total);
-        let Some(datagram) = contents.get(start..end) else { break };
-        if let Some((channel, length)) = read_datagram(datagram) {
-            frames.push(Frame { channel, start: start + channel::HEADER, length });
-            continue;
+/// ChannelData of one client that has not left yet. What several receive buffers hold of it leaves together.
+#[derive(Default)]
+struct Pending {
+    client: Option<Client>,
+    frames: Vec<Frame>,
+}
+
+impl Pending {
+    fn take(&mut self, shared: &Shared, place: u8, buffers: &mut Buffers, n: usize) {
+        let Some((meta, range)) = buffers.get(n) else { return };
+        let client = Client { address: unmapped(meta.addr), local: meta.dst_ip, link: Link::Datagrams(place) };
+        let bytes = buffers.bytes();
+        if self.client != Some(client) {
+            self.flush(shared, bytes);
+            self.client = Some(client);
         }
-        shared.forward(&client, contents, frames);
-        frames.clear();
-        let Some(datagram) = contents.get(start..end) else { break };
-        if let Some(answer) = shared.handle(&client, datagram) {
-            shared.deliver(&client, &answer, answer.len());
+        for start in range.clone().step_by(meta.stride.max(1)) {
+            let end = (start + meta.stride).min(range.end);
+            let Some(datagram) = bytes.get(start..end) else { break };
+            if let Some((channel, length)) = read_datagram(datagram) {
+                self.frames.push(Frame { channel, start: start + channel::HEADER, length });
+                continue;
+            }
+            // in order; what was moved together lies before this
+            self.flush(shared, bytes);
+            self.client = Some(client);
+            let Some(datagram) = bytes.get(start..end) else { break };
+            if let Some(answer) = shared.handle(&client, datagram) {
+                shared.deliver(&client, &answer, answer.len());
+            }
         }
     }
-    shared.forward(&client, contents, frames);
-    frames.clear();
+
+    fn flush(&mut self, shared: &Shared, bytes: &mut [u8]) {
+        if let Some(client) = self.client.take() {
+            shared.forward(&client, bytes, &self.frames);
+        }
+        self.frames.clear();
+    }
 }
