@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use keynet::addr::Via;
-use keynet::net::{Datagrams, Wire, WIRE_QUEUE};
+use keynet::net::{Datagrams, Wire};
 use keynet::relay::client::{allocate, Allocation, Carrier, CarryState, Options, RelaySpec};
 use tokio::net::UdpSocket;
 use tokio::sync::mpsc;
@@ -38,10 +38,9 @@ const VIA: Via = Via(7);
 
 impl Node {
     pub fn new(allocation: Allocation) -> Self {
-        let (outgoing, to_carry) = mpsc::channel(WIRE_QUEUE);
-        let (carried, incoming) = mpsc::channel(WIRE_QUEUE);
+        let (wire, outgoing, incoming) = Wire::unattached(VIA);
         let relayed = allocation.relayed.clone();
-        let carrier = allocation.carry(Wire { via: VIA, outgoing: to_carry, incoming: carried });
+        let carrier = allocation.carry(wire);
         Self { carrier, relayed, outgoing, incoming }
     }
 

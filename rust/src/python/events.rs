@@ -118,6 +118,20 @@ fn fields(py: Python<'_>, event: Event) -> PyResult<(&'static str, Bound<'_, PyD
             dict.set_item("error", errors::object(py, &error)?)?;
             "connection_refused"
         }
+        Event::EventsDropped { count } => {
+            dict.set_item("count", count)?;
+            "events_dropped"
+        }
+        Event::Closed => "closed",
+        other => finding(&dict, other)?,
+    };
+    Ok((kind, dict))
+}
+
+/// What has to do with finding nodes and the ways to them.
+fn finding(dict: &Bound<'_, PyDict>, event: Event) -> PyResult<&'static str> {
+    let py = dict.py();
+    Ok(match event {
         Event::RendezvousConnected { node, address, observed } => {
             dict.set_item("node_id", node.to_string())?;
             dict.set_item("address", address.to_string())?;
@@ -149,11 +163,6 @@ fn fields(py: Python<'_>, event: Event) -> PyResult<(&'static str, Bound<'_, PyD
             dict.set_item("error", errors::object(py, &error)?)?;
             "relay_lost"
         }
-        Event::EventsDropped { count } => {
-            dict.set_item("count", count)?;
-            "events_dropped"
-        }
-        Event::Closed => "closed",
-    };
-    Ok((kind, dict))
+        _ => "unknown",
+    })
 }

@@ -143,7 +143,10 @@ impl Outside {
         };
         let searches_from = if how >> 7 > 0 { vias } else { Vec::new() };
         let opening_ttl = (how & 0x10 > 0).then_some(2);
-        let plan = Plan { candidates, guesses, search, opening_ttl };
+        let relay = Via(Via::FIRST_RELAY + u16::from(how % 2));
+        let relayed = guesses.iter().map(|to| Route { via: relay, to: *to }).collect();
+        let peer_relays = candidates.iter().take(usize::from(session % 3)).copied().collect();
+        let plan = Plan { candidates, guesses, search, opening_ttl, relayed, peer_relays, head_start: begin };
         let timeout = Duration::from_millis(u64::from(input.u16() % 15_000));
         let node = NodeId::from_public_key([session % 4; 32]);
         if let Some(id) = self.table.start_meeting(self.now, node, keys(session), plan, timeout) {

@@ -8,7 +8,7 @@ use keynet::addr::{NodeId, PingKeys, Via};
 use keynet::config::PathConfig;
 use keynet::path::{
     decode_candidates, draft, is_local, sendable, Candidate, CandidateKind, Draft, Filtering, Mapping, NatProfile,
-    PathTable, Ports, Whereabouts, MAX_CANDIDATES,
+    OwnRelay, PathTable, Ports, Whereabouts, MAX_CANDIDATES,
 };
 use keynet::time::Time;
 
@@ -28,6 +28,10 @@ pub fn any_two(data: &[u8]) {
     let near = |ip: IpAddr| !far && matches!(ip, IpAddr::V4(v4) if v4.octets()[..2] == [192, 168]);
     let start = input.u32();
     let at_own = draft(&own, &peer, near, start);
+    let relay = OwnRelay { via: Via(Via::FIRST_RELAY), addresses: vec![SocketAddr::from(([203, 0, 113, 9], 9))] };
+    let with_relays = at_own.clone().with_relays(&own, &peer, &[relay], near).with_sockets(Vec::new());
+    assert!(with_relays.relayed.is_empty() || !(own.direct_only || peer.direct_only));
+    assert!(with_relays.relayed.iter().all(|route| allowed(route.to.ip(), near) && sendable(route.to)));
     bounded(&at_own, near);
     carried_out(at_own, near);
 
@@ -110,7 +114,7 @@ fn side(input: &mut Input<'_>) -> Whereabouts {
     let candidates = (0..input.u8() % 20).map(|_| candidate(input)).collect();
     let flags = input.u8();
     let took = Duration::from_millis(input.near().into());
-    let told = Whereabouts { candidates, profile, searches: flags & 1 == 0, took };
+    let told = Whereabouts { candidates, profile, searches: flags & 1 == 0, direct_only: flags & 2 == 0, took };
     // a peer can only say what can be written
     Whereabouts::decode(&told.encode()).expect("what is written can be read")
 }
