@@ -153,6 +153,8 @@ class Limits(TypedDict, total=False):
     ping_active: float
     ping_idle: float
     max_chain: int
+    relay_bytes_per_second: int
+    relay_bytes_per_second_per_peer: int
 
 
 def _connection(raw: dict[str, Any]) -> ConnectionInfo:

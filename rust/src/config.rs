@@ -415,6 +415,20 @@ impl Default for RendezvousConfig {
     }
 }
 
+/// What this node may send over relays.
+#[derive(Clone, Copy, Debug)]
+pub struct RelayLimits {
+    /// Bytes of datagrams a second to all peers together, and to one. No limit unless it is asked for: relays have their own.
+    pub bytes_per_second: u64,
+    pub bytes_per_second_per_peer: u64,
+}
+
+impl Default for RelayLimits {
+    fn default() -> Self {
+        Self { bytes_per_second: u64::MAX, bytes_per_second_per_peer: u64::MAX }
+    }
+}
+
 /// Knobs of relays.
 #[derive(Clone, Debug)]
 pub struct RelayConfig {

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from lab import KINDS, end_on_sigterm, why_not
-from pairs import Case, Result, every, missed_searches, run_all
+from pairs import Case, Outcome, Result, every, missed_searches, run_all
 
 FILE = Path(__file__).resolve().parents[2] / "docs" / "nat-matrix.md"
 RUNS = 3
@@ -29,6 +29,13 @@ have forgotten the last ones. When it dials, both are registered and know what t
 A cell has the median and the longest time from CONNECT to 200 in milliseconds, over {runs} runs; or the reason why
 there is no direct path. The nodes share two processors with other pairs of the matrix, so small numbers say more about
 these than about the network.
+"""
+
+_RELAYS = {"coturn": "coturn on a host of its own", "keynet": "keynet's own, beside the rendezvous"}
+_RELAYED_HEAD = """\
+Behind the times: `d` went directly, `r` over the relay, `r→d` first over the relay and then directly. A pair that can
+go directly is given 45 s for it, the search for a new path included. Made by
+`python tests/nat/matrix.py --relay … --write`.
 """
 
 
@@ -50,6 +57,18 @@ def write(results: Iterable[Result]) -> None:
     FILE.write_text("\n".join(parts), encoding="utf-8")
 
 
+def write_relayed(results: Iterable[Result], relay: str) -> None:
+    """Adds the tables with a relay to the document, in place of those that were there."""
+    results = list(results)
+    head = f"# The same with a relay: {_RELAYS[relay]}"
+    parts = [FILE.read_text(encoding="utf-8").split(f"\n{head}")[0].rstrip("\n"), "", head, "", _RELAYED_HEAD]
+    parts += [
+        f"## {rtt_ms} ms between the nodes, with {relay}\n\n{table(results, rtt_ms)}\n"
+        for rtt_ms in sorted({result.case.rtt_ms for result in results})
+    ]
+    FILE.write_text("\n".join(parts), encoding="utf-8")
+
+
 def table(results: Iterable[Result], rtt_ms: int) -> str:
     """Rows dial columns."""
     found = {(r.case.a, r.case.b): r for r in results if r.case.where == "apart" and r.case.rtt_ms == rtt_ms}
@@ -63,12 +82,22 @@ def table(results: Iterable[Result], rtt_ms: int) -> str:
 
 def cell(result: Result) -> str:
     """What came of a case."""
-    direct = [outcome.ms for outcome in result.outcomes if outcome.outcome == "direct"]
-    reasons = sorted({outcome.outcome for outcome in result.outcomes} - {"direct"})
+    met = [outcome for outcome in result.outcomes if outcome.outcome in ("direct", "relayed")]
+    direct = [outcome.ms for outcome in met]
+    reasons = sorted({outcome.outcome for outcome in result.outcomes} - {"direct", "relayed"})
     words = [f"{statistics.median(direct):.0f} / {max(direct):.0f}"] if direct else []
+    kinds = sorted({_way(outcome) for outcome in met if outcome.first})
+    if words and kinds:
+        words[0] += f" {', '.join(kinds)}"
     if direct and reasons:
         words[0] += f" in {len(direct)} of {len(result.outcomes)}"
     return "; ".join([*words, *(reason.replace("_", " ") for reason in reasons)])
+
+
+def _way(outcome: Outcome) -> str:
+    if outcome.first == outcome.outcome:
+        return {"direct": "d", "relayed": "r"}[outcome.outcome]
+    return f"{outcome.first[0]}→{outcome.outcome[0]}"
 
 
 def paths(result: Result) -> list[str]:
@@ -97,6 +126,9 @@ def main() -> int:
     parser.add_argument("--runs", type=int, default=RUNS, help="dials of each pair")
     parser.add_argument("--only", default="", help="only cases whose description contains this")
     parser.add_argument("--at-once", action="store_true", help="dial as soon as the dialler has started")
+    parser.add_argument(
+        "--relay", choices=["", "coturn", "keynet"], default="", help="with a relay (appends to the document)"
+    )
     parser.add_argument("--write", action="store_true", help=f"write {FILE.name}")
     options = parser.parse_args()
     if why := why_not(links=True):
@@ -104,10 +136,12 @@ def main() -> int:
     end_on_sigterm()
     cases = [case for case in every(options.kinds.split(",")) if options.only in str(case)]
     results = []
-    for result in run_all(cases, options.runs, settled=not options.at_once):
+    for result in run_all(cases, options.runs, settled=not options.at_once, relay=options.relay):
         results.append(result)
         print(_line(result), flush=True)
-    if options.write:
+    if options.write and options.relay:
+        write_relayed(results, options.relay)
+    elif options.write:
         write(results)
     missed, allowed = missed_searches(results)
     wrong = [result for result in results if result.misses and result.expected.how != "by search"]

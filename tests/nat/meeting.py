@@ -23,7 +23,7 @@ class Meeting:
             more += [word for host in hosts for word in ("--relay-tls", f"{host}:{RELAY_TLS}")]
             # the public addresses of the laboratory are those for documentation, which no relay carries to by itself
             more += [word for network in DOCUMENTATION for word in ("--relay-allow-peer", network)]
-        self.has_relay = own_relay
+        self.has_relay = own_relay or bool(relays)
         self.rendezvous = Rendezvous(server, relays=relays, more=more)
 
     def start(self, node: Node, **options: Any) -> None:

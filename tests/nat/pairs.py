@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Literal
@@ -11,6 +12,7 @@ from typing import Literal
 from driver import Failed, Node
 from lab import KINDS, Host, Lab, boxes, seen, stop_all
 from meeting import Meeting
+from relay import Coturn
 
 # laboratories at a time: a pair mostly waits, and two processors have time for more than two of them
 WORKERS = 4
@@ -18,7 +20,11 @@ WORKERS = 4
 # a hundred with 256 sockets and 1024 probes
 SEARCH_SECONDS, SEARCHES_MISSED = 15, 0.05
 
+# a search, and a second one some seconds after it
+UPGRADE_SECONDS = 45.0
+
 Where = Literal["apart", "one LAN", "one carrier"]
+Relay = Literal["", "coturn", "keynet"]
 
 
 @dataclass(frozen=True)
@@ -45,10 +51,11 @@ class Expected:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of one dial."""
+    """What came of one dial. `first`: the kind of path at the time of the answer, where there is a relay."""
 
     outcome: str
     ms: float = 0.0
+    first: str = ""
     path: str = ""
     detail: str = ""
 
@@ -67,6 +74,14 @@ class Result:
         if self.expected.outcome is None:
             return [outcome for outcome in self.outcomes if outcome.outcome == "failed"]
         return [outcome for outcome in self.outcomes if outcome.outcome != self.expected.outcome]
+
+
+def with_relay(case: Case) -> Expected:
+    """The same where both nodes have a relay: every pair meets, and directly where that is possible."""
+    alone = expected(case)
+    if alone.outcome is None:
+        return alone
+    return alone if alone.outcome == "direct" else Expected("relayed")
 
 
 def expected(case: Case) -> Expected:
@@ -139,11 +154,13 @@ def every(kinds: Iterable[str] = KINDS) -> list[Case]:
 # -- running them ----------------------------------------------------------------------------------------------------
 
 
-def run_all(cases: list[Case], runs: int, *, settled: bool = True) -> Iterator[Result]:
+def run_all(cases: list[Case], runs: int, *, settled: bool = True, relay: Relay = "") -> Iterator[Result]:
     """Runs the cases, several at a time; gives each as it ends."""
     with concurrent.futures.ThreadPoolExecutor(WORKERS) as pool:
         try:
-            for done in concurrent.futures.as_completed([pool.submit(run, case, runs, settled) for case in cases]):
+            for done in concurrent.futures.as_completed(
+                [pool.submit(run, case, runs, settled, relay) for case in cases]
+            ):
                 yield done.result()
         except BaseException:
             # whoever interrupts does not wait for the rest
@@ -152,20 +169,23 @@ def run_all(cases: list[Case], runs: int, *, settled: bool = True) -> Iterator[R
             raise
 
 
-def run(case: Case, runs: int, settled: bool = True) -> Result:
+def run(case: Case, runs: int, settled: bool = True, relay: Relay = "") -> Result:
     """Dials several times, each time with new nodes behind boxes that have forgotten the last ones.
 
     `settled`: the dialler is registered and knows its NAT by then; otherwise it dials as soon as it has started.
+    `relay`: there is one, beside the rendezvous ("keynet") or on a host of its own ("coturn").
     """
-    result = Result(case, expected(case))
+    result = Result(case, with_relay(case) if relay else expected(case))
     lab = Lab(rtt_ms=case.rtt_ms)
     server = lab.server("server")
+    other_server = lab.server("relay") if relay == "coturn" else None
     a, b = _hosts(lab, case)
     with lab:
-        meeting = Meeting(server)
+        coturn = Coturn(other_server) if other_server else None
+        meeting = Meeting(server, relays=[coturn.uris] if coturn else [], own_relay=relay == "keynet")
         dialler, other = Node(a), Node(b)
         for _ in range(runs):
-            result.outcomes.append(_dial(meeting, dialler, other, settled))
+            result.outcomes.append(_dial(meeting, dialler, other, settled, coturn, result.expected))
             for nat in lab.nats.values():
                 nat.forget()
     return result
@@ -181,12 +201,16 @@ def _hosts(lab: Lab, case: Case) -> tuple[Host, Host]:
     return lab.host("a", behind=[homes[0]]), lab.host("b", behind=[homes[1]])
 
 
-def _dial(meeting: Meeting, dialler: Node, other: Node, settled: bool) -> Outcome:
+def _dial(
+    meeting: Meeting, dialler: Node, other: Node, settled: bool, coturn: Coturn | None, wanted: Expected
+) -> Outcome:
     limits = {"dial_timeout": SEARCH_SECONDS}
+    # who has no UDP reaches its rendezvous through a relay that it was told of
+    told = {node: {"relays": coturn.static(node.host)} if coturn else {} for node in (dialler, other)}
     try:
-        meeting.start(other, limits=limits)
+        meeting.start(other, limits=limits, **told[other])
         meeting.settle(other)
-        meeting.start(dialler, limits=limits)
+        meeting.start(dialler, limits=limits, **told[dialler])
         if settled:
             meeting.settle(dialler)
         answer = dialler.ask("connect", node=other.node_id)
@@ -194,13 +218,24 @@ def _dial(meeting: Meeting, dialler: Node, other: Node, settled: bool) -> Outcom
             return Outcome(answer["reason"] or answer["answer"], answer["ms"], detail=answer.get("message", ""))
         if not answer["echoed"]:
             return Outcome("the payload did not come back", answer["ms"])
-        return Outcome("direct", answer["ms"], answer["path"] or "")
+        if not (coturn or meeting.has_relay):
+            return Outcome("direct", answer["ms"], path=answer["path"] or "")
+        first = _kind(dialler, other)
+        deadline = time.monotonic() + UPGRADE_SECONDS
+        while wanted.outcome == "direct" and _kind(dialler, other) != "direct" and time.monotonic() < deadline:
+            time.sleep(0.1)
+        return Outcome(_kind(dialler, other), answer["ms"], first, answer["path"] or "")
     except Failed as failed:
         return Outcome("failed", detail=str(failed))
     finally:
         for node in (dialler, other):
             with contextlib.suppress(Failed):
                 node.ask("close")
+
+
+def _kind(dialler: Node, other: Node) -> str:
+    used = [path for path in dialler.peer(other.node_id)["paths"] if path["in_use"]]
+    return "relayed" if any(path["relayed"] for path in used) else "direct" if used else "none"
 
 
 def missed_searches(results: Iterable[Result]) -> tuple[int, int]:

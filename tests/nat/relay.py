@@ -69,11 +69,13 @@ class Coturn:
         """Runs it, and waits until it listens."""
         addresses = [str(self.host.address), str(self.host.address6)]
         listening = "".join(f"listening-ip={one}\nrelay-ip={one}\n" for one in addresses)
-        config = Path(self._directory.name, "turnserver.conf")
+        folder = self._directory.name
+        config = Path(folder, "turnserver.conf")
         config.write_text(
             f"{listening}listening-port={PORT}\nuse-auth-secret\nstatic-auth-secret={SECRET}\nrealm=laboratory\n"
-            f"no-cli\nno-dtls\ntls-listening-port={TLS_PORT}\ncert={self._directory.name}/certificate.pem\npkey={self._directory.name}/key.pem\nlog-file=stdout\nsimple-log\nuserdb={self._directory.name}/db\n"
-            f"pidfile={self._directory.name}/pid\nrelay-threads=1\n"
+            f"no-cli\nno-dtls\ntls-listening-port={TLS_PORT}\ncert={folder}/certificate.pem\npkey={folder}/key.pem\n"
+            f"log-file=stdout\nsimple-log\nuserdb={folder}/db\n"
+            f"pidfile={folder}/pid\nrelay-threads=1\n"
         )
         with Path(self._directory.name, "log").open("w") as log:
             self.process = self.host.popen(["turnserver", "-c", str(config)], stdout=log, stderr=subprocess.STDOUT)

@@ -134,3 +134,19 @@ def relay_of(flow: Flow, path: dict[str, Any], relays: dict[str | None, Coturn])
         if status["socket"] == path["socket"]:
             return relays[status["relay"]]
     return relays[path["address"].rpartition(":")[0]]
+
+
+@pytest.mark.parametrize("lab", [("symmetric", "symmetric", 0)], indirect=True, ids=["symmetric"])
+@pytest.mark.parametrize("who", ["a", "b"], ids=["dialler", "acceptor"])
+def test_who_wants_direct_paths_only_is_not_relayed_and_the_refusal_says_so(lab: Lab, who: str):
+    with lab:
+        relay = Coturn(lab.hosts["relay"])
+        meeting = Meeting(lab.hosts["server"], relays=[relay.uris])
+        nodes = {name: Node(lab.hosts[name]) for name in "ab"}
+        for name, node in nodes.items():
+            meeting.start(node, direct_only=name == who)
+        meeting.settle(*nodes.values())
+        answer = nodes["a"].ask("connect", node=nodes["b"].node_id)
+        assert (answer["status"], answer["reason"]) == (502, "both_symmetric"), answer
+        assert "direct_only" in answer["message"]
+        assert "direct_only" in answer["explanation"]

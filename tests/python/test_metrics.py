@@ -48,7 +48,9 @@ async def test_a_call_shows_in_what_is_scraped(alice: keynet.Identity, bob: keyn
 
 async def test_the_dashboard_asks_for_what_there_is(alice: keynet.Identity) -> None:
     collector = None
-    async with proxy(alice, rendezvous=[f"{keynet.Identity.generate().node_id}@127.0.0.1:9"], port_mapping=False) as node:
+    async with proxy(
+        alice, rendezvous=[f"{keynet.Identity.generate().node_id}@127.0.0.1:9"], port_mapping=False
+    ) as node:
         collector = keynet.metrics.ProxyCollector(node)
         families = list(collector.collect())
     names = {family.name + ("_total" if family.type == "counter" else "") for family in families}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 
 import grpc.aio
 import pytest
@@ -51,7 +52,7 @@ async def test_a_connect_is_a_span_with_its_stages(
     assert whole.attributes is not None
     assert whole.attributes["keynet.node_id"] == str(bob.node_id)
     assert whole.attributes["keynet.relayed"] is False
-    for earlier, later in zip(stages, stages[1:], strict=False):
+    for earlier, later in itertools.pairwise(stages):
         assert earlier.end_time == later.start_time
     assert all(span.parent is not None and span.parent.span_id == whole.context.span_id for span in stages)
     assert (stages[0].start_time, stages[-1].end_time) == (whole.start_time, pytest.approx(whole.end_time, abs=10))

@@ -8,6 +8,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
 use super::conn::{Conn, ConnState};
+use super::police::Police;
 use super::{NetConfig, NetStats};
 use crate::addr::{NodeId, Origin, RemoteId, Route};
 use crate::config::UtpConfig;
@@ -25,6 +26,7 @@ pub struct Core {
     /// One live entry for each connection at most; stale ones are skipped.
     pub timers: BinaryHeap<Reverse<(Time, Handle)>>,
     pub stats: NetStats,
+    pub police: Police,
 }
 
 impl Core {
@@ -36,6 +38,7 @@ impl Core {
             turns: HashMap::new(),
             timers: BinaryHeap::new(),
             stats: NetStats::default(),
+            police: Police::new(config.relay, Time::ZERO),
         })
     }
 

@@ -390,6 +390,10 @@ impl Driver<'_> {
             let spent = allowed - state.utp.allowance();
             state.turn.spend(spent);
             sent += self.out.len();
+            if core.paths.is_relayed(conn.remote) && !core.police.may_pass(now, conn.remote, self.out.len()) {
+                core.stats.dropped_relay_limit += 1;
+                continue;
+            }
             if transmit.may_fragment && !to.via.is_relay() {
                 self.send_in_pieces(core, to, transmit.segment_size);
             } else {

@@ -6,6 +6,7 @@ mod core;
 mod driver;
 mod events;
 mod meeting;
+mod police;
 pub(crate) mod socket;
 mod sockets;
 mod stream;
@@ -21,7 +22,7 @@ use std::time::Duration;
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 
 use crate::addr::{NodeId, PingKeys, RemoteId, Route};
-use crate::config::{EndpointConfig, PathConfig, SocketConfig, UtpConfig};
+use crate::config::{EndpointConfig, PathConfig, RelayLimits, SocketConfig, UtpConfig};
 use crate::error::{Error, Reason, Result, Stage};
 use crate::path::{MeetingId, PathStats, PathView, PunchId, Traffic};
 use crate::utp::Dropped;
@@ -43,6 +44,7 @@ pub struct NetConfig {
     pub endpoint: EndpointConfig,
     pub path: PathConfig,
     pub utp: UtpConfig,
+    pub relay: RelayLimits,
 }
 
 /// A path that has answered.
@@ -90,6 +92,8 @@ pub struct NetStats {
     /// For want of room in a table.
     pub dropped_full: u64,
     pub send_errors: u64,
+    /// For want of the rate that relays may be used at.
+    pub dropped_relay_limit: u64,
     pub connections: usize,
     pub half_open: usize,
     pub paths: PathStats,

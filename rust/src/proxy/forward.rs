@@ -205,7 +205,7 @@ async fn dial_and_open(shared: &Arc<Shared>, wanted: &Wanted) -> Result<(Link, V
     let (utp, tls) = link.took();
     // a link that another dial has made took its time before this one began
     let find = dialled.saturating_sub(utp + tls);
-    let open = begin.elapsed() - dialled;
+    let open = begin.elapsed().saturating_sub(dialled);
     Ok((link, vec![("find", find), ("utp", utp.min(dialled)), ("tls", tls.min(dialled)), ("open", open)]))
 }
 

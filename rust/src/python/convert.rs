@@ -154,6 +154,7 @@ pub(super) fn stats<'py>(py: Python<'py>, stats: &ProxyStats) -> PyResult<Bound<
         dropped_stray,
         dropped_full,
         send_errors,
+        dropped_relay_limit,
         connections: utp_connections,
         half_open,
         paths,
@@ -164,7 +165,7 @@ pub(super) fn stats<'py>(py: Python<'py>, stats: &ProxyStats) -> PyResult<Bound<
     }
     put!(clients, connections, tasks, tombstones, opened, closed, refused, bytes_in, bytes_out);
     put!(datagrams_in, datagrams_out, udp_bytes_in, udp_bytes_out, send_errors, utp_connections, half_open);
-    put!(dropped_unknown, dropped_malformed, dropped_stray, dropped_full);
+    put!(dropped_unknown, dropped_malformed, dropped_stray, dropped_full, dropped_relay_limit);
     let PathStats {
         remotes,
         strangers,

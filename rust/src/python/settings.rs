@@ -209,6 +209,8 @@ limits! {
     "ping_active" => net.path.ping_active, seconds;
     "ping_idle" => net.path.ping_idle, seconds;
     "max_chain" => tls.max_chain, count;
+    "relay_bytes_per_second" => net.relay.bytes_per_second, count;
+    "relay_bytes_per_second_per_peer" => net.relay.bytes_per_second_per_peer, count;
 }
 
 /// The names that `limits=` takes.

@@ -13,7 +13,7 @@ use super::station::{split_address, Station};
 use super::wire::Relays as Offered;
 use super::{Inner, RendezvousEvent, MAX_AGAIN};
 use crate::addr::NodeId;
-use crate::path::{is_local, Mapping, Whereabouts, MAX_CANDIDATES};
+use crate::path::{Mapping, Whereabouts, MAX_CANDIDATES};
 use crate::relay::client::RelaySpec;
 use crate::relay::{RelayEvent, RelayUri};
 
@@ -59,7 +59,7 @@ impl Inner {
     /// A rendezvous has named relays.
     pub(super) fn offered(&self, station: &Station, offered: Offered) {
         let Some((host, _)) = split_address(&station.server.address) else { return };
-        let inside = host.parse().is_ok_and(is_local);
+        let inside = station.is_inside();
         let by = station.server.node.to_string();
         let seconds = offered.relays.iter().map(|relay| relay.seconds).min().unwrap_or(0);
         let mut specs = Vec::new();
@@ -74,13 +74,11 @@ impl Inner {
                 };
                 // which files are read here is no business of others
                 uri.ca = None;
-                // a rendezvous on the internet has no business with addresses of our own network
-                if uri.host.parse().is_ok_and(is_local) && !inside {
-                    continue;
-                }
                 specs.push(RelaySpec {
                     username: relay.username.clone(),
                     password: Zeroizing::new(relay.password.clone()),
+                    // a rendezvous on the internet has no business with addresses of our own network
+                    public_only: !inside,
                     ..RelaySpec::new(uri)
                 });
             }

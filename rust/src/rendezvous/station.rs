@@ -10,9 +10,10 @@ use tonic::{Code, Status, Streaming};
 
 use super::wire::{self, FromNode, FromRendezvous, Hello, NodeMessage, Refresh, RendezvousMessage, Signal, Welcome};
 use super::{Inner, RendezvousEvent};
-use crate::addr::NodeId;
+use crate::addr::{unmapped, NodeId};
 use crate::error::{Error, Reason, Result, Stage};
 use crate::open::{Open, Priority};
+use crate::path::is_local;
 use crate::peer::{Dial, Link};
 
 /// Where a rendezvous node is: `<node id>@host:port`.
@@ -55,6 +56,8 @@ struct State {
 
 struct Session {
     messages: mpsc::Sender<NodeMessage>,
+    /// Where it is.
+    from: SocketAddr,
     observed: Option<SocketAddr>,
     rtt: Duration,
 }
@@ -84,6 +87,11 @@ impl Station {
             rtt: state.session.as_ref().map(|session| session.rtt),
             error: state.error.clone(),
         }
+    }
+
+    /// Whether it is in a network of ours, and not on the internet.
+    pub fn is_inside(&self) -> bool {
+        self.lock().session.as_ref().is_some_and(|session| is_local(unmapped(session.from).ip()))
     }
 
     /// Hands a signal to the rendezvous. False: there is no session, or it takes nothing for the moment.
@@ -157,7 +165,7 @@ impl Station {
         let observed = welcome.observed.parse().ok().filter(|_| !relayed);
         {
             let mut state = self.lock();
-            state.session = Some(Session { messages: messages.clone(), observed, rtt });
+            state.session = Some(Session { messages: messages.clone(), from, observed, rtt });
             state.error = None;
             state.tried = true;
         }

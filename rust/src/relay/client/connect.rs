@@ -6,8 +6,10 @@ use tokio::net::{lookup_host, TcpStream};
 
 use super::link::{DatagramLink, Link, StreamLink};
 use super::{tls, Options, RelaySpec};
+use crate::addr::unmapped;
 use crate::error::{Error, Reason, Result, Stage};
 use crate::net::socket::Socket;
+use crate::path::is_local;
 use crate::relay::Transport;
 
 /// The addresses of what is connected to, the relay or the proxy before it: families take turns, as the resolver orders them
@@ -18,7 +20,10 @@ pub(super) async fn addresses(spec: &RelaySpec) -> Result<Vec<SocketAddr>> {
         None => (spec.uri.host.as_str(), spec.uri.port),
     };
     let failed = |what: String| Error::new(Reason::RelayUnreachable, Stage::Relay, format!("{host}: {what}"));
-    let found: Vec<SocketAddr> = lookup_host((host, port)).await.map_err(|error| failed(error.to_string()))?.collect();
+    let found = lookup_host((host, port)).await.map_err(|error| failed(error.to_string()))?;
+    let may_ask =
+        |address: &SocketAddr| spec.proxy.is_some() || !(spec.public_only && is_local(unmapped(*address).ip()));
+    let found: Vec<SocketAddr> = found.filter(may_ask).collect();
     let first_is_v4 = found.first().is_some_and(SocketAddr::is_ipv4);
     let (first, second): (Vec<_>, Vec<_>) = found.into_iter().partition(|address| address.is_ipv4() == first_is_v4);
     let (mut first, mut second) = (first.into_iter(), second.into_iter());

@@ -359,7 +359,7 @@ mod tests {
         for families in [Families::Both, Families::V4, Families::V6] {
             let first = encode(Question::Allocate(families), [7; 12], None).unwrap();
             // header, ERROR-CODE without a text, NONCE and REALM of our own server (docs/relay.md)
-            assert!(first.len() >= 52 && first.len() % 4 == 0, "{} bytes", first.len());
+            assert!(first.len() >= 52 && first.len().is_multiple_of(4), "{} bytes", first.len());
         }
     }
 

@@ -47,6 +47,8 @@ pub struct RelaySpec {
     pub uri: RelayUri,
     pub username: String,
     pub password: Zeroizing<String>,
+    /// A stranger named it: addresses of our own networks are none of its business.
+    pub public_only: bool,
     /// For TCP and TLS only.
     pub proxy: Option<HttpProxy>,
 }
@@ -56,7 +58,7 @@ impl RelaySpec {
     pub fn new(uri: RelayUri) -> Self {
         let username = uri.user().unwrap_or_default().to_owned();
         let password = Zeroizing::new(uri.password().unwrap_or_default().to_owned());
-        Self { uri, username, password, proxy: None }
+        Self { uri, username, password, public_only: false, proxy: None }
     }
 }
 

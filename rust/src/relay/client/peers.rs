@@ -223,7 +223,7 @@ mod tests {
             peers.handle_bound(start, to(port).peer);
         }
         let later = start + BIND_AGAIN_AFTER;
-        assert!(peers.sweep(later - Duration::from_secs(1), 9).is_empty());
+        assert!(peers.sweep(later.checked_sub(Duration::from_secs(1)).unwrap(), 9).is_empty());
         peers.handle_outgoing(later, to(1));
         assert_eq!(peers.sweep(later, 1).len(), 1, "no more than there is room for");
         assert_eq!(peers.sweep(later, 9).len(), 1);
