@@ -99,9 +99,9 @@ def _words(expected: Outlook, own: NatBehaviour, peer: NatBehaviour) -> str:
         case Outlook.SEARCH:
             return "by a search among ports, which takes some seconds and misses now and then"
         case Outlook.BOTH_SYMMETRIC:
-            return "not: both NATs are symmetric; IPv6 or a forwarded port on one side helps"
+            return "only over a relay: both NATs are symmetric; IPv6 or a forwarded port on one side helps"
         case Outlook.UDP_BLOCKED:
             whose = "this network" if own.udp_blocked else "its network"
-            return f"not: {whose} lets no UDP through, and there are no relays"
+            return f"only over a relay: {whose} lets no UDP through"
         case _:
             return "not known: what the NAT here does was not found out"

@@ -96,7 +96,7 @@ def nat(mapping: str = "endpoint-independent", ports: str = "preserved") -> dict
 def status(*, mapped: str | None = None, blocked: bool = False) -> keynet.Status:
     addresses = () if mapped is None else (keynet.Candidate("port-mapped", mapped),)
     behaviour = keynet.NatBehaviour("UDP is blocked", "unknown", "unknown", "unknown", True, None, None)
-    return keynet.Status(NODE, "[::]:1", "127.0.0.1:2", addresses, behaviour if blocked else None, (), ())
+    return keynet.Status(NODE, "[::]:1", "127.0.0.1:2", addresses, behaviour if blocked else None, (), (), ())
 
 
 def visit(error: str | None = None, stage: str = "punch") -> Visit:
@@ -119,9 +119,13 @@ SYMMETRIC = "address-and-port-dependent"
         (
             Findings(nat(SYMMETRIC, "uniform"), now=NOW),
             ExitCode.OK,
-            "but none behind a symmetric NAT.",
+            "but one behind a symmetric NAT only over a relay.",
         ),
-        (Findings(nat(SYMMETRIC, "sequential"), now=NOW), ExitCode.OK, "symmetric NAT with random ports."),
+        (
+            Findings(nat(SYMMETRIC, "sequential"), now=NOW),
+            ExitCode.OK,
+            "symmetric NAT with random ports only over a relay.",
+        ),
         (Findings(discovered(addresses=PUBLIC), now=NOW), ExitCode.OK, "an address of the internet"),
         (
             Findings(discovered(udp_blocked=True, summary="UDP is blocked"), now=NOW),

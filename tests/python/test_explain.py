@@ -20,7 +20,7 @@ SYMMETRIC = "NAT, mapping address-and-port-dependent, filtering address-and-port
 
 def path(address: str, **changes: Any) -> dict[str, Any]:
     base = {"address": address, "in_use": False, "proven": True, "rtt": 0.02, "heard": 1.0, "local": False, "socket": 0}
-    return {**base, **changes}
+    return {**base, "relayed": False, **changes}
 
 
 def meeting(**changes: Any) -> dict[str, Any]:
@@ -29,6 +29,8 @@ def meeting(**changes: Any) -> dict[str, Any]:
         "role": "dialler",
         "took": 5.0,
         "outcome": "failed",
+        "relayed": False,
+        "direct_only": False,
         "outlook": "direct",
         "own_nat": STRICT,
         "peer_nat": STRICT,
@@ -70,6 +72,7 @@ ANOTHER = path("203.0.113.3:6000", rtt=0.2)
         ([{**USED, "rtt": 0.3}, ANOTHER], "another is quicker just now"),
         ([{**USED, "rtt": None}, ANOTHER], "their round trips are not known yet"),
         ([{**USED, "proven": False}], "has not proved to be the node yet"),
+        ([USED, {**ANOTHER, "relayed": True}], "it is direct, and the others go over relays"),
     ],
 )
 def test_why_this_path(paths: list[dict[str, Any]], why: str) -> None:
@@ -88,7 +91,12 @@ def test_why_this_path(paths: list[dict[str, Any]], why: str) -> None:
         ({"last_error": failure("rendezvous_unreachable", "rendezvous")}, "keynet doctor --rendezvous"),
         ({"last_error": failure("rendezvous_busy", "rendezvous")}, "second rendezvous"),
         ({"last_error": failure("udp_blocked")}, "firewall"),
-        ({"meeting": meeting(error=failure("both_symmetric"), outlook="both_symmetric")}, "Forward a UDP port"),
+        (
+            {"meeting": meeting(error=failure("both_symmetric"), outlook="both_symmetric")},
+            "Give one of the nodes a relay",
+        ),
+        ({"last_error": failure("relay_unreachable", "relay")}, "TCP or TLS"),
+        ({"last_error": failure("relay_refused", "relay")}, "password of the relay"),
         ({"meeting": meeting(heard=["203.0.113.2:6000"])}, "The other's pings arrive here"),
         ({"meeting": meeting(outlook="search")}, "dial again"),
         ({"meeting": meeting(outlook="prediction")}, "The guess missed"),
@@ -111,6 +119,17 @@ def test_every_reason_has_words() -> None:
         assert reason.replace("_", " ") in text
         assert text.splitlines()[-1].startswith("What to do: ")
         assert text.endswith(".")
+
+
+def test_a_relayed_path_is_told_as_one() -> None:
+    relayed = path("203.0.113.99:49152", in_use=True, relayed=True)
+    explanation = explained(paths=[relayed], connected=True, meeting=meeting(relayed=True, outcome="met", error=None))
+    first, why, *rest = explanation.text.splitlines()
+    assert "is reached over a relay, at 203.0.113.99:49152" in first
+    assert "a relay carries everything" in why
+    assert any("over a relay, when they met" in line for line in rest)
+    refused = explained(meeting=meeting(direct_only=True, error=failure("both_symmetric")))
+    assert "direct_only" in refused.text
 
 
 def test_a_connected_node_has_no_cause() -> None:
@@ -184,6 +203,7 @@ def test_what_a_later_version_adds_is_left_out() -> None:
         "addresses": [{"kind": "host", "address": "192.0.2.1:1", "cost": 5}],
         "nat": None,
         "rendezvous": [],
+        "relays": [],
         "peers": [],
         "weather": "fine",
     }

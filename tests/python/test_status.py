@@ -51,6 +51,7 @@ class Still:
             "addresses": [{"kind": "host", "address": "192.0.2.2:4433"}],
             "nat": None,
             "rendezvous": [],
+            "relays": [],
             "peers": [],
             **changes,
         }
@@ -65,8 +66,10 @@ class Still:
 
 def peer(**changes: Any) -> dict[str, Any]:
     path = {"address": "192.0.2.9:1", "in_use": True, "proven": True, "rtt": 0.01, "heard": 0.5, "local": False}
-    base = {"node_id": PEER, "paths": [{**path, "socket": 0}], "connections": 2, "bytes_in": 1000, "bytes_out": 50}
-    return {**base, **changes}
+    path |= {"socket": 0, "relayed": False}
+    base = {"node_id": PEER, "paths": [path], "connections": 2, "bytes_in": 1000, "bytes_out": 50}
+    traffic = {"direct_in": 1200, "direct_out": 90, "relayed_in": 0, "relayed_out": 0}
+    return {**base, **traffic, **changes}
 
 
 async def read(path: pathlib.Path | None, *lines: bytes) -> list[dict[str, Any]]:
@@ -247,12 +250,34 @@ def test_the_table(alice: keynet.Identity) -> None:
             "error": _from_core("punch_timeout", "punch", PEER, "r2:7348", "nothing came back"),
         },
     ]
-    both = [{**spare, "socket": 0}, {**used, "socket": 0}]
-    status = Still(alice.node_id, peers=[peer(paths=both)], nat=nat, rendezvous=stations).status()
+    both = [{**spare, "socket": 0, "relayed": True}, {**used, "socket": 0, "relayed": False}]
+    relay = {
+        "relay": "relay.example.org",
+        "socket": 32768,
+        "transport": "tls",
+        "addresses": ["203.0.113.99:49152"],
+        "rtt": 0.03,
+        "introduction": False,
+        "bytes_in": 5,
+        "bytes_out": 7,
+        "dropped": 0,
+        "peers": 1,
+        "error": None,
+    }
+    lost = {**relay, "socket": None, "error": _from_core("relay_lost", "relay", None, None, "gone")}
+    changes: dict[str, Any] = {"nat": nat, "rendezvous": stations, "relays": [relay, lost]}
+    status = Still(alice.node_id, peers=[peer(paths=both)], **changes).status()
     lines = table(status, {PEER: Rate(2048.0, None)}).splitlines()
     assert lines[0].endswith(alice.node_id)
     text = "\n".join(lines)
-    for part in ("192.0.2.2:4433 (host)", "seen as 203.0.113.1", "r1:7348: registered", "r2:7348: not registered"):
+    for part in (
+        "keeps 203.0.113.99:49152, by tls",
+        "not in use: relay lost",
+        "192.0.2.2:4433 (host)",
+        "seen as 203.0.113.1",
+        "r1:7348: registered",
+        "r2:7348: not registered",
+    ):
         assert part in text
     head, first, second = lines[-3:]
     # the path in use comes first, and the peer is named once
@@ -262,7 +287,7 @@ def test_the_table(alice: keynet.Identity) -> None:
     assert "in use, local" in first
     assert "2.0 KiB/s" in first
     assert first.endswith("?")
-    assert "not proven" in second
+    assert "not proven, relayed" in second
     assert PEER[:8] not in second
     assert table(Still(alice.node_id).status(), {}).endswith("no peers")
 

@@ -14,7 +14,7 @@ from .._identity import Identity
 from .._info import PingReport
 from .._nat import PORT_RESTRICTED, Outlook, Prospect, prospects
 from .._node import NodeId
-from .._status import NatBehaviour, RendezvousStatus, Status
+from .._status import NatBehaviour, RelayStatus, RendezvousStatus, Status
 from ..errors import CertificateExpired, DialError, KeynetError
 from ._common import add_finding, add_identity, finding, load_identity, positive
 from ._exit import ExitCode
@@ -232,7 +232,10 @@ def _behaviour(raw: dict[str, Any]) -> NatBehaviour:
 def _verdict(findings: Findings, nat: NatBehaviour, nat_by: str, peers: list[Prospect]) -> tuple[int, str]:
     reached = [visit for visit in findings.visits if visit.ping is not None]
     if nat.udp_blocked:
-        return ExitCode.UDP_BLOCKED, "This network lets no UDP through: no peer will be reached from here."
+        return (
+            ExitCode.UDP_BLOCKED,
+            "This network lets no UDP through: peers will be reached over a relay only, by TCP or TLS.",
+        )
     if findings.visits and not reached:
         return ExitCode.UNREACHED, "No rendezvous was reached: nodes that are known by their key alone cannot be found."
     if nat_by == "nothing":
@@ -248,7 +251,7 @@ def _verdict(findings: Findings, nat: NatBehaviour, nat_by: str, peers: list[Pro
         )
     hard = [peer.peer for peer in peers if peer.outlook is Outlook.BOTH_SYMMETRIC]
     which = "" if len(hard) > 1 else " with random ports"
-    but = f", but none behind a symmetric NAT{which}" if hard else ""
+    but = f", but one behind a symmetric NAT{which} only over a relay" if hard else ""
     return ExitCode.OK, f"A peer behind an ordinary NAT will be reached {ordinary.text.partition(',')[0]}{but}."
 
 
@@ -257,7 +260,7 @@ def _advice(findings: Findings, nat: NatBehaviour, mapped: str | None, clock_is_
     if clock_is_wrong:
         advice.append("Set this machine's clock: it is wrong, and certificates are judged by it.")
     if nat.udp_blocked:
-        advice.append("Allow outgoing UDP in this network's firewall, or use another network.")
+        advice.append("Use a relay over TLS on port 443, or allow outgoing UDP in this network's firewall.")
     if findings.stun_error is not None:
         advice.append(f"The STUN servers were not asked: {findings.stun_error}.")
     for visit in findings.visits:
@@ -267,7 +270,9 @@ def _advice(findings: Findings, nat: NatBehaviour, mapped: str | None, clock_is_
             advice.append(f"Rendezvous {visit.node_id.short} does not register this node: {visit.registration_error}.")
     is_symmetric = nat.mapping in ("address-dependent", "address-and-port-dependent")
     if is_symmetric and mapped is None:
-        advice.append("The NAT is symmetric: forward a UDP port to this machine, or switch on UPnP or PCP.")
+        advice.append(
+            "The NAT is symmetric: forward a UDP port to this machine, or switch on UPnP or PCP, or use a relay."
+        )
     if mapped is not None and not _is_public(mapped):
         advice.append(f"The router forwards a port, but has no public address itself ({mapped}): another NAT follows.")
     if not findings.visits:
@@ -302,6 +307,8 @@ def words(findings: Findings, report: Report) -> str:
     lines.append(f"NAT           {_nat_words(report)}")
     lines.append(f"port mapping  {_mapping_words(report)}")
     lines += [f"rendezvous    {_visit_words(visit)}" for visit in findings.visits] or ["rendezvous    none named"]
+    relays = findings.status.relays if findings.status is not None else ()
+    lines += [f"relay         {_relay_words(relay)}" for relay in relays] or ["relay         none known"]
     if report.clock_is_wrong:
         lines.append(f"clock         {findings.now:%Y-%m-%d %H:%M} UTC: wrong")
     lines += ["", "peers will be reached"]
@@ -334,6 +341,13 @@ def _mapping_words(report: Report) -> str:
     if not report.asked_router:
         return "not asked for"
     return f"the router forwards {report.mapped}" if report.mapped else "no router offers it (PCP, NAT-PMP, UPnP)"
+
+
+def _relay_words(relay: RelayStatus) -> str:
+    if relay.socket is not None:
+        rtt = "" if relay.rtt is None else f", round trip {milliseconds(relay.rtt)}"
+        return f"{relay.relay}: reached by {relay.transport}{rtt}"
+    return f"{relay.relay}: " + (f"not reached: {relay.error}" if relay.error is not None else "in reserve")
 
 
 def _visit_words(visit: Visit) -> str:

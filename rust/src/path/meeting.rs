@@ -312,6 +312,10 @@ impl PathTable {
             if let Some(quickest) = meeting.held.iter().copied().min_by_key(|held| held.rtt) {
                 self.meet(now, id, quickest);
             }
+            // where there was no room for a path, the next answer tries again
+            if let Some(meeting) = self.meetings.all.get_mut(&id) {
+                meeting.held.clear();
+            }
         }
         let Some(meeting) = self.meetings.all.get_mut(&id) else { return };
         let mut out: Vec<(Route, Option<u8>)> = Vec::new();

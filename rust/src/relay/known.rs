@@ -1,5 +1,7 @@
 //! A relay that this node has heard of: the ways to it, who named it, and when it is tried again.
 
+use std::time::Duration;
+
 use tokio::time::Instant;
 use zeroize::Zeroizing;
 
@@ -51,7 +53,8 @@ impl Known {
             }
         };
         let ways = vec![way(Transport::Tcp, TURN), way(Transport::Tls, HTTPS), way(Transport::Tls, TURNS)];
-        let mut known = Self::new(host.to_owned(), ways, None);
+        let until = Instant::now() + INTRODUCTION_FOR;
+        let mut known = Self::new(host.to_owned(), ways, Some((INTRODUCTION.to_owned(), until)));
         known.introduction = true;
         known.complete();
         known
@@ -126,6 +129,8 @@ impl Known {
 
 /// User and password of a relay that carries to its rendezvous nodes and to nobody else (docs/protocol.md section 9).
 pub const INTRODUCTION: &str = "keynet";
+/// A rendezvous that is not reached asks for it again; one that is reached needs it no more.
+const INTRODUCTION_FOR: Duration = Duration::from_secs(60);
 /// The ports of RFC 8656 section 3.1, and what the strictest networks let out.
 const TURN: u16 = 3_478;
 const TURNS: u16 = 5_349;
@@ -136,8 +141,6 @@ const MOST_DOUBLINGS: u32 = 16;
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     fn specs(uris: &[&str]) -> Vec<RelaySpec> {

@@ -72,7 +72,8 @@ async def test_the_relay_of_a_rendezvous_comes_into_use(
     relay = {"listen": f"127.0.0.1:{port}", "allowed_peers": ["127.0.0.0/8"]}
     async with keynet.rendezvous.Server(mallory, listen="127.0.0.1:0", relay=relay) as server:
         options: dict[str, Any] = {"rendezvous": [server.address], "port_mapping": False}
-        async with proxy(alice, **options) as node, proxy(bob, direct_only=True, **options) as other:
+        serving: dict[str, Any] = {"services": {7: "127.0.0.1:9"}, "allow": keynet.ANYONE, "direct_only": True}
+        async with proxy(alice, **options) as node, proxy(bob, **serving, **options) as other:
             events = node.events()
             (used,) = await relays_of(node)
             assert (used.relay, used.transport, used.introduction) == ("127.0.0.1", "udp", False)

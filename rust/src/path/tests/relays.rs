@@ -223,3 +223,15 @@ fn every_way_over_a_relay_that_answered_is_known_when_the_path_is_made() {
     // the peer may send by any of them, and what comes from an unknown address is a stranger's
     assert_eq!(bench.table.paths_of_node(bench.now, &node(1)).len(), 2);
 }
+
+#[test]
+fn an_answer_that_there_is_no_room_for_does_not_stop_time() {
+    let config = PathConfig { max_remotes: 1, max_strangers: 1, ..PathConfig::default() };
+    let mut bench = Bench::with(config);
+    bench.remote(address(77));
+    let pings = bench.start(plan(&[], 8, 1));
+    bench.now += millis(10);
+    bench.answer(&to(&pings, RELAY, 1));
+    bench.pass(seconds(2));
+    assert_eq!(bench.paths_met(), []);
+}
