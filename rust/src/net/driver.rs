@@ -24,7 +24,7 @@ use crate::path::{sendable, PingIn, PongIn};
 use crate::stun;
 use crate::time::Time;
 use crate::utp::packet::Packet;
-use crate::utp::{Endpoint, Routed};
+use crate::utp::{Endpoint, Routed, Transmit};
 
 /// Runs until [`super::Net::close`]. The socket is its own, so that it closes then, whoever still holds a handle.
 pub async fn run(
@@ -66,6 +66,10 @@ pub async fn run(
             via = others.readable(), if !others.is_empty() => driver.receive(via),
             Some((via, datagrams)) = carried.recv() => driver.receive_carried(via, datagrams, &mut carried),
             () = &mut sleep, if deadline.is_some() => deadline = None,
+        }
+        // sockets that are never empty must not keep relays from their turn
+        if let Ok((via, datagrams)) = carried.try_recv() {
+            driver.receive_carried(via, datagrams, &mut carried);
         }
         driver.work();
     }
@@ -377,7 +381,10 @@ impl Driver<'_> {
             }
         }
         let to = core.route_of(conn.remote);
+        let relayed = core.paths.is_relayed(conn.remote);
         let max_segments = match to.via.is_relay() {
+            // a limit is kept by single packets
+            _ if relayed && core.police.is_limited() => 1,
             true => WIRE_SEGMENTS,
             false => self.sockets.find(to.via).map_or(1, |socket| socket.max_segments()),
         };
@@ -389,21 +396,13 @@ impl Driver<'_> {
             let Some(transmit) = state.utp.poll_transmit(now, max_segments, &mut self.out) else { break };
             let spent = allowed - state.utp.allowance();
             state.turn.spend(spent);
-            sent += self.out.len();
-            if core.paths.is_relayed(conn.remote) && !core.police.may_pass(now, conn.remote, self.out.len()) {
+            if relayed && !core.police.may_pass(now, conn.remote, self.out.len()) {
                 core.stats.dropped_relay_limit += 1;
-                continue;
-            }
-            if transmit.may_fragment && !to.via.is_relay() {
-                self.send_in_pieces(core, to, transmit.segment_size);
             } else {
-                // a probe may be too large: its loss tells enough
-                let probe = self.out.len() > usize::from(state.utp.datagram()) && transmit.segment_size.is_none();
-                if self.send(core, to, transmit.segment_size) == Sent::TooLarge && !probe {
-                    state.utp.handle_too_large(now);
-                }
+                sent += self.out.len();
+                self.send_packets(now, core, &mut state, to, &transmit);
             }
-            if self.blocked.is_some() || round == SEND_ROUNDS {
+            if self.blocked.is_some() || round >= SEND_ROUNDS {
                 // the others get their turn first
                 self.touch(conn, &mut state);
                 self.inner.doorbell.ring_plain();
@@ -431,6 +430,19 @@ impl Driver<'_> {
         while let Some(next) = core.next_turn(conn.remote) {
             self.touch(&next, &mut next.lock());
             self.inner.doorbell.ring_plain();
+        }
+    }
+
+    /// Sends what a connection has put into `self.out`.
+    fn send_packets(&mut self, now: Time, core: &mut Core, state: &mut ConnState, to: Route, transmit: &Transmit) {
+        if transmit.may_fragment && !to.via.is_relay() {
+            self.send_in_pieces(core, to, transmit.segment_size);
+            return;
+        }
+        // a probe may be too large: its loss tells enough
+        let probe = self.out.len() > usize::from(state.utp.datagram()) && transmit.segment_size.is_none();
+        if self.send(core, to, transmit.segment_size) == Sent::TooLarge && !probe {
+            state.utp.handle_too_large(now);
         }
     }
 

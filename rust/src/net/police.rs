@@ -40,10 +40,15 @@ impl Police {
         Self { all: Bucket::full(limits.bytes_per_second, now), limits, peers: HashMap::new() }
     }
 
+    pub(super) fn is_limited(&self) -> bool {
+        let RelayLimits { bytes_per_second: all, bytes_per_second_per_peer: each } = self.limits;
+        all != u64::MAX || each != u64::MAX
+    }
+
     /// Whether so much may go to a peer over a relay; what may not is lost, and congestion control makes less of it.
     pub(super) fn may_pass(&mut self, now: Time, remote: RemoteId, bytes: usize) -> bool {
         let RelayLimits { bytes_per_second: all, bytes_per_second_per_peer: each } = self.limits;
-        if all == u64::MAX && each == u64::MAX {
+        if !self.is_limited() {
             return true;
         }
         if self.peers.len() >= MAX_PEERS && !self.peers.contains_key(&remote) {

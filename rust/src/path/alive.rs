@@ -110,6 +110,11 @@ impl PathTable {
                 }
             }
             let Some(remote) = self.remotes.get(&id) else { continue };
+            if remote.holds == 0 && remote.route().is_some_and(|route| route.via == via) {
+                // the next call finds it anew, instead of dialling into nothing
+                self.forget(id);
+                continue;
+            }
             let gone: Vec<_> =
                 (0..remote.paths.len()).rev().filter(|index| remote.paths[*index].route.via == via).collect();
             for index in gone {

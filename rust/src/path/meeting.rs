@@ -41,6 +41,8 @@ pub struct Plan {
     pub peer_relays: Vec<SocketAddr>,
     /// How long direct ways come first.
     pub head_start: Duration,
+    /// What comes over relays all the same makes no path.
+    pub direct_only: bool,
 }
 
 /// Finding one of many ports (the birthday search of PUNCH.md 3.1).
@@ -90,6 +92,7 @@ struct Meeting {
     relayed_rounds: usize,
     peer_relays: Vec<SocketAddr>,
     head_start: Duration,
+    direct_only: bool,
     /// Answers over relays, while direct ways have their head start.
     held: Vec<Answer>,
     met: Option<RemoteId>,
@@ -261,6 +264,7 @@ impl PathTable {
             relayed_rounds: 0,
             peer_relays: plan.peer_relays.iter().map(|address| canonical(*address)).take(MAX_PEER_RELAYS).collect(),
             head_start: plan.head_start,
+            direct_only: plan.direct_only,
             held: Vec::new(),
             met: None,
             settled: false,
@@ -370,6 +374,9 @@ impl PathTable {
     /// the way out is tried at once.
     pub(super) fn meeting_pinged(&mut self, now: Time, id: MeetingId, from: Route) {
         let Some(meeting) = self.meetings.all.get_mut(&id) else { return };
+        if meeting.direct_only && meeting.is_relayed(from) {
+            return;
+        }
         let known = meeting.asked_back.get(&from).copied();
         if known.is_some_and(|last| now.since(last) < ASK_BACK_SPACING)
             || (known.is_none() && meeting.asked_back.len() >= MAX_ASKED_BACK)
@@ -400,6 +407,9 @@ impl PathTable {
     pub(super) fn meeting_answered(&mut self, now: Time, id: MeetingId, answer: Answer) {
         let Some(meeting) = self.meetings.all.get_mut(&id) else { return };
         let Answer { from, rtt, .. } = answer;
+        if meeting.direct_only && meeting.is_relayed(from) {
+            return;
+        }
         if meeting.report.answered.len() < 2 * MAX_CANDIDATES {
             meeting.report.answered.push((from.to, rtt));
         }

@@ -46,7 +46,7 @@ pub use candidate::{
     MAX_CANDIDATES,
 };
 pub use meeting::{MeetingId, MeetingReport, Plan, Search};
-pub use outlook::{draft, Draft, Outlook, Whereabouts};
+pub use outlook::{draft, is_for_everybody, Draft, Outlook, Whereabouts};
 pub use profile::{judge_ports, BadProfile, Filtering, Mapping, NatProfile, Ports};
 pub use relayed::OwnRelay;
 pub use table::PathTable;

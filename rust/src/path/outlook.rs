@@ -214,8 +214,13 @@ impl Draft {
 
 /// Addresses of networks that are not for everybody are tried only from inside of them: elsewhere they are somebody else's.
 pub(super) fn may_try(ip: IpAddr, near: impl Fn(IpAddr) -> bool) -> bool {
+    near(ip) || is_for_everybody(ip)
+}
+
+/// Not of a private, shared (RFC 6598), link-local or loopback network.
+pub fn is_for_everybody(ip: IpAddr) -> bool {
     let shared = matches!(ip, IpAddr::V4(v4) if v4.octets()[0] == 100 && v4.octets()[1] & 0xc0 == 64);
-    near(ip) || !(is_local(ip) || shared)
+    !(is_local(ip) || shared)
 }
 
 const VERSION: u8 = 1;

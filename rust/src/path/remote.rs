@@ -277,7 +277,13 @@ impl Remote {
             return None;
         }
         let others = self.paths.iter().enumerate().filter(|(index, path)| *index != self.in_use && path.proven);
-        let (index, path) = others.min_by_key(|(_, path)| (path.relayed, path.score()))?;
+        // rather one that does not go when the relay of the one in use does
+        let used = self.path()?.route;
+        let shares = |path: &Path| match path.route.via.is_relay() || used.via.is_relay() {
+            true => path.route.via == used.via,
+            false => path.relayed && path.route.to.ip() == used.to.ip(),
+        };
+        let (index, path) = others.min_by_key(|(_, path)| (shares(path), path.relayed, path.score()))?;
         let at = path.warmed.map_or(path.heard, |warmed| warmed.max(path.heard)) + config.ping_idle;
         self.is_kept_alive(at).then_some((at, index))
     }

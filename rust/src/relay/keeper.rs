@@ -26,7 +26,7 @@ pub enum RelayEvent {
 /// How it stands with one relay.
 #[derive(Clone, Debug)]
 pub struct RelayStatus {
-    /// `host:port`.
+    /// Its host.
     pub relay: String,
     /// Of paths that go through it; `None`: it is not in use.
     pub via: Option<Via>,
@@ -105,8 +105,14 @@ impl Relays {
         let mut offered = Known::group(specs, Some((by.to_owned(), until)));
         offered.truncate(MAX_OFFERED);
         let mut state = self.inner.lock();
-        state.known.retain(|known| !known.is_offered_by(by));
-        for new in offered {
+        let all = std::mem::take(&mut state.known);
+        let (before, others): (Vec<_>, Vec<_>) = all.into_iter().partition(|known| known.is_offered_by(by));
+        state.known = others;
+        for mut new in offered {
+            // whoever repeats himself does not make his clients try again sooner
+            if let Some(old) = before.iter().find(|old| old.name == new.name) {
+                new.keep_pause_of(old);
+            }
             let named =
                 state.known.iter().any(|known| known.name == new.name && known.introduction == new.introduction);
             if !named && state.known.len() < MAX_KNOWN {
@@ -128,6 +134,13 @@ impl Relays {
             drop(state);
             self.inner.news.notify_one();
         }
+    }
+
+    /// Whether the way to a rendezvous at this host is in use, or was asked for.
+    pub fn introduces(&self, host: &str) -> bool {
+        let state = self.inner.lock();
+        state.in_use.iter().any(|one| one.introduction && one.relay == host)
+            || state.known.iter().any(|known| known.introduction && known.name == host)
     }
 
     /// Those in use, for meetings.
@@ -216,12 +229,11 @@ impl Inner {
             state.known.retain(|known| !known.is_expired(now));
             let have = state.in_use.iter().filter(|one| !one.introduction).count();
             let wanted = self.config.at_once.saturating_sub(have);
-            let nothing = state.in_use.is_empty();
             let free = |known: &&Known| {
                 let used =
                     state.in_use.iter().any(|one| one.relay == known.name && one.introduction == known.introduction);
                 // the way to a rendezvous is opened when there is no other
-                let wanted = if known.introduction { nothing } else { wanted > 0 };
+                let wanted = if known.introduction { have == 0 } else { wanted > 0 };
                 wanted && !used && known.is_due(now)
             };
             let relays: Vec<_> = state.known.iter().filter(free).cloned().collect();
@@ -233,9 +245,13 @@ impl Inner {
             }
         }
         let state = self.lock();
-        let missing = state.in_use.iter().filter(|one| !one.introduction).count() < self.config.at_once;
-        let used = |known: &Known| state.in_use.iter().any(|one| one.relay == known.name);
-        let retries = state.known.iter().filter(|known| missing && !used(known)).filter_map(Known::retry_at);
+        let have = state.in_use.iter().filter(|one| !one.introduction).count();
+        let used = |known: &Known| {
+            state.in_use.iter().any(|one| one.relay == known.name && one.introduction == known.introduction)
+        };
+        let wanted =
+            |known: &&Known| !used(known) && if known.introduction { have == 0 } else { have < self.config.at_once };
+        let retries = state.known.iter().filter(wanted).filter_map(Known::retry_at);
         retries.min()
     }
 
@@ -286,6 +302,8 @@ impl Inner {
         tokio::spawn(async move {
             let _ = watched.wait_for(|state| *state != CarryState::Carrying).await;
             if let Some(inner) = inner.upgrade() {
+                // at once: the task may be waiting for a relay that does not answer
+                inner.drop_lost();
                 inner.news.notify_one();
             }
         });

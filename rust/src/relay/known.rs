@@ -121,6 +121,11 @@ impl Known {
         }
     }
 
+    /// What is known of the same relay under its last name and password holds for the next.
+    pub fn keep_pause_of(&mut self, old: &Self) {
+        (self.error, self.retry, self.failures) = (old.error.clone(), old.retry, old.failures);
+    }
+
     /// Failures of another network say nothing.
     pub fn forgive(&mut self) {
         (self.retry, self.failures) = (None, 0);

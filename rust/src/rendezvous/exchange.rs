@@ -97,7 +97,7 @@ impl Inner {
         report: &mut Report,
     ) -> Result<()> {
         self.connected(deadline).await?;
-        let own = self.whereabouts(&node).await;
+        let mut own = self.whereabouts(&[node]).await;
         note_own(report, &own);
         let identity = self.peers.identity();
         let id = random_id()?;
@@ -114,6 +114,7 @@ impl Inner {
         let round_trip = sent.elapsed();
         let peer = self.read(&introduced)?;
         let leaf = introduced.peer.leaf;
+        own.direct_only |= self.direct_only.applies(&introduced.peer.all);
         self.send_everywhere(&Signal { node: leaf.public_key().to_vec(), exchange: id.to_vec(), body: go });
         let draft = self.plan(&own, &peer, ways, report);
         // the peer begins when it has our Go: half a round trip from now (DCUtR), without what it took to find out where it is
@@ -178,7 +179,7 @@ impl Inner {
     async fn accept(self: &Arc<Self>, id: [u8; 16], invite: &[u8], report: &mut Report) -> Result<NodeId> {
         let identity = self.peers.identity();
         let peer = Welcomed::who(&identity, &id, invite, self.peers.tls_config(), now())?;
-        let node = peer.leaf;
+        let (node, names) = (peer.leaf, peer.all.clone());
         // through all of them: the rendezvous that was the first to bring the invitation may drop what goes back
         let reply =
             |body| self.send_everywhere(&Signal { node: node.public_key().to_vec(), exchange: id.to_vec(), body });
@@ -188,7 +189,7 @@ impl Inner {
         }
         let named = |error: Error| error.with_node(node);
         let mut exchange = Exchange::open(self, id)?;
-        let own = self.whereabouts(&node).await;
+        let own = self.whereabouts(&names).await;
         note_own(report, &own);
         let (welcomed, answer) = Welcomed::new(&identity, id, invite, peer, &own.encode()).map_err(named)?;
         if reply(answer) == 0 {
@@ -232,6 +233,7 @@ impl Inner {
             draft = draft.with_relays(own, peer, &self.relays.own(), &near);
         }
         report.direct_only = own.direct_only || peer.direct_only;
+        draft.plan.direct_only = report.direct_only || ways == Ways::Direct;
         report.outlook = Some(draft.outlook);
         report.peer_profile = Some(peer.profile);
         report.peer_candidates.clone_from(&peer.candidates);

@@ -20,7 +20,7 @@ mod surroundings;
 mod wire;
 
 use std::collections::{HashMap, HashSet, VecDeque};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -35,8 +35,9 @@ pub use station::{Server, StationStatus};
 use crate::addr::{unmapped, NodeId};
 use crate::config::{HostConfig, RelayConfig, RendezvousConfig};
 use crate::error::Error;
+use crate::nat::Network;
 use crate::net::NetEvent;
-use crate::path::{is_local, Candidate, NatProfile};
+use crate::path::{is_local, is_virtual_range, Candidate, NatProfile};
 use crate::peer::{resolve, Finder, Peers};
 use crate::relay::client::RelaySpec;
 use crate::relay::{RelayStatus, Relays};
@@ -338,12 +339,17 @@ impl Inner {
 
     async fn watch_network(self: Arc<Self>) {
         let mut network = self.surroundings.network();
-        network.mark_unchanged();
+        let mut before = ways_out(&network.borrow_and_update());
         while network.changed().await.is_ok() {
             let addresses: Vec<_> = self.surroundings.candidates().iter().map(|one| one.address).collect();
             tracing::info!(?addresses, "the network has changed");
             self.surroundings.forget();
-            self.relays.network_changed();
+            let now = ways_out(&network.borrow_and_update());
+            if now != before {
+                // a bridge of containers that comes and goes says nothing about the way to a relay
+                self.relays.network_changed();
+            }
+            before = now;
             self.publish(RendezvousEvent::NetworkChanged { addresses });
             self.look.notify_one();
             for station in &self.stations {
@@ -371,7 +377,11 @@ impl Inner {
     }
 
     fn meet_again(self: &Arc<Self>, node: NodeId) {
-        if self.stations.iter().any(|station| station.server.node == node) {
+        if let Some(station) = self.stations.iter().find(|station| station.server.node == node) {
+            if self.peers.net.relayed_nodes().contains(&node) {
+                // its relay is gone, most likely: what others need to be found again does not wait until it counts as lost
+                station.renew.notify_one();
+            }
             return; // it is dialled again by its station
         }
         let mut again = self.again.lock().unwrap_or_else(PoisonError::into_inner);
@@ -403,6 +413,14 @@ impl Inner {
             tracing::info!(%error, "a silent path was not opened anew");
         }
     }
+}
+
+/// The addresses that lead out of this machine.
+fn ways_out(network: &Network) -> Vec<IpAddr> {
+    let own = network.interfaces.candidates(false).map(|address| address.ip);
+    let mut found: Vec<_> = own.filter(|ip| !is_virtual_range(*ip)).collect();
+    found.sort_unstable();
+    found
 }
 
 /// Giving allocations back must not hold up the end.

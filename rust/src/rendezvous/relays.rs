@@ -28,20 +28,21 @@ pub enum DirectOnly {
 }
 
 impl DirectOnly {
-    fn applies(&self, node: &NodeId) -> bool {
+    /// `names`: every name that the node is known by.
+    pub(super) fn applies(&self, names: &[NodeId]) -> bool {
         match self {
             Self::Nobody => false,
             Self::Everybody => true,
-            Self::Nodes(nodes) => nodes.contains(node),
+            Self::Nodes(nodes) => names.iter().any(|name| nodes.contains(name)),
         }
     }
 }
 
 impl Inner {
     /// What a peer is told of where this node is.
-    pub(super) async fn whereabouts(&self, node: &NodeId) -> Whereabouts {
+    pub(super) async fn whereabouts(&self, names: &[NodeId]) -> Whereabouts {
         let mut own = self.surroundings.whereabouts(self.config.discovery_patience).await;
-        own.direct_only = self.direct_only.applies(node);
+        own.direct_only = self.direct_only.applies(names);
         if own.direct_only {
             return own;
         }
@@ -128,7 +129,7 @@ impl Inner {
             next.retain(|node, _| relayed.contains(node));
             let now = Instant::now();
             for node in relayed {
-                if self.direct_only.applies(&node) || self.stations.iter().any(|one| one.server.node == node) {
+                if self.direct_only.applies(&[node]) || self.stations.iter().any(|one| one.server.node == node) {
                     continue;
                 }
                 let first = self.relay_config.upgrade_after;

@@ -184,12 +184,12 @@ impl Station {
             if inner.peers.net.stats().datagrams_in > 0 {
                 sleep(inner.relay_config.head_start_heard).await;
             }
-            if inner.relays.to_rendezvous().is_empty() {
-                if let Some((host, _)) = split_address(&self.server.address) {
+            if let Some((host, _)) = split_address(&self.server.address) {
+                if inner.relays.own().is_empty() && !inner.relays.introduces(host) {
                     inner.relays.introduce(host, self.server.node);
                 }
-                inner.relays.reachable().await;
             }
+            inner.relays.reachable().await;
             inner.peers.dial_over(dial, &inner.relays.to_rendezvous()).await
         };
         tokio::pin!(direct, relayed);

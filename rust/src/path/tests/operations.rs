@@ -123,7 +123,17 @@ impl Outside {
                 let relayed = to.iter().map(|to| Route { via: relay, to: *to }).collect();
                 let peer_relays = to.iter().take(usize::from(session % 3)).copied().collect();
                 let head_start = millis(u64::from(session % 4) * 100);
-                let plan = Plan { candidates: to, guesses, search, opening_ttl, relayed, peer_relays, head_start };
+                let direct_only = session % 5 == 0;
+                let plan = Plan {
+                    candidates: to,
+                    guesses,
+                    search,
+                    opening_ttl,
+                    relayed,
+                    peer_relays,
+                    head_start,
+                    direct_only,
+                };
                 let made = table.start_meeting(now, node(session % 4), keys(session), plan, millis(timeout));
                 if made.is_some() && has_sockets {
                     self.vias.extend(vias);

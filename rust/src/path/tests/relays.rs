@@ -235,3 +235,43 @@ fn an_answer_that_there_is_no_room_for_does_not_stop_time() {
     bench.pass(seconds(2));
     assert_eq!(bench.paths_met(), []);
 }
+
+#[test]
+fn who_wants_direct_paths_only_makes_none_of_what_comes_over_relays() {
+    let mut bench = Bench::new();
+    bench.start(Plan { direct_only: true, relayed: Vec::new(), ..plan(&[1], 8, 1) });
+    let pong = bench.keyed_ping(address(8), 1, 1);
+    assert!(pong.is_some(), "the peer is answered, so that it knows that its way is one");
+    let over = Route { via: RELAY, to: address(1) };
+    let ping = PingIn { transaction: [2; 12], session: Some(keys(1).local_name), size: 92 };
+    bench.table.handle_ping(bench.now, over, &ping, |key| *key == keys(1).key);
+    let asked = bench.drain();
+    assert!(!asked.iter().any(|ping| ping.to == address(8) || ping.via == RELAY), "and not asked back: {asked:?}");
+}
+
+#[test]
+fn a_peer_that_nobody_needs_is_forgotten_with_its_relay() {
+    let mut bench = Bench::new();
+    let remote = bench.relayed_peer();
+    bench.table.release(bench.now, remote);
+    bench.table.handle_closed(bench.now, RELAY);
+    assert_eq!(bench.table.routes_of_node(&node(1)), [], "the next call finds it anew");
+}
+
+#[test]
+fn the_way_that_is_kept_warm_does_not_go_with_the_relay_in_use() {
+    let mut bench = Bench::new();
+    let second = Via(Via::FIRST_RELAY + 1);
+    let relayed = [(RELAY, 1), (RELAY, 2), (second, 1)].map(|(via, n)| Route { via, to: address(n) });
+    let pings = bench.start(Plan { relayed: relayed.to_vec(), head_start: Duration::ZERO, ..Plan::default() });
+    for (n, via, wait) in [(1, RELAY, 10), (2, RELAY, 2), (1, second, 30)] {
+        bench.now += millis(wait);
+        bench.answer(&to(&pings, via, n));
+    }
+    let (remote, ..) = bench.paths_met()[0];
+    bench.table.hold(bench.now, remote);
+    let in_use = bench.table.route_of(remote).unwrap();
+    assert_eq!(in_use.via, RELAY);
+    let sent = bench.pass_answering(seconds(60), |ping| ping.via == RELAY && ping.to == in_use.to);
+    assert!(sent.iter().any(|ping| ping.via == second), "{sent:?}");
+}

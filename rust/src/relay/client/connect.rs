@@ -9,7 +9,7 @@ use super::{tls, Options, RelaySpec};
 use crate::addr::unmapped;
 use crate::error::{Error, Reason, Result, Stage};
 use crate::net::socket::Socket;
-use crate::path::is_local;
+use crate::path::{is_for_everybody, sendable};
 use crate::relay::Transport;
 
 /// The addresses of what is connected to, the relay or the proxy before it: families take turns, as the resolver orders them
@@ -21,8 +21,13 @@ pub(super) async fn addresses(spec: &RelaySpec) -> Result<Vec<SocketAddr>> {
     };
     let failed = |what: String| Error::new(Reason::RelayUnreachable, Stage::Relay, format!("{host}: {what}"));
     let found = lookup_host((host, port)).await.map_err(|error| failed(error.to_string()))?;
-    let may_ask =
-        |address: &SocketAddr| spec.proxy.is_some() || !(spec.public_only && is_local(unmapped(*address).ip()));
+    if spec.public_only && spec.proxy.is_some() && !is_open_name(&spec.uri.host) {
+        return Err(failed("a rendezvous has named an address that is not of the open internet".to_owned()));
+    }
+    let may_ask = |address: &SocketAddr| {
+        let address = unmapped(*address);
+        sendable(address) && (spec.proxy.is_some() || !spec.public_only || is_for_everybody(address.ip()))
+    };
     let found: Vec<SocketAddr> = found.filter(may_ask).collect();
     let first_is_v4 = found.first().is_some_and(SocketAddr::is_ipv4);
     let (first, second): (Vec<_>, Vec<_>) = found.into_iter().partition(|address| address.is_ipv4() == first_is_v4);
@@ -40,6 +45,11 @@ pub(super) async fn addresses(spec: &RelaySpec) -> Result<Vec<SocketAddr>> {
         true => Err(failed("the name has no address".to_owned())),
         false => Ok(ordered),
     }
+}
+
+/// What an HTTP proxy may be asked for on behalf of a stranger: names with a dot, which are not of one network alone as a rule.
+fn is_open_name(host: &str) -> bool {
+    host.parse().map_or(host.contains('.'), is_for_everybody)
 }
 
 /// Connects to one of these addresses.

@@ -127,13 +127,17 @@ impl Server {
         }
     }
 
-    /// A name that ends is good to the end of what it was given; only more needs a new one.
+    /// A name that ends is good for what it was given, as long as that is refreshed (as with coturn); only more needs a new one.
     fn account(&self, moment: Moment, client: &Client, method: u16, name: &[u8]) -> Option<Account> {
         let allocation = self.clients.get(client).and_then(|id| self.allocations.get(id));
         let known = allocation.filter(|one| !matches!(method, stun::ALLOCATE | stun::REFRESH) && *one.name == *name);
         match known {
             Some(allocation) => Some(Account { key: allocation.key, owner: allocation.owner.clone() }),
-            None => self.setup.users.find(name, &self.config.realm, moment.unix),
+            None => {
+                let own = allocation.filter(|one| *one.name == *name && matches!(one.owner, Owner::Limited(_)));
+                let lasting = method == stun::REFRESH && own.is_some();
+                self.setup.users.find(name, &self.config.realm, if lasting { 0 } else { moment.unix })
+            }
         }
     }
 

@@ -190,9 +190,11 @@ fn names_that_end() {
     let mut guest = world.guest("192.0.2.1:5000", &name, &limited_password("shared", name.as_bytes()));
     assert_eq!(world.ask(&guest, stun::ALLOCATE, &[udp()]).code, 0);
     world.pass(Duration::from_secs(101));
-    assert_eq!(world.permit(&guest, "8.8.8.8:1"), 0, "what was granted goes on to its end");
-    assert_eq!(world.ask(&guest, stun::REFRESH, &[]).code, 401, "but is not prolonged");
-    // with a name that ends later it is
+    assert_eq!(world.permit(&guest, "8.8.8.8:1"), 0, "what was granted goes on");
+    assert_eq!(world.ask(&guest, stun::REFRESH, &[]).code, 0, "as long as it is refreshed");
+    let late = world.guest("192.0.2.2:5000", &name, &limited_password("shared", name.as_bytes()));
+    assert_eq!(world.ask(&late, stun::ALLOCATE, &[udp()]).code, 401, "nothing new is");
+    // a name of the same node that ends later is as good
     let name = limited_name(world.unix + 100, "node-1");
     guest = world.guest("192.0.2.1:5000", &name, &limited_password("shared", name.as_bytes()));
     assert_eq!(world.ask(&guest, stun::REFRESH, &[]).code, 0);
