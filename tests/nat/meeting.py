@@ -8,7 +8,7 @@ from typing import Any
 from driver import RELAY, RELAY_TLS, Failed, Node, Rendezvous, at
 from lab import Host
 
-DOCUMENTATION = ("198.51.100.0/24", "203.0.113.0/24", "2001:db8::/32")
+DOCUMENTATION = ("192.0.2.0/24", "198.51.100.0/24", "203.0.113.0/24", "2001:db8::/32")
 
 
 class Meeting:
