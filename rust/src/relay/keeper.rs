@@ -8,7 +8,7 @@ use tokio::sync::{broadcast, watch, Notify};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{sleep_until, timeout, Instant};
 
-use super::client::{race, Allocation, Carrier, CarryState, CarryStats, Options, RelaySpec};
+use super::client::{race, random, Allocation, Carrier, CarryState, CarryStats, Options, RelaySpec};
 use super::{known::Known, Transport};
 use crate::addr::{NodeId, Via};
 use crate::config::RelayConfig;
@@ -282,7 +282,11 @@ impl Inner {
                 () = sleep_until(until.unwrap_or_else(Instant::now)), if until.is_some() => break,
             }
         }
-        answered.sort_by_key(|(_, allocation)| allocation.rtt);
+        // among those that are about as near any will do, so that relays of one site share their users
+        let least = answered.iter().map(|(_, allocation)| allocation.rtt).min().unwrap_or_default();
+        let about = (least / 10).max(ABOUT).as_nanos();
+        answered
+            .sort_by_cached_key(|(_, allocation)| (allocation.rtt.saturating_sub(least).as_nanos() / about, random()));
         // those that are not needed are given back in the background
         answered.truncate(wanted);
         answered
@@ -406,6 +410,8 @@ impl Inner {
     }
 }
 
+/// Round trips that differ by less say nothing about distance.
+const ABOUT: Duration = Duration::from_millis(2);
 /// Whoever names relays names a handful; a node uses two.
 const MAX_OFFERED: usize = 8;
 const MAX_KNOWN: usize = 32;

@@ -150,7 +150,8 @@ fn choose(round_trips: &[Duration], random: u64) -> Option<usize> {
     near.get((random % near.len() as u64) as usize).copied()
 }
 
-fn random() -> u64 {
+/// Anything, to choose among equals.
+pub fn random() -> u64 {
     let mut bytes = [0; 8];
     // without randomness the first of them is as good
     let _ = getrandom::fill(&mut bytes);
