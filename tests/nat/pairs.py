@@ -9,10 +9,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
+from coturn import Coturn
 from driver import Failed, Node
 from lab import KINDS, Host, Lab, boxes, seen, stop_all
 from meeting import Meeting
-from relay import Coturn
 
 # laboratories at a time: a pair mostly waits, and two processors have time for more than two of them
 WORKERS = 4

@@ -7,10 +7,10 @@ import time
 from typing import Any
 
 import pytest
+from coturn import Coturn, why_no_coturn
 from driver import HANG, Node
 from lab import Lab
 from meeting import Meeting
-from relay import Coturn, why_no_coturn
 from test_survival import Flow, Record
 
 
