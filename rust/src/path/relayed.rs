@@ -50,11 +50,10 @@ impl Draft {
             routes.extend(reachable.take(MAX_TARGETS).map(|to| Route { via: relay.via, to }));
         }
         self.plan.head_start = match self.outlook {
-            Outlook::BothSymmetric => Duration::ZERO,
-            Outlook::Direct | Outlook::Prediction | Outlook::Search if own.is_cut_off() || peer.is_cut_off() => {
-                Duration::ZERO
-            }
-            _ => HEAD_START,
+            // a search takes longer than that, where it succeeds
+            Outlook::BothSymmetric | Outlook::Search => Duration::ZERO,
+            Outlook::Direct | Outlook::Prediction if own.is_cut_off() || peer.is_cut_off() => Duration::ZERO,
+            Outlook::Direct | Outlook::Prediction => HEAD_START,
         };
         self.plan.relayed = routes;
         self
