@@ -313,13 +313,20 @@ def settings(arguments: list[str], table: dict[str, Any] | None = None) -> dict[
 
 def test_how_a_node_is_to_be_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("KEYNET_RENDEZVOUS", raising=False)
-    assert settings([]) == {"rendezvous": [], "stun": [], "lan": False, "port_mapping": True}
+    monkeypatch.delenv("KEYNET_RELAYS", raising=False)
+    nothing = {"rendezvous": [], "stun": [], "lan": False, "port_mapping": True, "relays": [], "direct_only": False}
+    assert settings([]) == nothing
+    monkeypatch.setenv("KEYNET_RELAYS", "turn:u:p@a, turn:u:p@b")
+    assert settings([])["relays"] == ["turn:u:p@a", "turn:u:p@b"]
+    assert settings(["--relay", "turn:u:p@c"])["relays"] == ["turn:u:p@c"]
+    assert settings(["--direct-only"])["direct_only"] is True
+    monkeypatch.delenv("KEYNET_RELAYS")
     monkeypatch.setenv("KEYNET_RENDEZVOUS", " a@h:1, b@h:2,")
     assert settings([])["rendezvous"] == ["a@h:1", "b@h:2"]
     # what is said takes the place of what is only there
     assert settings(["--rendezvous", "c@h:3", "--rendezvous", "d@h:4"])["rendezvous"] == ["c@h:3", "d@h:4"]
     table = {"rendezvous": ["e@h:5"], "stun": ["s:1"], "lan": True, "port_mapping": False}
-    assert settings([], table) == table
+    assert settings([], table) == {**nothing, **table}
     assert settings(["--rendezvous", "f@h:6", "--stun", "t:2"], table)["rendezvous"] == ["e@h:5", "f@h:6"]
     assert settings(["--stun", "t:2"], table)["stun"] == ["s:1", "t:2"]
     assert settings(["--lan", "--no-port-mapping"])["lan"] is True
