@@ -167,12 +167,12 @@ class RelayServer:
         return self._core
 
 
-def credentials(secret: str, whom: str, expires: int) -> tuple[str, str]:
+def credentials(secret: str, whom: str, expires: float) -> tuple[str, str]:
     """Name and password for `whom` (a node id, say) that end at `expires`, in seconds since 1970.
 
     For relays that know `secret`: `RelayServer(secret=)`, coturn with use-auth-secret.
     """
-    name = f"{expires}:{whom}"
+    name = f"{int(expires)}:{whom}"
     # the scheme says SHA-1, which is sound in an HMAC
     password = base64.b64encode(hmac.digest(secret.encode(), name.encode(), "sha1")).decode()
     return name, password

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import datetime
 import os
 import pathlib
-import signal
 import socket
 from collections.abc import Mapping
 from typing import Any
@@ -15,10 +13,7 @@ from typing import Any
 from ..relay import PORT, RelayLimits, RelayServer
 from ._common import add_identity, invalid, load_identity, split
 from ._output import Output
-from ._run import second_signal
-
-_STATS_EVERY = 60.0
-"""Seconds between two lines of counters with -v."""
+from ._run import summary, tell_stats, until_signal
 
 
 def add(commands: Any, common: argparse.ArgumentParser) -> None:
@@ -126,29 +121,8 @@ def run(options: argparse.Namespace, out: Output) -> int:
 
 async def _work(relay: RelayServer, out: Output, *, talkative: bool) -> None:
     async with relay:
-        await _until_signal(relay, out, talkative=talkative)
-    out.result({"event": "closed", **relay.stats()}, f"closed: {_summary(relay.stats())}")
-
-
-async def _until_signal(relay: RelayServer, out: Output, *, talkative: bool) -> None:
-    loop = asyncio.get_running_loop()
-    told = asyncio.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, told.set)
-    # only now: whoever reads it may send a signal at once
-    _ready(relay, out)
-    tasks: list[asyncio.Task[Any]] = [asyncio.create_task(told.wait())]
-    if talkative:
-        tasks.append(asyncio.create_task(_tell(relay, out)))
-    try:
-        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        for task in done:
-            task.result()  # the output may be gone
-    finally:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, second_signal)
-        for task in tasks:
-            task.cancel()
+        await until_signal(lambda: _ready(relay, out), [tell_stats(relay.stats, out)] if talkative else [])
+    out.result({"event": "closed", **relay.stats()}, f"closed: {summary(relay.stats())}")
 
 
 def _ready(relay: RelayServer, out: Output) -> None:
@@ -166,17 +140,6 @@ def _ready(relay: RelayServer, out: Output) -> None:
         "ready",
     ]
     out.result(fields, "\n".join(lines))
-
-
-async def _tell(relay: RelayServer, out: Output) -> None:
-    while True:
-        await asyncio.sleep(_STATS_EVERY)
-        now, stats = datetime.datetime.now(datetime.timezone.utc), relay.stats()
-        out.result({"event": "stats", "time": now, **stats}, f"{now.astimezone():%H:%M:%S} {_summary(stats)}")
-
-
-def _summary(stats: Mapping[str, int]) -> str:
-    return ", ".join(f"{name.replace('_', ' ')} {count}" for name, count in stats.items() if count) or "nothing yet"
 
 
 def _everywhere() -> list[str]:

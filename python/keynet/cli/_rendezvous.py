@@ -5,22 +5,17 @@ from __future__ import annotations
 import argparse
 import asyncio
 import dataclasses
-import datetime
 import os
-import signal
 from typing import TYPE_CHECKING, Any
 
 from .._access import ANYONE, Allow
 from .._node import NodeId
 from ._common import add_identity, invalid, load_identity
 from ._output import Output
-from ._run import second_signal, show
+from ._run import show, tell_stats, until_signal
 
 if TYPE_CHECKING:
     from ..rendezvous import Server
-
-_STATS_EVERY = 60.0
-"""Seconds between two lines of counters with -v: as often as nodes refresh."""
 
 
 def add(commands: Any, common: argparse.ArgumentParser) -> None:
@@ -129,7 +124,8 @@ def run(options: argparse.Namespace, out: Output) -> int:
             settings=settings,
         )
         async with server:
-            await _until_signal(server, out, talkative=options.verbose > 0)
+            telling = [_events(server, out), tell_stats(server.stats, out)] if options.verbose > 0 else []
+            await until_signal(lambda: _ready(server, out), telling)
         out.result({"event": "closed", **server.stats()}, "closed")
 
     asyncio.run(work())
@@ -152,26 +148,6 @@ def _relay(options: argparse.Namespace) -> dict[str, Any] | None:
     }
 
 
-async def _until_signal(server: Server, out: Output, *, talkative: bool) -> None:
-    loop = asyncio.get_running_loop()
-    told = asyncio.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, told.set)
-    telling = [asyncio.create_task(_events(server, out)), asyncio.create_task(_stats(server, out))] if talkative else []
-    # only now: whoever reads it may send a signal at once
-    _ready(server, out)
-    stop = asyncio.create_task(told.wait())
-    try:
-        done, _ = await asyncio.wait([stop, *telling], return_when=asyncio.FIRST_COMPLETED)
-        for task in done - {stop}:
-            task.result()  # the output is gone
-    finally:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, second_signal)
-        for task in (stop, *telling):
-            task.cancel()
-
-
 def _ready(server: Server, out: Output) -> None:
     fields = {
         "event": "ready",
@@ -192,14 +168,6 @@ def _ready(server: Server, out: Output) -> None:
 async def _events(server: Server, out: Output) -> None:
     async for event in server.proxy.events():
         show(event, out)
-
-
-async def _stats(server: Server, out: Output) -> None:
-    while True:
-        await asyncio.sleep(_STATS_EVERY)
-        now, stats = datetime.datetime.now(datetime.timezone.utc), server.stats()
-        text = ", ".join(f"{name.replace('_', ' ')} {count}" for name, count in stats.items() if count)
-        out.result({"event": "stats", "time": now, **stats}, f"{now.astimezone():%H:%M:%S} {text or 'nothing yet'}")
 
 
 def _allow(names: list[str]) -> Allow:

@@ -1,4 +1,4 @@
-"""A proxy in the foreground: its events as lines, until a signal ends it in good order."""
+"""A proxy, or a server, in the foreground: what it tells as lines, until a signal ends it in good order."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import datetime
 import os
 import re
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any
 
 from .. import _events
@@ -16,6 +16,9 @@ from .._info import ConnectionInfo
 from .._node import NodeId
 from .._proxy import EventStream, Proxy
 from ._output import Output
+
+_STATS_EVERY = 60.0
+"""Seconds between two lines of counters with -v."""
 
 
 async def follow(proxy: Proxy, out: Output, ready: Callable[[], None], events: EventStream | None = None) -> None:
@@ -43,6 +46,40 @@ async def follow(proxy: Proxy, out: Output, ready: Callable[[], None], events: E
     finally:
         printing.cancel()
         stop.cancel()
+
+
+async def until_signal(ready: Callable[[], None], telling: Sequence[Coroutine[Any, Any, None]]) -> None:
+    """Says `ready` and runs what tells of a server until SIGINT or SIGTERM; a second one ends the process at once."""
+    loop = asyncio.get_running_loop()
+    told = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, told.set)
+    tasks: list[asyncio.Task[Any]] = [asyncio.create_task(one) for one in telling]
+    # only now: whoever reads it may send a signal at once
+    ready()
+    tasks.append(asyncio.create_task(told.wait()))
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()  # the output may be gone
+    finally:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, second_signal)
+        for task in tasks:
+            task.cancel()
+
+
+async def tell_stats(stats: Callable[[], Mapping[str, int]], out: Output) -> None:
+    """Prints a server's counters every minute: as often as nodes refresh at a rendezvous."""
+    while True:
+        await asyncio.sleep(_STATS_EVERY)
+        now, found = datetime.datetime.now(datetime.timezone.utc), stats()
+        out.result({"event": "stats", "time": now, **found}, f"{now.astimezone():%H:%M:%S} {summary(found)}")
+
+
+def summary(stats: Mapping[str, int]) -> str:
+    """Counters that are not 0, in words."""
+    return ", ".join(f"{name.replace('_', ' ')} {count}" for name, count in stats.items() if count) or "nothing yet"
 
 
 def second_signal() -> None:

@@ -8,7 +8,7 @@ import dataclasses
 from .._reasons import Reason, Stage
 from ..errors import InvalidArgument
 
-__all__ = ["Buckets", "Rate", "Settings", "invalid"]
+__all__ = ["Buckets", "Rate", "Settings", "invalid", "port_of"]
 
 MAX_BODY = 40 << 10
 """Bytes of a signal's body, as rendezvous.proto says: a certificate chain may take 32 KiB."""
@@ -23,6 +23,14 @@ MAX_AGENT = 100
 def invalid(detail: str) -> InvalidArgument:
     """The error for an option that is wrong."""
     return InvalidArgument(reason=Reason.INVALID_ARGUMENT, stage=Stage.SETUP, detail=detail)
+
+
+def port_of(address: str) -> int:
+    """The port of "host:port". Raises `InvalidArgument`."""
+    host, colon, port = address.rpartition(":")
+    if not (host and colon and port.isdecimal() and 0 < int(port) < 65536):
+        raise invalid(f'{address!r} is not of the form "host:port"')
+    return int(port)
 
 
 @dataclasses.dataclass(frozen=True)

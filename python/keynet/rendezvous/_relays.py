@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import base64
 import dataclasses
-import hashlib
-import hmac
 import secrets
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .._identity import Identity
-from ..relay import PORT, RelayServer
-from ._limits import invalid
+from ..relay import PORT, RelayServer, _several, credentials
+from ._limits import invalid, port_of
 from .v1 import rendezvous_pb2 as pb
 
 __all__ = ["OwnRelay", "Relay", "credentials"]
@@ -52,13 +49,6 @@ class Relay:
         return pb.Relay(uris=list(self.uris), username=username, password=password, seconds=self.seconds)
 
 
-def credentials(secret: str, node_id: str, until: float) -> tuple[str, str]:
-    """User and password by the scheme that coturn calls `use-auth-secret`: good until `until`, Unix time in seconds."""
-    username = f"{int(until)}:{node_id}"
-    digest = hmac.digest(secret.encode(), username.encode(), hashlib.sha1)
-    return username, base64.b64encode(digest).decode()
-
-
 class OwnRelay:
     """A relay in the process of the rendezvous, which shares a secret with it that nobody else needs to know.
 
@@ -70,11 +60,11 @@ class OwnRelay:
         self._told = list(options.pop("introduction_peers", ()))
         self._options = options
         self._server: RelayServer | None = None
-        listen, tls = _listed(options.get("listen", f"0.0.0.0:{PORT}")), _listed(options.get("tls", ()))
-        plain = _port(listen[0]) if listen else PORT
+        listen, tls = _several(options.get("listen", f"0.0.0.0:{PORT}")), _several(options.get("tls", ()))
+        plain = port_of(listen[0]) if listen else PORT
         uris = [f"turn::{plain}", f"turn::{plain}?transport=tcp"]
         key = "" if options.get("certificate") else f"?key={identity.node_id}"
-        uris += [f"turns::{_port(address)}{key}" for address in tls[:1]]
+        uris += [f"turns::{port_of(address)}{key}" for address in tls[:1]]
         self.named = Relay(uris, options["secret"])
 
     async def start(self, rendezvous: Sequence[str]) -> None:
@@ -92,14 +82,3 @@ class OwnRelay:
         """Ends all allocations. May be called again."""
         if self._server is not None:
             await self._server.close()
-
-
-def _listed(addresses: str | Sequence[str]) -> list[str]:
-    return [addresses] if isinstance(addresses, str) else list(addresses)
-
-
-def _port(address: str) -> int:
-    port = address.rpartition(":")[2]
-    if not port.isdecimal():
-        raise invalid(f'{address!r} is not of the form "host:port"')
-    return int(port)

@@ -25,7 +25,7 @@ from .._info import Limits
 from .._node import NodeId
 from .._proxy import Proxy
 from ._group import Group
-from ._limits import MAX_MESSAGE, Settings, invalid
+from ._limits import MAX_MESSAGE, Settings, port_of
 from ._registry import Registry
 from ._relays import OwnRelay, Relay
 from ._router import Router
@@ -84,9 +84,9 @@ class Server:
     ) -> None:
         self._settings = _fitting(settings or Settings())
         self._stun_addresses = list(stun)
-        self._recommended = [f":{_port(address)}" for address in stun] + list(public_stun)
+        self._recommended = [f":{port_of(address)}" for address in stun] + list(public_stun)
         for address in public_stun:
-            _port(address)
+            port_of(address)
         self._own_relay = None if relay is None else OwnRelay(identity, relay)
         if self._own_relay is not None:
             relays = [*relays, self._own_relay.named]
@@ -284,13 +284,6 @@ def _fitting(settings: Settings) -> Settings:
 
 def _files(nodes: int) -> int:
     return _FILES_PER_NODE * (nodes + _SPARE_STREAMS) + _SPARE_FILES
-
-
-def _port(address: str) -> int:
-    host, colon, port = address.rpartition(":")
-    if not (host and colon and port.isdecimal() and 0 < int(port) < 65536):
-        raise invalid(f'{address!r} is not of the form "host:port"')
-    return int(port)
 
 
 def _outside(host: str) -> str:

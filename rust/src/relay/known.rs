@@ -10,6 +10,7 @@ use super::{RelayUri, Transport};
 use crate::addr::NodeId;
 use crate::config::RelayConfig;
 use crate::error::{Error, Result};
+use crate::turn::credentials::{INTRODUCTION_NAME, INTRODUCTION_PASSWORD};
 
 #[derive(Clone, Debug)]
 pub(super) struct Known {
@@ -47,14 +48,14 @@ impl Known {
             let mut uri = RelayUri::new(transport, host, port);
             uri.key = (transport == Transport::Tls).then_some(node);
             RelaySpec {
-                username: INTRODUCTION.to_owned(),
-                password: Zeroizing::new(INTRODUCTION.to_owned()),
+                username: INTRODUCTION_NAME.to_owned(),
+                password: Zeroizing::new(INTRODUCTION_PASSWORD.to_owned()),
                 ..RelaySpec::new(uri)
             }
         };
         let ways = vec![way(Transport::Tcp, TURN), way(Transport::Tls, HTTPS), way(Transport::Tls, TURNS)];
         let until = Instant::now() + INTRODUCTION_FOR;
-        let mut known = Self::new(host.to_owned(), ways, Some((INTRODUCTION.to_owned(), until)));
+        let mut known = Self::new(host.to_owned(), ways, Some((INTRODUCTION_NAME.to_owned(), until)));
         known.introduction = true;
         known.complete();
         known
@@ -132,8 +133,6 @@ impl Known {
     }
 }
 
-/// User and password of a relay that carries to its rendezvous nodes and to nobody else (docs/protocol.md section 9).
-pub const INTRODUCTION: &str = "keynet";
 /// A rendezvous that is not reached asks for it again; one that is reached needs it no more.
 const INTRODUCTION_FOR: Duration = Duration::from_secs(60);
 /// The ports of RFC 8656 section 3.1, and what the strictest networks let out.
