@@ -436,8 +436,6 @@ pub struct RelayConfig {
     pub at_once: usize,
     /// A relay must be reached by then, by any of its ways: see `relay::client::Options`.
     pub deadline: Duration,
-    /// After the first relay has answered, others that are nearer by their round trip may still answer.
-    pub window: Duration,
     /// A relay that failed is tried again after this, and then after twice as long each time.
     pub retry_after: Duration,
     pub retry_most: Duration,
@@ -458,7 +456,6 @@ impl Default for RelayConfig {
         Self {
             at_once: 2,
             deadline: Duration::from_secs(10),
-            window: Duration::from_millis(100),
             retry_after: Duration::from_secs(1),
             retry_most: Duration::from_secs(60),
             patience: Duration::from_secs(2),

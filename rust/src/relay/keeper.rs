@@ -8,7 +8,7 @@ use tokio::sync::{broadcast, watch, Notify};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{sleep_until, timeout, Instant};
 
-use super::client::{race, random, Allocation, Carrier, CarryState, CarryStats, Options, RelaySpec};
+use super::client::{nearest, Allocation, Carrier, CarryState, CarryStats, Nearest, Options, RelaySpec, MAX_RELAYS};
 use super::{known::Known, Transport};
 use crate::addr::{NodeId, Via};
 use crate::config::RelayConfig;
@@ -236,7 +236,10 @@ impl Inner {
                 let wanted = if known.introduction { have == 0 } else { wanted > 0 };
                 wanted && !used && known.is_due(now)
             };
-            let relays: Vec<_> = state.known.iter().filter(free).cloned().collect();
+            let mut relays: Vec<_> = state.known.iter().filter(free).cloned().collect();
+            // those that have failed least are asked first, where there are more than are asked at once
+            relays.sort_by_key(Known::failures);
+            relays.truncate(MAX_RELAYS);
             (wanted.max(1), relays)
         };
         if !relays.is_empty() {
@@ -256,40 +259,20 @@ impl Inner {
     }
 
     /// Asks all of these; the nearest of those that answer soon after the first.
-    async fn allocate(self: &Arc<Self>, relays: Vec<Known>, wanted: usize) -> Vec<(Known, Allocation)> {
+    async fn allocate(&self, relays: Vec<Known>, wanted: usize) -> Vec<(Known, Allocation)> {
         let options = Options { deadline: self.config.deadline, ..Options::default() };
-        let mut running = JoinSet::new();
-        for known in relays {
-            let options = options.clone();
-            running.spawn(async move {
-                let result = race(vec![known.ways.clone()], &options).await;
-                (known, result)
-            });
-        }
-        let mut answered: Vec<(Known, Allocation)> = Vec::new();
-        let mut until = None;
-        loop {
-            tokio::select! {
-                done = running.join_next() => match done {
-                    Some(Ok((known, Ok(allocation)))) => {
-                        until.get_or_insert(Instant::now() + self.config.window);
-                        answered.push((known, allocation));
-                    }
-                    Some(Ok((known, Err(error)))) => self.note(&known, Err(error)),
-                    Some(Err(error)) => tracing::warn!(%error, "asking a relay broke off"),
-                    None => break,
-                },
-                () = sleep_until(until.unwrap_or_else(Instant::now)), if until.is_some() => break,
+        let ways = relays.iter().map(|known| known.ways.clone()).collect();
+        let Nearest { allocations, failed } = match nearest(ways, wanted, &options).await {
+            Ok(nearest) => nearest,
+            Err(error) => {
+                tracing::warn!(%error, "no relay was asked");
+                return Vec::new();
             }
+        };
+        for (place, error) in failed {
+            self.note(&relays[place], Err(error));
         }
-        // among those that are about as near any will do, so that relays of one site share their users
-        let least = answered.iter().map(|(_, allocation)| allocation.rtt).min().unwrap_or_default();
-        let about = (least / 10).max(ABOUT).as_nanos();
-        answered
-            .sort_by_cached_key(|(_, allocation)| (allocation.rtt.saturating_sub(least).as_nanos() / about, random()));
-        // those that are not needed are given back in the background
-        answered.truncate(wanted);
-        answered
+        allocations.into_iter().map(|(place, allocation)| (relays[place].clone(), allocation)).collect()
     }
 
     fn take(self: &Arc<Self>, known: &Known, allocation: Allocation) {
@@ -410,8 +393,6 @@ impl Inner {
     }
 }
 
-/// Round trips that differ by less say nothing about distance.
-const ABOUT: Duration = Duration::from_millis(2);
 /// Whoever names relays names a handful; a node uses two.
 const MAX_OFFERED: usize = 8;
 const MAX_KNOWN: usize = 32;

@@ -109,6 +109,11 @@ impl Known {
         self.retry
     }
 
+    /// Attempts without success, one after the other.
+    pub fn failures(&self) -> u32 {
+        self.failures
+    }
+
     /// How an attempt, or a use, has ended.
     pub fn note(&mut self, result: Result<()>, config: &RelayConfig) {
         match result {

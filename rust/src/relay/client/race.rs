@@ -11,42 +11,62 @@ use tokio::time::{sleep_until, timeout_at, Instant};
 use super::{connect, Allocation, Options, RelaySpec};
 use crate::error::{Error, Reason, Result, Stage};
 
+/// What came of asking several relays, each by its place among them.
+#[derive(Debug, Default)]
+pub struct Nearest {
+    /// The nearest first.
+    pub allocations: Vec<(usize, Allocation)>,
+    pub failed: Vec<(usize, Error)>,
+}
+
 /// Allocates at the best of several relays. Each is given by the ways that lead to it, the preferred one first; what is not chosen
 /// is given back.
 ///
 /// Errors: the most telling failure, with all of them in its text.
 pub async fn race(relays: Vec<Vec<RelaySpec>>, options: &Options) -> Result<Allocation> {
+    let Nearest { allocations, failed } = nearest(relays, 1, options).await?;
+    let best = allocations.into_iter().next().map(|(_, allocation)| allocation);
+    best.ok_or_else(|| most_telling(failed.into_iter().map(|(_, error)| error).collect()))
+}
+
+/// The same for as many as are wanted, with what became of those that failed before the nearest were found.
+///
+/// Errors: `InvalidArgument`, for more than there may be.
+pub async fn nearest(relays: Vec<Vec<RelaySpec>>, wanted: usize, options: &Options) -> Result<Nearest> {
     if relays.len() > MAX_RELAYS || relays.iter().any(|ways| ways.len() > MAX_WAYS) {
         let what = format!("more than {MAX_RELAYS} relays, or {MAX_WAYS} ways to one");
         return Err(Error::new(Reason::InvalidArgument, Stage::Setup, what));
     }
     let deadline = Instant::now() + options.deadline;
     let mut running = JoinSet::new();
-    for ways in relays {
+    for (place, ways) in relays.into_iter().enumerate() {
         let ways: Vec<_> = ways.into_iter().map(|spec| one_way(spec, options.clone(), deadline)).collect();
-        running.spawn(climb(ways));
+        running.spawn(async move { (place, climb(ways).await) });
     }
-    let (mut allocations, mut errors) = (Vec::new(), Vec::new());
+    let (mut answered, mut failed) = (Vec::new(), Vec::new());
     let mut until = None;
     loop {
         tokio::select! {
             done = running.join_next() => match done {
-                Some(Ok(Ok(allocation))) => {
+                Some(Ok((place, Ok(allocation)))) => {
                     until.get_or_insert(Instant::now() + WINDOW);
-                    allocations.push(allocation);
+                    answered.push((place, allocation));
                 }
-                Some(Ok(Err(more))) => errors.extend(more),
-                Some(Err(broken)) => errors.push(panicked(&broken)),
+                Some(Ok((place, Err(errors)))) => failed.push((place, most_telling(errors))),
+                Some(Err(broken)) => tracing::warn!(error = %panicked(&broken), "asking a relay broke off"),
                 None => break,
             },
             () = sleep_until(until.unwrap_or(deadline)), if until.is_some() => break,
         }
     }
-    let round_trips: Vec<Duration> = allocations.iter().map(|allocation| allocation.rtt).collect();
-    match choose(&round_trips, random()) {
-        Some(best) => Ok(allocations.swap_remove(best)),
-        None => Err(most_telling(errors)),
+    let mut allocations = Vec::new();
+    while allocations.len() < wanted {
+        let round_trips: Vec<Duration> =
+            answered.iter().map(|(_, allocation): &(_, Allocation)| allocation.rtt).collect();
+        let Some(best) = choose(&round_trips, random()) else { break };
+        allocations.push(answered.swap_remove(best));
     }
+    Ok(Nearest { allocations, failed })
 }
 
 /// One way to a relay, at each of its addresses.
@@ -150,8 +170,7 @@ fn choose(round_trips: &[Duration], random: u64) -> Option<usize> {
     near.get((random % near.len() as u64) as usize).copied()
 }
 
-/// Anything, to choose among equals.
-pub fn random() -> u64 {
+fn random() -> u64 {
     let mut bytes = [0; 8];
     // without randomness the first of them is as good
     let _ = getrandom::fill(&mut bytes);
@@ -180,7 +199,7 @@ const WINDOW: Duration = Duration::from_millis(100);
 /// Round trips that differ by less say nothing about distance.
 const ABOUT: Duration = Duration::from_millis(2);
 /// A node needs one; some more are there in case.
-const MAX_RELAYS: usize = 16;
+pub const MAX_RELAYS: usize = 16;
 /// UDP, TCP, TLS, TLS through a proxy, and as many on other ports.
 const MAX_WAYS: usize = 8;
 /// So that an error can be read.
