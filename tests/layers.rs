@@ -191,6 +191,7 @@ fn layer_of(module: &str) -> Option<(u8, usize)> {
 const LAYERS: &[(&str, u8)] = &[
     ("addr", 0),
     ("time", 0),
+    ("bucket", 0),
     ("error", 0),
     ("config", 0),
     ("utp", 1),

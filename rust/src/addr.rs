@@ -187,6 +187,19 @@ pub fn mapped(address: SocketAddr) -> SocketAddr {
     }
 }
 
+/// What one customer has: an IPv4 /24 (many share one, none has a larger one for nothing), an IPv6 /56 (RFC 6177).
+pub fn network_of(ip: IpAddr) -> [u8; 8] {
+    let mut bytes = [0; 8];
+    match unmapped(SocketAddr::new(ip, 0)).ip() {
+        IpAddr::V4(v4) => bytes[..3].copy_from_slice(&v4.octets()[..3]),
+        IpAddr::V6(v6) => {
+            bytes[..7].copy_from_slice(&v6.octets()[..7]);
+            bytes[7] = 1;
+        }
+    }
+    bytes
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -5,13 +5,12 @@
 //!
 //! | layer | modules | what |
 //! |---|---|---|
-//! | 0 | [`addr`], [`config`], [`error`], [`time`] | names of nodes, every knob, every failure, the clock type |
+//! | 0 | [`addr`], [`bucket`], [`config`], [`error`], [`time`] | names of nodes, rates, every knob, every failure, the clock type |
 //! | 1 | [`utp`], [`path`], [`stun`], [`http_connect`], [`open`], [`tls`], [`turn`] | state machines and codecs: no sockets, no clock, no runtime |
 //! | 2 | `net` | the one task that owns the UDP socket (tokio starts here) |
 //! | 3 | `peer` | a link: uTP stream + TLS + the node at its other end |
-//! | 3 | `relay` | relays: TURN, for nodes between which no datagram passes directly |
 //! | 3 | `nat` | what a node finds out about itself and its network, and a STUN server that helps others to |
-//! | 3 | `relay` | what carries datagrams for those that no hole can be punched for |
+//! | 3 | `relay` | TURN, client and server: what carries datagrams for those that no hole can be punched for |
 //! | 4 | `rendezvous` | nodes that find each other by their keys |
 //! | 5 | `proxy` | forward and reverse proxy, access list, splice |
 //! | 6 | `python` | conversions for the Python package, nothing else |
@@ -23,6 +22,7 @@
 #![warn(clippy::print_stdout, clippy::print_stderr)]
 
 pub mod addr;
+pub mod bucket;
 pub mod classify;
 pub mod config;
 pub mod error;

@@ -1,10 +1,10 @@
 //! Rate limits against strangers: one for all, one for each network that asks.
 
 use std::hash::{BuildHasher, RandomState};
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use crate::addr::unmapped;
+use crate::addr::network_of;
 
 /// Evenly spaced permits, `burst` of them saved up, for a fixed number of rows. A network belongs to the row that a keyed
 /// hash gives it: nothing is remembered or thrown out, and nobody can choose whose row he shares.
@@ -25,24 +25,11 @@ impl SourceLimit {
 
     /// Whether `source` may have one more.
     pub(super) fn take(&mut self, source: SocketAddr, now: Instant) -> bool {
-        let place = self.hasher.hash_one(network(source)) as usize % self.rows.len();
+        let place = self.hasher.hash_one(network_of(source.ip())) as usize % self.rows.len();
         let row = self.rows.get_mut(place);
         // a source above its own limit takes nothing from the others
         row.is_some_and(|row| row.take(now)) && self.all.take(now)
     }
-}
-
-/// What one customer has: an IPv4 /24 (many share one, none has a larger one for nothing), an IPv6 /56 (RFC 6177).
-fn network(source: SocketAddr) -> [u8; 8] {
-    let mut bytes = [0; 8];
-    match unmapped(source).ip() {
-        IpAddr::V4(v4) => bytes[..3].copy_from_slice(&v4.octets()[..3]),
-        IpAddr::V6(v6) => {
-            bytes[..7].copy_from_slice(&v6.octets()[..7]);
-            bytes[7] = 1;
-        }
-    }
-    bytes
 }
 
 /// The generic cell rate algorithm (ITU-T I.371): one moment of state. Half a second's permits can be saved up.
@@ -71,6 +58,10 @@ impl Bucket {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn network(source: SocketAddr) -> [u8; 8] {
+        network_of(source.ip())
+    }
 
     fn at(text: &str) -> SocketAddr {
         text.parse().unwrap()

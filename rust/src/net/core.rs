@@ -160,10 +160,9 @@ impl Core {
     /// what is cut for one must get through over the others as well, for in uTP it cannot be made smaller.
     pub fn max_datagram(&self, remote: RemoteId, route: Route) -> u16 {
         let cap = Origin::of(route.to).max_datagram();
-        match self.paths.node_of(remote) {
-            None if route.via.is_relay() => cap.min(COMMON_DATAGRAM),
-            Some(_) => cap.min(COMMON_DATAGRAM),
-            None => cap,
+        match route.via.is_relay() || self.paths.node_of(remote).is_some() {
+            true => cap.min(COMMON_DATAGRAM),
+            false => cap,
         }
     }
 

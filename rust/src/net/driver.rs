@@ -381,10 +381,10 @@ impl Driver<'_> {
             }
         }
         let to = core.route_of(conn.remote);
-        let relayed = core.paths.is_relayed(conn.remote);
+        let policed = core.police.is_limited() && core.paths.is_relayed(conn.remote);
         let max_segments = match to.via.is_relay() {
             // a limit is kept by single packets
-            _ if relayed && core.police.is_limited() => 1,
+            _ if policed => 1,
             true => WIRE_SEGMENTS,
             false => self.sockets.find(to.via).map_or(1, |socket| socket.max_segments()),
         };
@@ -396,7 +396,7 @@ impl Driver<'_> {
             let Some(transmit) = state.utp.poll_transmit(now, max_segments, &mut self.out) else { break };
             let spent = allowed - state.utp.allowance();
             state.turn.spend(spent);
-            if relayed && !core.police.may_pass(now, conn.remote, self.out.len()) {
+            if policed && !core.police.may_pass(now, conn.remote, self.out.len()) {
                 core.stats.dropped_relay_limit += 1;
             } else {
                 sent += self.out.len();

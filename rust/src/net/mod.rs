@@ -35,7 +35,7 @@ use wire::Wires;
 
 pub use meeting::{Meeting, MeetingState, Met};
 pub use stream::{Helm, UtpStream};
-pub use wire::{Datagrams, Wire, WIRE_QUEUE};
+pub use wire::{Datagrams, Wire};
 
 /// Knobs of everything below.
 #[derive(Clone, Debug, Default)]

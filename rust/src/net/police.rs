@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use crate::addr::RemoteId;
+use crate::bucket::Bucket;
 use crate::config::RelayLimits;
 use crate::time::Time;
 
@@ -14,30 +15,9 @@ pub(super) struct Police {
     peers: HashMap<RemoteId, Bucket>,
 }
 
-/// A second's worth may go at once.
-#[derive(Clone, Copy, Debug)]
-struct Bucket {
-    tokens: u64,
-    at: Time,
-}
-
-impl Bucket {
-    fn full(rate: u64, now: Time) -> Self {
-        Self { tokens: rate, at: now }
-    }
-
-    fn refill(&mut self, rate: u64, now: Time) {
-        let earned = u128::from(rate) * now.since(self.at).as_nanos() / 1_000_000_000;
-        if earned > 0 {
-            let earned = u64::try_from(earned).unwrap_or(u64::MAX);
-            (self.tokens, self.at) = (self.tokens.saturating_add(earned).min(rate), now);
-        }
-    }
-}
-
 impl Police {
     pub(super) fn new(limits: RelayLimits, now: Time) -> Self {
-        Self { all: Bucket::full(limits.bytes_per_second, now), limits, peers: HashMap::new() }
+        Self { all: bucket(limits.bytes_per_second, now), limits, peers: HashMap::new() }
     }
 
     pub(super) fn is_limited(&self) -> bool {
@@ -47,34 +27,29 @@ impl Police {
 
     /// Whether so much may go to a peer over a relay; what may not is lost, and congestion control makes less of it.
     pub(super) fn may_pass(&mut self, now: Time, remote: RemoteId, bytes: usize) -> bool {
-        let RelayLimits { bytes_per_second: all, bytes_per_second_per_peer: each } = self.limits;
         if !self.is_limited() {
             return true;
         }
+        let each = self.limits.bytes_per_second_per_peer;
         if self.peers.len() >= MAX_PEERS && !self.peers.contains_key(&remote) {
             // those that are full again need no memory
-            self.peers.retain(|_, bucket| {
-                bucket.refill(each, now);
-                bucket.tokens < each
-            });
+            self.peers.retain(|_, peer| !peer.has(each, now));
             if self.peers.len() >= MAX_PEERS {
                 return false;
             }
         }
-        let peer = self.peers.entry(remote).or_insert_with(|| Bucket::full(each, now));
-        peer.refill(each, now);
-        self.all.refill(all, now);
+        let peer = self.peers.entry(remote).or_insert_with(|| bucket(each, now));
         let bytes = bytes as u64;
-        if peer.tokens < bytes || self.all.tokens < bytes {
-            return false;
-        }
-        if each != u64::MAX {
-            peer.tokens -= bytes;
-        }
-        if all != u64::MAX {
-            self.all.tokens -= bytes;
-        }
-        true
+        // a peer above its own limit takes nothing from the others
+        self.all.has(bytes, now) && peer.take(bytes, now) && self.all.take(bytes, now)
+    }
+}
+
+/// A second's worth may go at once.
+fn bucket(limit: u64, now: Time) -> Bucket {
+    match limit {
+        u64::MAX => Bucket::new(0, 0, now),
+        limit => Bucket::new(limit, limit, now),
     }
 }
 

@@ -115,7 +115,7 @@ impl Wires {
 }
 
 /// Batches waiting in each direction: 32 datagrams each, 10 MB at most.
-pub const WIRE_QUEUE: usize = 256;
+const WIRE_QUEUE: usize = 256;
 /// Datagrams that one batch carries.
 pub(super) const WIRE_SEGMENTS: usize = 32;
 /// Two relays in use, and those that take their place.

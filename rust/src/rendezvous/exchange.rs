@@ -308,9 +308,9 @@ impl Inner {
     async fn unreachable(&self) -> Error {
         let nothing_ever_came = self.peers.net.stats().datagrams_in == 0;
         let profile = self.surroundings.profile();
+        let mut relays = self.relays.status().into_iter().filter_map(|relay| relay.error);
         if nothing_ever_came && profile.is_none_or(|profile| profile.udp_blocked) {
-            let relays: Vec<_> = self.relays.status().into_iter().filter_map(|relay| relay.error).collect();
-            let relays = match relays.first() {
+            let relays = match relays.next() {
                 Some(error) => format!("; no relay was reached: {error}"),
                 None => "; no relay is known".to_owned(),
             };
@@ -318,7 +318,6 @@ impl Inner {
             return Error::new(Reason::UdpBlocked, Stage::Rendezvous, format!("{text}{relays}"));
         }
         let errors = self.stations.iter().filter_map(|station| station.status().error);
-        let relays = self.relays.status().into_iter().filter_map(|relay| relay.error);
         let text: Vec<_> = errors.chain(relays).map(|error| error.to_string()).collect();
         unreachable(if text.is_empty() { "none has answered yet".to_owned() } else { text.join(" | ") })
     }

@@ -14,9 +14,10 @@ use tokio_rustls::TlsAcceptor;
 
 use super::frames::Frame;
 use super::{Core, Shared};
+use crate::addr::network_of;
 use crate::addr::unmapped;
 use crate::turn::channel::{self, frame_length, read_header};
-use crate::turn::server::{network_of, Client, Link};
+use crate::turn::server::{Client, Link};
 
 /// Ends by being dropped, and its connections with it.
 pub async fn accept(shared: Arc<Shared>, listener: TcpListener, tls: Option<Arc<ServerConfig>>) {

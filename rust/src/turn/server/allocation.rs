@@ -4,9 +4,9 @@ use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use super::limits::Bucket;
 use super::users::Owner;
 use super::{Client, Family};
+use crate::bucket::Bucket;
 use crate::time::Time;
 use crate::turn::credentials::Key;
 

@@ -1,49 +1,11 @@
 //! What strangers and customers may cost: rates, and answers that never outweigh the questions.
 
 use std::hash::{BuildHasher, RandomState};
-use std::net::{IpAddr, SocketAddr};
-use std::time::Duration;
+use std::net::SocketAddr;
 
-use crate::addr::unmapped;
+use crate::addr::network_of;
+use crate::bucket::Bucket;
 use crate::time::Time;
-
-/// A token bucket: so many a second, and what a burst may take at once.
-#[derive(Clone, Copy, Debug)]
-pub struct Bucket {
-    per_second: u64,
-    burst: u64,
-    tokens: u64,
-    filled: Time,
-}
-
-impl Bucket {
-    /// `per_second` of 0 lets everything through.
-    pub fn new(per_second: u64, burst: u64, now: Time) -> Self {
-        Self { per_second, burst, tokens: burst, filled: now }
-    }
-
-    /// Whether there are so many, without taking them.
-    pub fn has(&mut self, amount: u64, now: Time) -> bool {
-        let gained = now.since(self.filled).as_nanos() * u128::from(self.per_second) / NANOS;
-        // what is less than one token stays in the time
-        if gained > 0 {
-            self.tokens = self.tokens.saturating_add(u64::try_from(gained).unwrap_or(u64::MAX)).min(self.burst);
-            self.filled = match self.tokens == self.burst {
-                true => now,
-                false => self.filled + Duration::from_nanos((gained * NANOS / u128::from(self.per_second)) as u64),
-            };
-        }
-        self.per_second == 0 || self.tokens >= amount
-    }
-
-    pub fn take(&mut self, amount: u64, now: Time) -> bool {
-        let has = self.has(amount, now);
-        if has && self.per_second != 0 {
-            self.tokens -= amount;
-        }
-        has
-    }
-}
 
 /// Answers to those that have proven nothing, not even their address: limited in number, for all and for each network; and
 /// over UDP a network gets no more bytes than it has sent, so that there is nothing to gain from a forged source address.
@@ -99,20 +61,6 @@ impl Strangers {
     }
 }
 
-/// What one customer has: an IPv4 /24 (many share one, none has a larger one for nothing), an IPv6 /56 (RFC 6177).
-pub fn network_of(ip: IpAddr) -> [u8; 8] {
-    let mut bytes = [0; 8];
-    match unmapped(SocketAddr::new(ip, 0)).ip() {
-        IpAddr::V4(v4) => bytes[..3].copy_from_slice(&v4.octets()[..3]),
-        IpAddr::V6(v6) => {
-            bytes[..7].copy_from_slice(&v6.octets()[..7]);
-            bytes[7] = 1;
-        }
-    }
-    bytes
-}
-
-const NANOS: u128 = 1_000_000_000;
 /// Credit is saved for a few answers: a network that has been silent shall not be sent a burst that it did not just ask for.
 const MOST_CREDIT: u32 = 512;
 
@@ -122,23 +70,6 @@ mod tests {
 
     fn at(text: &str) -> SocketAddr {
         text.parse().unwrap()
-    }
-
-    #[test]
-    fn a_bucket_gives_its_rate_and_no_more() {
-        let mut bucket = Bucket::new(1_000, 100, Time::ZERO);
-        let mut taken = 0;
-        for micros in (0..1_000_000u64).step_by(137) {
-            taken += u64::from(bucket.take(1, Time::from_nanos(micros * 1_000)));
-        }
-        assert!((1_095..=1_100).contains(&taken), "{taken}");
-    }
-
-    #[test]
-    fn a_bucket_of_large_amounts_keeps_its_rate() {
-        let mut bucket = Bucket::new(1_000_000, 64_000, Time::ZERO);
-        let sent: u64 = (0..10_000).map(|ms| 60_000 * u64::from(bucket.take(60_000, Time::from_millis(ms)))).sum();
-        assert!((9_940_000..=10_060_000).contains(&sent), "{sent}");
     }
 
     #[test]

@@ -22,13 +22,14 @@ mod users;
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 
+use crate::addr::network_of;
+use crate::bucket::Bucket;
 use crate::config::RelayServerConfig;
 use crate::time::Time;
 use allocation::Allocation;
-use limits::{Bucket, Strangers};
+use limits::Strangers;
 use nonce::Nonces;
 
-pub use limits::network_of;
 pub use policy::{is_public, BadNetwork, Network};
 pub use users::{Account, Owner, Users};
 

@@ -6,10 +6,10 @@ use std::time::Duration;
 use stun_types::message::MessageClass;
 
 use super::allocation::{Allocation, Limits, Refusal};
-use super::limits::network_of;
 use super::nonce::Verdict;
 use super::users::{Account, Owner};
 use super::{bucket, AllocationId, Client, Family, Moment, NoSocket, Outcome, Server, Sockets};
+use crate::addr::network_of;
 use crate::time::Time;
 use crate::turn::channel;
 use crate::turn::credentials::Key;
