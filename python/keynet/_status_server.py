@@ -16,9 +16,9 @@ import secrets
 import socket
 import stat
 import time
-import types
 from typing import Any
 
+from ._lifetime import Runs
 from ._node import NodeId
 from ._plain import plain
 from ._proxy import BaseProxy
@@ -44,7 +44,7 @@ _SWEEP_AFTER = 60.0
 """Seconds after which a socket that is still being made was left by a node that was killed in the middle."""
 
 
-class StatusServer:
+class StatusServer(Runs):
     """Lets `keynet status` look at a proxy of this program, as `keynet up` does for its own.
 
         async with keynet.Proxy(identity) as proxy, keynet.StatusServer(proxy): ...
@@ -93,15 +93,6 @@ class StatusServer:
             # another node may have the name by now
             if path.stat().st_ino == self._inode:
                 path.unlink()
-
-    async def __aenter__(self) -> StatusServer:
-        await self.start()
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: types.TracebackType | None
-    ) -> None:
-        await self.close()
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()

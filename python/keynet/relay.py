@@ -11,12 +11,12 @@ import base64
 import hmac
 import pathlib
 import resource
-import types
 from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict
 
 from . import _keynet
 from ._identity import Identity
+from ._lifetime import Runs
 from ._reasons import Reason, Stage
 from ._runtime import call
 from .errors import InvalidArgument, ProxyClosedError
@@ -56,7 +56,7 @@ class RelayLimits(TypedDict, total=False):
     write_queue: int
 
 
-class RelayServer:
+class RelayServer(Runs):
     """A TURN server. At least one of `users`, `secret` and `introduction_peers` says who may use it.
 
     - `listen`: "host:port", or several; UDP and TCP.
@@ -151,15 +151,6 @@ class RelayServer:
         """Ends all allocations. May be called again."""
         if self._core is not None:
             await call(self._core.close)
-
-    async def __aenter__(self) -> RelayServer:
-        await self.start()
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: types.TracebackType | None
-    ) -> None:
-        await self.close()
 
     def _started(self) -> _keynet.RelayServer:
         if self._core is None:

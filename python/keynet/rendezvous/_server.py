@@ -11,7 +11,6 @@ import resource
 import socket
 import tempfile
 import time
-import types
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -22,6 +21,7 @@ from .. import grpc as keynet_grpc
 from .._access import ANYONE, Allow
 from .._identity import Identity
 from .._info import Limits
+from .._lifetime import Runs
 from .._node import NodeId
 from .._proxy import Proxy
 from ._group import Group
@@ -53,7 +53,7 @@ _GRACE = 1.0
 """Seconds in which the streams' last words are written on closing."""
 
 
-class Server:
+class Server(Runs):
     """A rendezvous: a `keynet.Proxy` whose one service introduces nodes to each other.
 
         async with keynet.rendezvous.Server(identity) as server: ...
@@ -192,15 +192,6 @@ class Server:
             await self._own_relay.close()
         await self._proxy.close(drain=False)
         self._folder.cleanup()
-
-    async def __aenter__(self) -> Server:
-        await self.start()
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: types.TracebackType | None
-    ) -> None:
-        await self.close()
 
     async def _sweep(self) -> None:
         """Looks for expired registrations, often enough that they are late by a quarter of their time at most."""
