@@ -76,7 +76,7 @@ impl PathTable {
         remote.silent = false;
         remote.suitor = None;
         self.counters.moved += 1;
-        let relayed = remote.path().is_some_and(|path| path.relayed);
+        let relayed = remote.uses_relay();
         self.events.push_back(PathEvent::Moved { remote: id, node: remote.node(), from, to, relayed, alive });
     }
 
@@ -101,7 +101,9 @@ impl PathTable {
             let Some(remote) = self.remotes.get_mut(&id).filter(|remote| !remote.lost) else { continue };
             if remote.route().is_some_and(|route| route.via == via) {
                 let others = remote.paths.iter().enumerate().filter(|(_, path)| path.route.via != via && path.proven);
-                let best = others.min_by_key(|(_, path)| (path.relayed, now.since(path.heard))).map(|(index, _)| index);
+                let best = others
+                    .min_by_key(|(_, path)| (remote.is_relayed(path.route), now.since(path.heard)))
+                    .map(|(index, _)| index);
                 if let Some(index) = best {
                     self.move_to(now, id, index);
                 } else if let Some(node) = remote.node().filter(|_| remote.holds > 0 && !remote.silent) {

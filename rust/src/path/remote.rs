@@ -17,8 +17,6 @@ use crate::time::Time;
 #[derive(Debug)]
 pub(super) struct Path {
     pub(super) route: Route,
-    /// A relay carries what goes there, one of ours or one of the peer's.
-    pub(super) relayed: bool,
     /// Something that we sent there was received: a pong came back, or an acknowledgement.
     pub(super) proven: bool,
     /// It has answered a ping. Others than keynet never do, and must not be given up for that.
@@ -139,9 +137,11 @@ impl Remote {
         self.relays = relays.to_vec();
         self.relays.extend(earlier.into_iter().filter(|one| !relays.contains(one)));
         self.relays.truncate(MAX_RELAYS);
-        for path in &mut self.paths {
-            path.relayed = path.route.via.is_relay() || self.relays.contains(&path.route.to);
-        }
+    }
+
+    /// The same of the path in use.
+    pub(super) fn uses_relay(&self) -> bool {
+        self.route().is_some_and(|route| self.is_relayed(route))
     }
 
     pub(super) fn node(&self) -> Option<NodeId> {
@@ -281,9 +281,9 @@ impl Remote {
         let used = self.path()?.route;
         let shares = |path: &Path| match path.route.via.is_relay() || used.via.is_relay() {
             true => path.route.via == used.via,
-            false => path.relayed && path.route.to.ip() == used.to.ip(),
+            false => self.is_relayed(path.route) && path.route.to.ip() == used.to.ip(),
         };
-        let (index, path) = others.min_by_key(|(_, path)| (shares(path), path.relayed, path.score()))?;
+        let (index, path) = others.min_by_key(|(_, path)| (shares(path), self.is_relayed(path.route), path.score()))?;
         let at = path.warmed.map_or(path.heard, |warmed| warmed.max(path.heard)) + config.ping_idle;
         self.is_kept_alive(at).then_some((at, index))
     }
@@ -295,7 +295,7 @@ impl Remote {
         if shunned || !new.proven {
             return false;
         }
-        match (old.relayed, new.relayed) {
+        match (self.is_relayed(old.route), self.is_relayed(new.route)) {
             (true, false) => return true,
             (false, true) => return false,
             _ => {}
@@ -307,17 +307,7 @@ impl Remote {
 
 impl Path {
     pub(super) fn new(now: Time, route: Route) -> Self {
-        Self {
-            relayed: route.via.is_relay(),
-            route,
-            proven: false,
-            answers: false,
-            heard: now,
-            rtt: None,
-            warmed: None,
-            probed: None,
-            shunned: None,
-        }
+        Self { route, proven: false, answers: false, heard: now, rtt: None, warmed: None, probed: None, shunned: None }
     }
 
     /// What the path costs, to compare it with others: its round trip, and what RFC 8421 and RFC 8305 prefer. `None`: it was not

@@ -261,7 +261,7 @@ impl PathTable {
             remote.paths.iter().enumerate().map(move |(index, path)| PathView {
                 via: path.route.via,
                 address: path.route.to,
-                relayed: path.relayed,
+                relayed: remote.is_relayed(path.route),
                 in_use: index == remote.in_use,
                 proven: path.proven,
                 rtt: path.rtt,
@@ -281,7 +281,7 @@ impl PathTable {
 
     /// Whether a relay carries what is for the remote now.
     pub fn is_relayed(&self, remote: RemoteId) -> bool {
-        self.remotes.get(&remote).and_then(Remote::path).is_some_and(|path| path.relayed)
+        self.remotes.get(&remote).is_some_and(Remote::uses_relay)
     }
 
     /// So much came from the remote along `from`, and so much went to it on the path in use. Constant time.
@@ -289,7 +289,7 @@ impl PathTable {
         let Some(remote) = self.remotes.get_mut(&id) else { return };
         let relayed = match from {
             Some(from) => remote.is_relayed(from),
-            None => remote.path().is_some_and(|path| path.relayed),
+            None => remote.uses_relay(),
         };
         let (received, sent, traffic) = (received as u64, sent as u64, &mut remote.traffic);
         if relayed {
@@ -317,7 +317,7 @@ impl PathTable {
     /// Nodes to which a relay carries everything, because no direct path is known.
     pub fn relayed_nodes(&self) -> Vec<NodeId> {
         let live = self.remotes.values().filter(|remote| !remote.lost && remote.holds > 0);
-        live.filter(|remote| remote.path().is_some_and(|path| path.relayed)).filter_map(Remote::node).collect()
+        live.filter(|remote| remote.uses_relay()).filter_map(Remote::node).collect()
     }
 
     /// The node that the remote last authenticated as.
@@ -437,8 +437,7 @@ impl PathTable {
             self.drop_path(id, oldest);
         }
         let Some(remote) = self.remotes.get_mut(&id) else { return false };
-        let relayed = remote.is_relayed(address);
-        remote.paths.push(Path { relayed, ..Path::new(now, address) });
+        remote.paths.push(Path::new(now, address));
         match self.slots.get_mut(&address) {
             Some(slot) => slot.others.push(id),
             None => {
