@@ -370,6 +370,9 @@ pub struct RendezvousConfig {
     /// An answer to an invitation: two round trips around the world by way of a third node, and what the peer needs to ask its
     /// servers.
     pub answer_timeout: Duration,
+    /// Each step of an exchange is said again when nothing has come of it for so long: RFC 6298's first retransmission time-out, which
+    /// two round trips by way of a third node seldom take. Pairs have one or two signals a second (docs/protocol.md section 7).
+    pub repeat_after: Duration,
     /// A dial that comes before any rendezvous node is connected waits so long for one.
     pub patience: Duration,
     /// What a first dial waits for what is not known yet of the own NAT.
@@ -399,6 +402,7 @@ impl Default for RendezvousConfig {
             reconnect_after: Duration::from_millis(500),
             reconnect_most: Duration::from_secs(30),
             answer_timeout: Duration::from_secs(5),
+            repeat_after: Duration::from_secs(1),
             patience: Duration::from_secs(5),
             discovery_patience: Duration::from_secs(3),
             discover_every: Duration::from_secs(300),

@@ -46,6 +46,51 @@ impl Exchange {
         drop(exchanges);
         Ok(Self { inner: inner.clone(), id, heard })
     }
+
+    /// Sends one step of the exchange.
+    fn say(&self, to: NodeId, body: Vec<u8>) -> Said {
+        let signal = Signal { node: to.public_key().to_vec(), exchange: self.id.to_vec(), body };
+        Said { sent: self.inner.send_everywhere(&signal), at: Instant::now(), signal }
+    }
+
+    /// What comes next; as long as nothing does, what was `said` is said again now and then: a session with a rendezvous may break
+    /// with a signal under way.
+    async fn hear(&mut self, said: &mut Said) -> Option<(usize, Heard)> {
+        loop {
+            let Ok(heard) = timeout_at(said.at + self.inner.config.repeat_after, self.heard.recv()).await else {
+                self.repeat(said);
+                continue;
+            };
+            return heard;
+        }
+    }
+
+    fn repeat(&self, said: &mut Said) {
+        said.sent = said.sent.max(self.inner.send_everywhere(&said.signal));
+        said.at = Instant::now();
+    }
+
+    /// Says Go again to a peer that repeats its Answer.
+    async fn go_again(&mut self, mut go: Said) -> std::convert::Infallible {
+        // every rendezvous brings its copy of the first Answer: these are no repetition
+        let copies = self.inner.config.repeat_after / 2;
+        while let Some((_, heard)) = self.heard.recv().await {
+            if matches!(&heard, Heard::Body(body) if Kind::of(body) == Some(Kind::Answer)) && go.at.elapsed() >= copies
+            {
+                self.repeat(&mut go);
+            }
+        }
+        std::future::pending().await
+    }
+}
+
+/// A step of an exchange.
+struct Said {
+    signal: Signal,
+    /// The last time.
+    at: Instant,
+    /// To so many rendezvous nodes.
+    sent: usize,
 }
 
 impl Drop for Exchange {
@@ -100,26 +145,28 @@ impl Inner {
         let mut own = self.whereabouts(&[node]).await;
         note_own(report, &own);
         let identity = self.peers.identity();
-        let id = random_id()?;
-        let mut exchange = Exchange::open(self, id)?;
-        let (invitation, invite) = Invitation::new(&identity, node, id)?;
-        let sent = Instant::now();
-        let asked =
-            self.send_everywhere(&Signal { node: node.public_key().to_vec(), exchange: id.to_vec(), body: invite });
-        if asked == 0 {
+        let mut exchange = Exchange::open(self, random_id()?)?;
+        let (invitation, invite) = Invitation::new(&identity, node, exchange.id)?;
+        let mut invite = exchange.say(node, invite);
+        if invite.sent == 0 {
             return Err(unreachable("the rendezvous nodes take nothing for the moment"));
         }
-        let until = deadline.min(sent + self.config.answer_timeout);
-        let (introduced, go) = self.answer(&mut exchange, invitation, asked, &own, until).await?;
-        let round_trip = sent.elapsed();
+        let until = deadline.min(invite.at + self.config.answer_timeout);
+        let (introduced, go) = self.answer(&mut exchange, invitation, &mut invite, &own, until).await?;
+        let round_trip = invite.at.elapsed();
         let peer = self.read(&introduced)?;
-        let leaf = introduced.peer.leaf;
         own.direct_only |= self.direct_only.applies(&introduced.peer.all);
-        self.send_everywhere(&Signal { node: leaf.public_key().to_vec(), exchange: id.to_vec(), body: go });
+        let go = exchange.say(introduced.peer.leaf, go);
         let draft = self.plan(&own, &peer, ways, report);
-        // the peer begins when it has our Go: half a round trip from now (DCUtR), without what it took to find out where it is
-        sleep(round_trip.saturating_sub(peer.took) / 2).await;
-        self.carry_out(introduced, draft, deadline, report).await
+        let meeting = async {
+            // the peer begins when it has our Go: half a round trip from now (DCUtR), without what it took to find out where it is
+            sleep(round_trip.saturating_sub(peer.took) / 2).await;
+            self.carry_out(introduced, draft, deadline, report).await
+        };
+        tokio::select! {
+            result = meeting => result,
+            never = exchange.go_again(go) => match never {},
+        }
     }
 
     /// Waits for the first answer that holds. Errors: `PeerOffline` when every rendezvous says so, or nobody answers.
@@ -127,15 +174,15 @@ impl Inner {
         &self,
         exchange: &mut Exchange,
         invitation: Invitation,
-        asked: usize,
+        invite: &mut Said,
         own: &Whereabouts,
         until: Instant,
     ) -> Result<(Introduced, Vec<u8>)> {
         let config = self.peers.tls_config();
         // one word each: a rendezvous that lies does not speak for the others
         let mut refused: HashMap<usize, Error> = HashMap::new();
-        while refused.len() < asked {
-            let Ok(Some((place, heard))) = timeout_at(until, exchange.heard.recv()).await else { break };
+        while refused.len() < invite.sent {
+            let Ok(Some((place, heard))) = timeout_at(until, exchange.hear(invite)).await else { break };
             let error = match heard {
                 Heard::Body(body) if Kind::of(&body) == Some(Kind::Answer) => {
                     match invitation.check(&body, config, now()) {
@@ -180,11 +227,9 @@ impl Inner {
         let identity = self.peers.identity();
         let peer = Welcomed::who(&identity, &id, invite, self.peers.tls_config(), now())?;
         let (node, names) = (peer.leaf, peer.all.clone());
-        // through all of them: the rendezvous that was the first to bring the invitation may drop what goes back
-        let reply =
-            |body| self.send_everywhere(&Signal { node: node.public_key().to_vec(), exchange: id.to_vec(), body });
         if !(self.admits)(&peer) {
-            reply(decline(Reason::AccessDenied));
+            let body = decline(Reason::AccessDenied);
+            self.send_everywhere(&Signal { node: node.public_key().to_vec(), exchange: id.to_vec(), body });
             return Err(Error::new(Reason::AccessDenied, Stage::Rendezvous, "not on the access list").with_node(node));
         }
         let named = |error: Error| error.with_node(node);
@@ -192,10 +237,11 @@ impl Inner {
         let own = self.whereabouts(&names).await;
         note_own(report, &own);
         let (welcomed, answer) = Welcomed::new(&identity, id, invite, peer, &own.encode()).map_err(named)?;
-        if reply(answer) == 0 {
+        let answer = exchange.say(node, answer);
+        if answer.sent == 0 {
             return Err(named(unreachable("the rendezvous nodes take nothing for the moment")));
         }
-        let introduced = self.wait_for_go(&mut exchange, &welcomed).await.map_err(named)?;
+        let introduced = self.wait_for_go(&mut exchange, &welcomed, answer).await.map_err(named)?;
         let peer = self.read(&introduced).map_err(named)?;
         let draft = self.plan(&own, &peer, Ways::All, report);
         let deadline = Instant::now() + self.config.search_timeout;
@@ -203,9 +249,9 @@ impl Inner {
         Ok(node)
     }
 
-    async fn wait_for_go(&self, exchange: &mut Exchange, welcomed: &Welcomed) -> Result<Introduced> {
+    async fn wait_for_go(&self, exchange: &mut Exchange, welcomed: &Welcomed, mut answer: Said) -> Result<Introduced> {
         let go = async {
-            while let Some(heard) = exchange.heard.recv().await {
+            while let Some(heard) = exchange.hear(&mut answer).await {
                 if let (_, Heard::Body(body)) = heard {
                     // one that is not right is somebody's joke: the right one may still come
                     if let Ok(introduced) = welcomed.handle_go(&body) {
@@ -322,6 +368,7 @@ impl Inner {
         unreachable(if text.is_empty() { "none has answered yet".to_owned() } else { text.join(" | ") })
     }
 
+    /// Through all of them: the rendezvous that was the first to bring the invitation may drop what goes back.
     fn send_everywhere(&self, signal: &Signal) -> usize {
         self.stations.iter().filter(|station| station.send(signal)).count()
     }

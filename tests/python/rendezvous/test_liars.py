@@ -199,6 +199,25 @@ async def test_whoever_is_lied_to_reaches_nobody(name: str, alice: keynet.Identi
         assert (await a.ping(bob.node_id, timeout=AMPLE)).node_id == bob.node_id
 
 
+@pytest.mark.parametrize("kind", [INVITE, ANSWER, GO], ids=["invite", "answer", "go"])
+async def test_a_step_that_is_lost_is_said_again(kind: int, alice: keynet.Identity, bob: keynet.Identity) -> None:
+    """A session with a rendezvous may break with a signal under way."""
+    async with liar() as one, node(alice, one) as a, node(bob, one):
+        lost: list[bytes] = []
+
+        def loses(to: bytes, signal: pb.Signal) -> None:
+            if signal.body[0] == kind and not lost:
+                lost.append(signal.body)
+            else:
+                one.honestly(to, signal)
+
+        one.lie = loses
+        assert (await a.ping(bob.node_id, timeout=AMPLE)).node_id == bob.node_id
+        said = [signal.body for _, signal in one.heard if signal.body[0] == kind]
+        assert len(lost) == 1 and said[1:] and said[1] == said[0], "the same again, and no other exchange"
+        assert len({signal.exchange for _, signal in one.heard}) == 1
+
+
 async def test_nobody_answers_for_somebody_else(
     alice: keynet.Identity, bob: keynet.Identity, mallory: keynet.Identity
 ) -> None:
