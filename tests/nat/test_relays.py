@@ -89,6 +89,33 @@ def test_the_relay_of_the_rendezvous_is_enough(lab: Lab):
         print(f"{answer['ms']:.0f} ms")
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("lab", [("port-restricted", "port-restricted", 20)], indirect=True, ids=["port-restricted"])
+def test_a_rendezvous_that_was_reached_over_a_relay_is_reached_without_once_udp_gets_through(lab: Lab):
+    with lab:
+        meeting = Meeting(lab.hosts["server"], own_relay=True)
+        a, b = Node(lab.hosts["a"]), Node(lab.hosts["b"])
+        lab.hosts["a"].cut("meta l4proto udp")
+        for node in (b, a):
+            meeting.start(node)
+            assert node.ask("registered")["registered"], node.ask("status")
+        assert [one["observed"] for one in a.ask("status")["status"]["rendezvous"]] == [None]
+        lab.hosts["a"].mend()
+        # and what leads to the relay goes by UDP again, too
+        wanted = [("udp", False)]
+        deadline = time.monotonic() + HANG
+        while True:
+            status = a.ask("status")["status"]
+            ways = [(one["transport"], one["introduction"]) for one in status["relays"]]
+            if status["rendezvous"][0]["observed"] is not None and ways == wanted:
+                break
+            assert time.monotonic() < deadline, status
+            time.sleep(0.1)
+        meeting.settle(a, b)
+        assert b.ask("connect", node=a.node_id)["status"] == 200
+        assert any(path["in_use"] and not path["relayed"] for path in b.peer(a.node_id)["paths"]), b.peer(a.node_id)
+
+
 def between(lab: Lab) -> str:
     """Packets from the outside of one of the two to the outside of the other, for nftables."""
     outside = ", ".join(lab.hosts[name].nat.outermost.address for name in "ab")

@@ -108,14 +108,18 @@ impl Peers {
     /// there is no other way.
     pub async fn dial_over(self: &Arc<Self>, dial: &Dial, relays: &[OwnRelay]) -> Result<Link> {
         let mut race = Race::empty(self, dial, Instant::now());
-        let addresses = match &dial.address {
-            Some(name) => timeout_at(dial.deadline, resolve(name)).await.unwrap_or_else(|_| Ok(Vec::new()))?,
-            None => Vec::new(),
-        };
+        let addresses = named_addresses(dial).await?;
         for relay in relays {
-            let reached = addresses.iter().map(|address| unmapped(*address)).filter(|to| relay.reaches(to.ip()));
+            let reached = addresses.iter().copied().filter(|to| relay.reaches(to.ip()));
             race.add_all(reached.map(|to| Route { via: relay.via, to }), Instant::now());
         }
+        self.run(race).await
+    }
+
+    /// Dials the address that the dial names, and no relay, whatever path there is.
+    pub async fn dial_unrelayed(self: &Arc<Self>, dial: &Dial) -> Result<Link> {
+        let mut race = Race::empty(self, dial, Instant::now());
+        race.add_all(named_addresses(dial).await?.into_iter().map(Route::from), Instant::now());
         self.run(race).await
     }
 
@@ -377,6 +381,13 @@ fn report(link: &Link) -> PingReport {
         resumed: connection.handshake_kind() == Some(HandshakeKind::Resumed),
         leaf: link.peer.leaf,
     }
+}
+
+/// The address that a dial names.
+async fn named_addresses(dial: &Dial) -> Result<Vec<SocketAddr>> {
+    let Some(name) = &dial.address else { return Ok(Vec::new()) };
+    let found = timeout_at(dial.deadline, resolve(name)).await.unwrap_or_else(|_| Ok(Vec::new()))?;
+    Ok(found.into_iter().map(unmapped).collect())
 }
 
 /// Errors: `Unreachable`, with the name.

@@ -136,6 +136,15 @@ impl Relays {
         }
     }
 
+    /// The rendezvous at this host needs no such way any more.
+    pub fn dismiss(&self, host: &str) {
+        let mut state = self.inner.lock();
+        state.known.retain(|known| !known.introduction || known.name != host);
+        state.in_use.retain(|one| !one.introduction || one.relay != host);
+        drop(state);
+        self.inner.tell();
+    }
+
     /// Whether the way to a rendezvous at this host is in use, or was asked for.
     pub fn introduces(&self, host: &str) -> bool {
         let state = self.inner.lock();

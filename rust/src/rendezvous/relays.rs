@@ -127,16 +127,18 @@ impl Inner {
             }
             let relayed: HashSet<_> = self.peers.net.relayed_nodes().into_iter().collect();
             next.retain(|node, _| relayed.contains(node));
-            let now = Instant::now();
+            let (now, mut begun) = (Instant::now(), 0);
             for node in relayed {
                 if self.direct_only.applies(&[node]) || self.stations.iter().any(|one| one.server.node == node) {
                     continue;
                 }
                 let first = self.relay_config.upgrade_after;
                 let (at, pause) = next.entry(node).or_insert((now + first, first));
-                if *at > now {
+                // those that are too many for now are due in the next round
+                if *at > now || begun >= UPGRADES_A_ROUND {
                     continue;
                 }
+                begun += 1;
                 *pause = (*pause * 2).min(self.relay_config.upgrade_most);
                 *at = now + *pause;
                 let inner = self.clone();
@@ -164,6 +166,8 @@ fn beside(uri: &str, host: &str) -> String {
 const MAX_RELAYS: usize = 8;
 const MAX_URIS: usize = 4;
 const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// Each is an exchange of at least two signals, of which a rendezvous takes 20 a second.
+const UPGRADES_A_ROUND: usize = 8;
 
 #[cfg(test)]
 mod tests {

@@ -103,14 +103,22 @@ impl Station {
     /// Stays registered until the end of the program; each session's end is an event.
     pub async fn run(self: Arc<Self>, inner: Arc<Inner>) {
         let mut pause = inner.config.reconnect_after;
+        let mut better = None;
         loop {
             let started = Instant::now();
-            let result = self.session(&inner).await;
+            let result = match self.session(&inner, better.take()).await {
+                Ok(Ended::Better(next)) => {
+                    better = Some(next);
+                    continue;
+                }
+                result => result,
+            };
             let was_connected = self.lock().session.take().is_some();
-            if matches!(result, Ok(Ended::Renewed)) {
-                continue;
-            }
-            let error = result.err().unwrap_or_else(|| unreachable("the rendezvous ended the session"));
+            let error = match result {
+                Ok(Ended::Renewed) => continue,
+                Ok(_) => unreachable("the rendezvous ended the session"),
+                Err(error) => error,
+            };
             let error = error.with_node(self.server.node);
             {
                 let mut state = self.lock();
@@ -136,12 +144,14 @@ impl Station {
         }
     }
 
-    async fn session(&self, inner: &Arc<Inner>) -> Result<Ended> {
-        let deadline = Instant::now() + inner.config.connect_timeout;
-        let node = self.server.node;
-        let address = Some(self.server.address.clone());
-        let dial = Dial { node, address, priority: Priority::Interactive, deadline };
-        let mut link = self.reach(inner, &dial).await?;
+    /// One session, along a way that is `better` than that of the session before, if there is one.
+    async fn session(&self, inner: &Arc<Inner>, better: Option<Box<Better>>) -> Result<Ended> {
+        let dial = self.dial(inner.config.connect_timeout);
+        let (node, deadline) = (dial.node, dial.deadline);
+        let (mut link, before) = match better {
+            Some(better) => (better.link, Some(better.before)),
+            None => (self.reach(inner, &dial).await?, None),
+        };
         link.open(&Open { service_port: SERVICE_PORT, node: Some(node), priority: Priority::Interactive }, deadline)
             .await?;
         let (from, rtt) = (link.address, link.rtt());
@@ -169,11 +179,30 @@ impl Station {
             state.error = None;
             state.tried = true;
         }
-        tracing::info!(%node, address = %from, observed = welcome.observed, "rendezvous connected");
+        tracing::info!(%node, address = %from, relayed, observed = welcome.observed, "rendezvous connected");
         inner.welcomed(&welcome, from, observed);
+        if before.is_some() {
+            self.udp_is_back(inner);
+        }
         inner.publish(RendezvousEvent::Connected { node, address: from, observed });
         inner.progress.notify_waiters();
-        self.serve(inner, incoming, messages, &welcome).await
+        // the rendezvous has put this session in the place of the one before
+        drop(before);
+        self.serve(inner, Streams { incoming, messages }, &welcome, relayed).await
+    }
+
+    /// What was found out while no UDP got through no longer holds.
+    fn udp_is_back(&self, inner: &Inner) {
+        if let Some((host, _)) = split_address(&self.server.address) {
+            inner.relays.dismiss(host);
+        }
+        inner.relays.network_changed();
+        inner.look.notify_one();
+    }
+
+    fn dial(&self, within: Duration) -> Dial {
+        let (node, address) = (self.server.node, Some(self.server.address.clone()));
+        Dial { node, address, priority: Priority::Interactive, deadline: Instant::now() + within }
     }
 
     /// Dials it; through relays as well, when nothing has come of it for a moment.
@@ -209,28 +238,42 @@ impl Station {
         }
     }
 
-    async fn serve(
-        &self,
-        inner: &Arc<Inner>,
-        mut incoming: Streaming<RendezvousMessage>,
-        messages: mpsc::Sender<NodeMessage>,
-        welcome: &Welcome,
-    ) -> Result<Ended> {
+    /// Dials a rendezvous that is reached over a relay without it, now and then, until it answers.
+    async fn leave_relay(&self, inner: &Inner) -> Link {
+        let mut network = inner.surroundings.network();
+        network.mark_unchanged();
+        let mut pause = inner.relay_config.upgrade_after;
+        loop {
+            if let Ok(Ok(())) = timeout(pause, network.changed()).await {
+                pause = inner.relay_config.upgrade_after;
+            }
+            match inner.peers.dial_unrelayed(&self.dial(inner.config.connect_timeout)).await {
+                Ok(link) => return link,
+                Err(error) => tracing::debug!(%error, "the rendezvous still needs a relay"),
+            }
+            pause = (pause * 2).min(inner.relay_config.upgrade_most);
+        }
+    }
+
+    async fn serve(&self, inner: &Arc<Inner>, mut streams: Streams, welcome: &Welcome, relayed: bool) -> Result<Ended> {
         let every = Duration::from_secs(welcome.refresh_seconds.clamp(1, MAX_REFRESH).into());
         let mut refresh = interval_at(Instant::now() + every, every);
         refresh.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let leaving = self.leave_relay(inner);
+        tokio::pin!(leaving);
         loop {
             tokio::select! {
-                message = incoming.message() => match message {
+                message = streams.incoming.message() => match message {
                     Ok(Some(RendezvousMessage { kind: Some(kind) })) => inner.handle(self, kind),
                     Ok(Some(_)) => {}
                     Ok(None) => return Ok(Ended::ByServer),
                     Err(status) => return Err(map_status(&status)),
                 },
                 () = self.renew.notified() => return Ok(Ended::Renewed),
+                link = &mut leaving, if relayed => return Ok(Ended::Better(Box::new(Better { link, before: streams }))),
                 _ = refresh.tick() => {
                     let message = NodeMessage { kind: Some(FromNode::Refresh(Refresh {})) };
-                    if messages.send(message).await.is_err() {
+                    if streams.messages.send(message).await.is_err() {
                         return Ok(Ended::ByServer);
                     }
                 }
@@ -247,6 +290,20 @@ impl Station {
 enum Ended {
     ByServer,
     Renewed,
+    /// There is a way without a relay.
+    Better(Box<Better>),
+}
+
+struct Better {
+    link: Link,
+    /// The session stands until the next one does.
+    before: Streams,
+}
+
+/// The two directions of a session; it ends when they are dropped.
+struct Streams {
+    incoming: Streaming<RendezvousMessage>,
+    messages: mpsc::Sender<NodeMessage>,
 }
 
 /// The host without brackets, and the port.
