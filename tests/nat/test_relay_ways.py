@@ -27,13 +27,18 @@ QUOTED = "jane:a%20pass%2Fword%40work"
 def calls(node: Node, other: Node) -> None:
     """A gRPC stream to the other node brings messages back, in order, and ends well."""
     node.ask("stream", node=other.node_id)
+    come_back(node, other, MESSAGES)
+    report = node.ask("finish")
+    assert (report["failed"], report["same"]) == ("", True), report
+
+
+def come_back(node: Node, other: Node, messages: int) -> None:
+    """Waits until the stream has brought so many back."""
     deadline = time.monotonic() + HANG
-    while (report := node.ask("progress"))["received"] < MESSAGES:
+    while (report := node.ask("progress"))["received"] < messages:
         assert report["failed"] == "", report
         assert time.monotonic() < deadline, f"{report}\n{node.ask('explain', node=other.node_id)['explanation']}"
         time.sleep(0.05)
-    report = node.ask("finish")
-    assert (report["failed"], report["same"]) == ("", True), report
 
 
 def over_a_relay(node: Node, other: Node) -> None:
@@ -76,6 +81,32 @@ def test_a_node_whose_only_way_out_is_an_http_proxy_calls_and_is_called(account:
         asked = proxy.asked()
         assert (f"{server.address}:{RELAY_TLS}", 200) in asked
         assert {status for _, status in asked} <= {200, 502}, asked
+
+
+@pytest.mark.slow
+@pytest.mark.matrix
+@pytest.mark.parametrize("who", ["a", "b"], ids=["inside calls", "outside calls"])
+def test_a_call_survives_that_the_proxy_starts_again(who: str):
+    lab = Lab(rtt_ms=20)
+    server = lab.server("server")
+    lab.host("a", "udp-blocked:tcp=dropped")
+    lab.host("b", "symmetric")
+    with lab:
+        proxy = HttpProxy(lab.hosts["a"])
+        meeting = Meeting(server, own_relay=True)
+        a, b = Node(lab.hosts["a"], **proxy.environment()), Node(lab.hosts["b"])
+        for node in (b, a):
+            meeting.start(node, stream=True)
+        meeting.settle(a, b)
+        caller, called = (a, b) if who == "a" else (b, a)
+        caller.ask("stream", node=called.node_id)
+        come_back(caller, called, MESSAGES)
+        proxy.kill()
+        HttpProxy(lab.hosts["a"])
+        # of those, the last were sent after that
+        come_back(caller, called, caller.ask("progress")["sent"] + MESSAGES)
+        report = caller.ask("finish")
+        assert (report["failed"], report["same"]) == ("", True), report
 
 
 @pytest.mark.slow
