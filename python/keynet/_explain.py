@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from ._reasons import Reason
 
 if TYPE_CHECKING:
-    from ._status import Candidate, Meeting, PathExplanation, PathStatus
+    from ._status import Candidate, Meeting, PathExplanation, PathStatus, RelayStatus
     from .errors import KeynetError
 
 _LISTED = 8
@@ -25,8 +25,8 @@ _ADVICE = {
     Reason.PEER_OFFLINE: "Check on its machine that it runs, and that `keynet status` there shows one of this node's "
     "rendezvous nodes as connected. A node that has just started registers within seconds.",
     Reason.UDP_BLOCKED: "Use a relay over TLS (`turns:USER:PASSWORD@HOST:443` in `relays=`, or a rendezvous that runs "
-    "one: `--relay-tls` with port 443), or allow outgoing UDP in this network's firewall. `keynet doctor` shows what "
-    "passes.",
+    "one: `--relay-tls` with port 443), or allow outgoing UDP in this network's firewall. Where an HTTP proxy is the "
+    "only way out, name it in `https_proxy`. `keynet doctor` shows what passes.",
     Reason.RENDEZVOUS_UNREACHABLE: "Check that the rendezvous runs and that its address is right, then UDP to it: "
     "`keynet doctor --rendezvous NODE@HOST:PORT` names the stage that fails.",
     Reason.RENDEZVOUS_BUSY: "Try again in some seconds; name a second rendezvous if it stays so.",
@@ -34,11 +34,19 @@ _ADVICE = {
     "address of the other (`add_peer`).",
 }
 
+_REFUSING_PROXY = (
+    "The HTTP proxy that `https_proxy` names does not let this node out to the relay. If it said 407, put the user and "
+    "the password that it wants into `https_proxy` (http://USER:PASSWORD@HOST:PORT). If it said something else, ask "
+    "whoever runs it to let CONNECT to the relay pass; to port 443 (`turns:`) most do."
+)
+_PROXY_SAID = re.compile(r"the HTTP proxy \S+: 4\d\d\b")
+"""In the detail of an error, where the core has put it. After 5xx it is the relay that was not reached."""
+
 
 def describe(explanation: PathExplanation) -> str:
     """The text of a `PathExplanation`."""
     lines = [_headline(explanation)]
-    lines += _paths(explanation.paths)
+    lines += _paths(explanation)
     if explanation.known_addresses:
         lines.append(f"Known addresses: {_some(explanation.known_addresses)}.")
     if explanation.meeting is not None:
@@ -57,7 +65,7 @@ def describe(explanation: PathExplanation) -> str:
 
 def nat(summary: str) -> str:
     """What a NAT does, from the line that the core sums it up in."""
-    if summary == "UDP is blocked":
+    if summary == _BLOCKED:
         return "nothing comes back by UDP: it is blocked"
     found = _SUMMARY.fullmatch(summary)
     if found is None:
@@ -74,6 +82,7 @@ def nat(summary: str) -> str:
     return f"a symmetric NAT: it shows each destination another port{how}" + (f",{lets_in}" if lets_in else "")
 
 
+_BLOCKED = "UDP is blocked"
 _SUMMARY = re.compile(r"(no NAT|NAT|NAT unknown), mapping ([a-z-]+), filtering ([a-z-]+), ports (.+)")
 _ANYBODY = " that lets anybody in"
 _LETS_IN = {
@@ -115,10 +124,13 @@ def _used(paths: Sequence[PathStatus]) -> PathStatus | None:
 # -- why this path ---------------------------------------------------------------------------------------------------
 
 
-def _paths(paths: Sequence[PathStatus]) -> Iterator[str]:
+def _paths(explanation: PathExplanation) -> Iterator[str]:
+    paths = explanation.paths
     used = _used(paths)
     if used is not None:
         yield f"Why this path: {_why(used, [path for path in paths if path.proven])}."
+    if used is not None and used.relayed:
+        yield f"Which relay: {_which(explanation.relay, used, explanation.meeting)}."
     others = [path for path in paths if path is not used]
     for path in others[:_LISTED]:
         yield f"  another: {path.address}{_round_trip(path.rtt)}, {_standing(path)}"
@@ -144,6 +156,14 @@ def _why(used: PathStatus, proven: Sequence[PathStatus]) -> str:
     if used.rtt is not None and known:
         return "another is quicker just now, but by too little, or for too short a time, to change"
     return f"it is one of {len(others) + 1} that answered; their round trips are not known yet"
+
+
+def _which(relay: RelayStatus | None, used: PathStatus, meeting: Meeting | None) -> str:
+    if relay is None:
+        return f"the other node's, at {used.address.rpartition(':')[0]}"
+    blocked = meeting is not None and meeting.own_nat == _BLOCKED and relay.transport != "udp"
+    why = ", as no UDP passes here" if blocked else ""
+    return f"this node's, {relay.relay}, by {relay.transport}{_round_trip(relay.rtt)}{why}"
 
 
 def _standing(path: PathStatus) -> str:
@@ -194,6 +214,13 @@ _OUTLOOK = {
 def _advice(error: KeynetError, meeting: Meeting | None) -> str:
     if error.reason is Reason.PUNCH_TIMEOUT and meeting is not None:
         return _after_silence(meeting)
+    return advice(error)
+
+
+def advice(error: KeynetError) -> str:
+    """What to do about an error, in a sentence or some."""
+    if _PROXY_SAID.search(error.detail or ""):
+        return _REFUSING_PROXY
     return _ADVICE.get(error.reason) or _sentence(error.advice)
 
 

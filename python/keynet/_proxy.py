@@ -70,7 +70,8 @@ class BaseProxy:
         - `search_ports`: where one NAT is symmetric, look for the port among many: some hundred packets a second for
           some seconds.
         - `relays`: TURN servers (RFC 8656) that carry what cannot go directly: "turn:user:password@host:3478",
-          "turns:user:password@host:443" (TLS). They see ciphertext only. The rendezvous nodes may name others.
+          "turns:user:password@host:443" (TLS). They see ciphertext only. The rendezvous nodes may name others. Where
+          nothing else gets out they are reached through the HTTP proxy that `https_proxy` in the environment names.
         - `direct_only`: use no relay, of neither side: True, or the node ids for which that holds.
         - `limits`: see `keynet.Limits`.
 
@@ -216,7 +217,8 @@ class BaseProxy:
 
         What was tried, what answered, why this path is the one in use, what each NAT does, and what to do next.
         """
-        return _explanation(self._running.explain(NodeId(node_id)))
+        explained = self._running.explain(NodeId(node_id))
+        return _explanation({**explained, "relays": self._running.status()["relays"]})
 
     def stats(self) -> ProxyStats:
         """Counters since the start, by name."""

@@ -230,6 +230,14 @@ class PathExplanation:
     """The last one, if a rendezvous ever arranged one."""
     last_error: KeynetError | None
     """Why the last connection to it failed; None if it did not."""
+    relays: tuple[RelayStatus, ...] = ()
+    """Those of this node."""
+
+    @property
+    def relay(self) -> RelayStatus | None:
+        """The one of this node that the path in use goes over; None, too, where only the other node's is in between."""
+        sockets = [path.socket for path in self.paths if path.in_use and path.relayed]
+        return next((relay for relay in self.relays if relay.socket in sockets), None)
 
     @property
     def cause(self) -> KeynetError | None:
@@ -271,6 +279,8 @@ def _explanation(raw: Mapping[str, Any]) -> PathExplanation:
         connected=raw["connected"],
         meeting=None if raw["meeting"] is None else _meeting(raw["meeting"]),
         last_error=_error(raw["last_error"]),
+        # a node of an earlier version does not name them
+        relays=tuple(_relay(one) for one in raw.get("relays", ())),
     )
 
 

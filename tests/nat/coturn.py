@@ -45,7 +45,14 @@ class Coturn:
     @property
     def uris(self) -> list[str]:
         """As a rendezvous names it."""
-        address = str(self.host.address)
+        return self._ways(str(self.host.address))
+
+    @property
+    def uris6(self) -> list[str]:
+        """The same over IPv6."""
+        return self._ways(str(self.host.address6))
+
+    def _ways(self, address: str) -> list[str]:
         plain = at(address, PORT)
         return [f"turn:{plain}", f"turn:{plain}?transport=tcp", f"turns:{at(address, TLS_PORT)}?key={self.key}"]
 

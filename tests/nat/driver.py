@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from lab import Host
+from lab import Node as Place
 
 NODE = Path(__file__).with_name("node.py")
 # a guard against hangs: twice the longest that a node may take to fail
@@ -35,7 +36,7 @@ class Failed(Exception):
 class Program:
     """A child process that says JSON objects, a line each."""
 
-    def __init__(self, host: Host, *command: str, **environment: str) -> None:
+    def __init__(self, host: Place, *command: str, **environment: str) -> None:
         self.host = host
         env = {**os.environ, **environment}
         self.process = host.popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env)
@@ -64,8 +65,10 @@ class Program:
 class Node(Program):
     """A node program (node.py)."""
 
-    def __init__(self, host: Host) -> None:
-        super().__init__(host, sys.executable, str(NODE))
+    host: Host
+
+    def __init__(self, host: Host, **environment: str) -> None:
+        super().__init__(host, sys.executable, str(NODE), **environment)
         self.node_id = ""
         self._asked = 0
         self._answers: dict[int, dict[str, Any]] = {}
@@ -113,7 +116,7 @@ class Rendezvous:
         self._directory = tempfile.TemporaryDirectory()
         command = ["rendezvous", "--json", "--max-nodes", "100", "--identity", f"{self._directory.name}/node.pem"]
         command += ["--listen", f"[::]:{RENDEZVOUS}", *more]
-        for address in server.public:
+        for address in [server.address] if server.uplinks else server.public:
             for port in STUN:
                 command += ["--stun", at(address, port)]
         for uris in relays:
@@ -135,7 +138,7 @@ class Rendezvous:
 
     def place(self, *, ipv6: bool = False) -> str:
         """Where it is, as `rendezvous=` wants it."""
-        address = self.host.address6 if ipv6 else self.host.address
+        address = self.host.address6 if ipv6 else self.host.seen_as
         return f"{self.node_id}@{at(str(address), RENDEZVOUS)}"
 
 

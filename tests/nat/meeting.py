@@ -18,9 +18,11 @@ class Meeting:
         """`relays`: the URIs of each that the rendezvous names; `own_relay`: it runs one, over TLS too."""
         more: list[str] = []
         if own_relay:
-            hosts = [at(str(server.address), 0)[:-2], at(str(server.address6), 0)[:-2]]
+            hosts = [at(address, 0)[:-2] for address in (server.address, server.address6) if address]
             more += [word for host in hosts for word in ("--relay", f"{host}:{RELAY}")]
             more += [word for host in hosts for word in ("--relay-tls", f"{host}:{RELAY_TLS}")]
+            if server.uplinks:
+                more += ["--relay-external", server.seen_as]
             # the public addresses of the laboratory are those for documentation, which no relay carries to by itself
             more += [word for network in DOCUMENTATION for word in ("--relay-allow-peer", network)]
         self.has_relay = own_relay or bool(relays)

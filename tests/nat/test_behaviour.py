@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import socket
+import sys
 import time
 from collections.abc import Iterator
 
@@ -132,6 +133,40 @@ def test_no_udp(lab: Lab, server: Answerer):
         with contextlib.closing(host.socket(kind=socket.SOCK_STREAM)) as client:
             client.settimeout(HANG)
             client.connect(listener.getsockname())
+
+
+def test_nothing_but_a_program_in_the_box_gets_out():
+    lab = Lab()
+    server = lab.server("server")
+    shut = {tcp: lab.host(tcp, f"udp-blocked:tcp={tcp}") for tcp in ("dropped", "rejected")}
+    with lab, contextlib.closing(server.socket(kind=socket.SOCK_STREAM)) as listener:
+        listener.bind((server.address, 443))
+        listener.listen()
+        listener.settimeout(HANG)
+        for tcp, host in shut.items():
+            with contextlib.closing(host.socket(kind=socket.SOCK_STREAM)) as client:
+                client.settimeout(QUIET if tcp == "dropped" else HANG)
+                with pytest.raises(TimeoutError if tcp == "dropped" else OSError) as failed:
+                    client.connect(listener.getsockname())
+                assert isinstance(failed.value, TimeoutError) == (tcp == "dropped")
+            connect = f"import socket; socket.create_connection({listener.getsockname()!r}, {HANG})"
+            assert host.nat.popen([sys.executable, "-c", connect]).wait(2 * HANG) == 0
+            assert listener.accept()[1][0] == host.seen_as
+
+
+def test_an_address_translated_one_to_one():
+    """Every port is its host's own, from whoever, and nothing is turned round."""
+    lab = Lab()
+    server, host = lab.server("server"), lab.host("cloud", "full-cone:engine=one-to-one")
+    with lab:
+        answerer, probe = Answerer(server), host.socket()
+        probe.bind((host.address, 5000))
+        for which in (2, 1, 0):
+            answerer.sockets[which].sendto(bytes([which]), (host.seen_as, 5000))
+        assert received(probe) == {0, 1, 2}
+        assert answerer.see(probe) == (host.seen_as, 5000)
+        host.socket().sendto(b"\1", (host.seen_as, 5000))
+        assert received(probe) == set()
 
 
 @pytest.mark.parametrize("hairpin", [False, True])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import json
 import os
@@ -93,10 +94,18 @@ def nat(mapping: str = "endpoint-independent", ports: str = "preserved") -> dict
     )
 
 
-def status(*, mapped: str | None = None, blocked: bool = False) -> keynet.Status:
+def relay(transport: str | None = "tls", *, introduction: bool = False, error: str | None = None) -> keynet.RelayStatus:
+    failure = None if error is None else _from_core("relay_refused", "relay", None, None, error)
+    socket = 32768 if error is None else None
+    return keynet.RelayStatus("203.0.113.9", socket, transport, (), 0.02, introduction, 0, 0, 0, 0, failure)
+
+
+def status(
+    *, mapped: str | None = None, blocked: bool = False, relays: tuple[keynet.RelayStatus, ...] = ()
+) -> keynet.Status:
     addresses = () if mapped is None else (keynet.Candidate("port-mapped", mapped),)
     behaviour = keynet.NatBehaviour("UDP is blocked", "unknown", "unknown", "unknown", True, None, None)
-    return keynet.Status(NODE, "[::]:1", "127.0.0.1:2", addresses, behaviour if blocked else None, (), (), ())
+    return keynet.Status(NODE, "[::]:1", "127.0.0.1:2", addresses, behaviour if blocked else None, (), relays, ())
 
 
 def visit(error: str | None = None, stage: str = "punch") -> Visit:
@@ -107,6 +116,9 @@ def visit(error: str | None = None, stage: str = "punch") -> Visit:
 
 UNRESOLVED = _from_core("unreachable", "setup", None, None, "in words")
 LOST, FOUND = (visit("punch_timeout"),), (visit(),)
+# not by UDP, but over the relay beside it
+RELAYED = (dataclasses.replace(visit("peer_offline", "rendezvous"), registered=True, observed=None),)
+PROXY_SAID = "203.0.113.9:443 by tls through the HTTP proxy: the HTTP proxy 10.0.0.1:3128: 407, it wants a user"
 PUBLIC = [{"interface": "eth0", "address": "8.8.8.8", "prefix": 24, "kind": "network"}]
 SYMMETRIC = "address-and-port-dependent"
 
@@ -136,6 +148,31 @@ SYMMETRIC = "address-and-port-dependent"
             Findings(discovered(), LOST, status(blocked=True), True, NOW),
             ExitCode.UDP_BLOCKED,
             "UDP",
+        ),
+        (
+            Findings(discovered(), RELAYED, status(blocked=True, relays=(relay(),)), True, NOW),
+            ExitCode.OK,
+            "will be reached over the relay 203.0.113.9, by tls.",
+        ),
+        (
+            Findings(discovered(), RELAYED, status(blocked=True, relays=(relay(),)), True, NOW),
+            ExitCode.OK,
+            "registered over a relay",
+        ),
+        (
+            Findings(discovered(), RELAYED, status(blocked=True, relays=(relay(introduction=True),)), True, NOW),
+            ExitCode.UDP_BLOCKED,
+            "leads to the rendezvous",
+        ),
+        (
+            Findings(discovered(), LOST, status(blocked=True, relays=(relay(),)), True, NOW),
+            ExitCode.UNREACHED,
+            "stage punch",
+        ),
+        (
+            Findings(discovered(), LOST, status(blocked=True, relays=(relay(error=PROXY_SAID),)), True, NOW),
+            ExitCode.UDP_BLOCKED,
+            "Relay 203.0.113.9: The HTTP proxy that `https_proxy` names",
         ),
         (Findings(nat(), LOST, status(), True, NOW), ExitCode.UNREACHED, "stage punch"),
         (

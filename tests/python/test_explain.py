@@ -45,8 +45,8 @@ def meeting(**changes: Any) -> dict[str, Any]:
     }
 
 
-def failure(reason: str, stage: str = "punch") -> keynet.KeynetError:
-    return _from_core(reason, stage, NODE, None, "in words")
+def failure(reason: str, stage: str = "punch", detail: str = "in words") -> keynet.KeynetError:
+    return _from_core(reason, stage, NODE, None, detail)
 
 
 def explained(**changes: Any) -> keynet.PathExplanation:
@@ -97,6 +97,22 @@ def test_why_this_path(paths: list[dict[str, Any]], why: str) -> None:
         ),
         ({"last_error": failure("relay_unreachable", "relay")}, "TCP or TLS"),
         ({"last_error": failure("relay_refused", "relay")}, "password of the relay"),
+        (
+            {
+                "last_error": failure(
+                    "udp_blocked", detail="no relay was reached: the HTTP proxy proxy:8080: 407, it wants"
+                )
+            },
+            "password that it wants into `https_proxy`",
+        ),
+        (
+            {
+                "last_error": failure(
+                    "udp_blocked", detail="no relay was reached: the HTTP proxy proxy:8080: 502 Bad Gateway"
+                )
+            },
+            "Use a relay over TLS",
+        ),
         ({"meeting": meeting(heard=["203.0.113.2:6000"])}, "The other's pings arrive here"),
         ({"meeting": meeting(outlook="search")}, "dial again"),
         ({"meeting": meeting(outlook="prediction")}, "The guess missed"),
@@ -130,6 +146,31 @@ def test_a_relayed_path_is_told_as_one() -> None:
     assert any("over a relay, when they met" in line for line in rest)
     refused = explained(meeting=meeting(direct_only=True, error=failure("both_symmetric")))
     assert "direct_only" in refused.text
+
+
+@pytest.mark.parametrize(
+    ("socket", "transport", "own_nat", "said"),
+    [
+        (0, "udp", STRICT, "the other node's, at 203.0.113.99."),
+        (32768, "udp", STRICT, "this node's, relay.example.org, by udp (round trip 30.0 ms)."),
+        (32768, "tls", STRICT, "this node's, relay.example.org, by tls (round trip 30.0 ms)."),
+        (32768, "tls", "UDP is blocked", "by tls (round trip 30.0 ms), as no UDP passes here."),
+    ],
+)
+def test_which_relay_it_is(socket: int, transport: str, own_nat: str, said: str) -> None:
+    own = {"relay": "relay.example.org", "socket": 32768, "transport": transport, "addresses": ["203.0.113.9:5"]}
+    numbers = {"bytes_in": 0, "bytes_out": 0, "dropped": 0, "peers": 1, "rtt": 0.03}
+    explanation = explained(
+        paths=[path("203.0.113.99:49152", in_use=True, relayed=True, socket=socket)],
+        connected=True,
+        meeting=meeting(relayed=True, outcome="met", error=None, own_nat=own_nat),
+        relays=[{**own, **numbers, "introduction": False, "error": None}],
+    )
+    (line,) = [line for line in explanation.text.splitlines() if line.startswith("Which relay: ")]
+    assert line.endswith(said)
+    assert (explanation.relay is None) == (socket == 0)
+    assert _explanation(json.loads(json.dumps(explanation, default=plain))).text == explanation.text
+    assert "Which relay" not in explained(paths=[USED], connected=True).text
 
 
 def test_a_connected_node_has_no_cause() -> None:

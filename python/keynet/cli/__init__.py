@@ -28,7 +28,7 @@ exit codes:
   5    what answered is not the node: another key, or a certificate that does not hold
   6    the node answered and said no: access denied, no such service, service down, busy
   7    a local address cannot be bound
-  8    `doctor`: this network lets no UDP through
+  8    `doctor`: this network lets no UDP through, and no relay was reached
   9    `doctor`: it cannot tell whether peers will be reached
   70   a fault of keynet itself
   130  interrupted

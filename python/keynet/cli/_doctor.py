@@ -9,7 +9,7 @@ import ipaddress
 import time
 from typing import Any
 
-from .. import _keynet, sync
+from .. import _explain, _keynet, sync
 from .._identity import Identity
 from .._info import PingReport
 from .._nat import PORT_RESTRICTED, Outlook, Prospect, prospects
@@ -22,9 +22,9 @@ from ._output import Output, milliseconds
 
 _EPILOG = """\
 exit codes of doctor:
-  0  a peer behind an ordinary NAT will be reached, and a rendezvous was reached if one was named
+  0  a peer behind an ordinary NAT will be reached, be it over a relay, and a rendezvous was if one was named
   4  none of the rendezvous nodes that were named was reached
-  8  no UDP comes back from anywhere: peers will not be reached
+  8  no UDP comes back from anywhere, and no relay was reached: peers will not be reached
   9  it cannot tell: no server was named, or too few answered; name one with --rendezvous or --stun
 """
 
@@ -45,6 +45,11 @@ class Visit:
     registered: bool
     observed: str | None
     registration_error: KeynetError | None
+
+    @property
+    def over_a_relay(self) -> bool:
+        """The node has registered there, although nothing goes there directly."""
+        return self.registered and self.ping is None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -230,14 +235,18 @@ def _behaviour(raw: dict[str, Any]) -> NatBehaviour:
 
 
 def _verdict(findings: Findings, nat: NatBehaviour, nat_by: str, peers: list[Prospect]) -> tuple[int, str]:
-    reached = [visit for visit in findings.visits if visit.ping is not None]
-    if nat.udp_blocked:
+    reached = [visit for visit in findings.visits if visit.ping is not None or visit.registered]
+    relay = _relay_in_use(findings)
+    if nat.udp_blocked and relay is None:
         return (
             ExitCode.UDP_BLOCKED,
             "This network lets no UDP through: peers will be reached over a relay only, by TCP or TLS.",
         )
     if findings.visits and not reached:
         return ExitCode.UNREACHED, "No rendezvous was reached: nodes that are known by their key alone cannot be found."
+    if nat.udp_blocked and relay is not None:
+        by = f"over the relay {relay.relay}, by {relay.transport}"
+        return ExitCode.OK, f"This network lets no UDP through: peers will be reached {by}."
     if nat_by == "nothing":
         return (
             ExitCode.UNDECIDED,
@@ -259,15 +268,22 @@ def _advice(findings: Findings, nat: NatBehaviour, mapped: str | None, clock_is_
     advice = []
     if clock_is_wrong:
         advice.append("Set this machine's clock: it is wrong, and certificates are judged by it.")
+    has_relay = _relay_in_use(findings) is not None
     if nat.udp_blocked:
-        advice.append("Use a relay over TLS on port 443, or allow outgoing UDP in this network's firewall.")
+        instead = "For direct paths" if has_relay else "Use a relay over TLS on port 443, or"
+        advice.append(f"{instead} allow outgoing UDP in this network's firewall.")
     if findings.stun_error is not None:
         advice.append(f"The STUN servers were not asked: {findings.stun_error}.")
     for visit in findings.visits:
+        if visit.over_a_relay:
+            continue
         if visit.error is not None:
             advice.append(f"Rendezvous {visit.node_id.short}, stage {visit.error.stage}: {visit.error.advice}.")
         elif visit.registration_error is not None:
             advice.append(f"Rendezvous {visit.node_id.short} does not register this node: {visit.registration_error}.")
+    if not has_relay:
+        errors = [(one.relay, one.error) for one in _relays(findings)]
+        advice += [f"Relay {name}: {_explain.advice(error)}" for name, error in errors if error is not None]
     is_symmetric = nat.mapping in ("address-dependent", "address-and-port-dependent")
     if is_symmetric and mapped is None:
         advice.append(
@@ -278,6 +294,15 @@ def _advice(findings: Findings, nat: NatBehaviour, mapped: str | None, clock_is_
     if not findings.visits:
         advice.append("Name a rendezvous (--rendezvous) to see whether peers that know only the key find this node.")
     return advice
+
+
+def _relays(findings: Findings) -> tuple[RelayStatus, ...]:
+    return () if findings.status is None else findings.status.relays
+
+
+def _relay_in_use(findings: Findings) -> RelayStatus | None:
+    """One that carries to peers."""
+    return next((one for one in _relays(findings) if one.socket is not None and not one.introduction), None)
 
 
 def _mapped(status: Status) -> str | None:
@@ -307,8 +332,7 @@ def words(findings: Findings, report: Report) -> str:
     lines.append(f"NAT           {_nat_words(report)}")
     lines.append(f"port mapping  {_mapping_words(report)}")
     lines += [f"rendezvous    {_visit_words(visit)}" for visit in findings.visits] or ["rendezvous    none named"]
-    relays = findings.status.relays if findings.status is not None else ()
-    lines += [f"relay         {_relay_words(relay)}" for relay in relays] or ["relay         none known"]
+    lines += [f"relay         {_relay_words(relay)}" for relay in _relays(findings)] or ["relay         none known"]
     if report.clock_is_wrong:
         lines.append(f"clock         {findings.now:%Y-%m-%d %H:%M} UTC: wrong")
     lines += ["", "peers will be reached"]
@@ -346,12 +370,15 @@ def _mapping_words(report: Report) -> str:
 def _relay_words(relay: RelayStatus) -> str:
     if relay.socket is not None:
         rtt = "" if relay.rtt is None else f", round trip {milliseconds(relay.rtt)}"
-        return f"{relay.relay}: reached by {relay.transport}{rtt}"
+        use = ", leads to the rendezvous" if relay.introduction else ""
+        return f"{relay.relay}: reached by {relay.transport}{rtt}{use}"
     return f"{relay.relay}: " + (f"not reached: {relay.error}" if relay.error is not None else "in reserve")
 
 
 def _visit_words(visit: Visit) -> str:
     head = f"{visit.node_id.short} at {visit.address}: "
+    if visit.over_a_relay:
+        return f"{head}registered over a relay, for directly it was not reached"
     if visit.ping is None:
         assert visit.error is not None
         why = visit.error.detail or visit.error.reason.value.replace("_", " ")

@@ -24,7 +24,7 @@ def main() -> int:
     options = parser.parse_args()
     try:
         if options.rules:
-            print("\n".join(ruleset(box, "198.51.100.1") for box in boxes(options.rules)))
+            print("\n".join(ruleset(box, "198.51.100.1", "192.168.1.2") for box in boxes(options.rules)))
             return 0
         if why := why_not(links=options.rtt > 0):
             sys.exit(why)

@@ -11,6 +11,7 @@ from .system import LabError
 Mapping = Literal["endpoint-independent", "address-and-port-dependent"]
 Filtering = Literal["endpoint-independent", "address-dependent", "address-and-port-dependent"]
 Ports = Literal["preserved", "random", "sequential"]
+Tcp = Literal["web", "dropped", "rejected"]
 Mapper = Literal["none", "pcp", "upnp", "both"]
 # what `masquerade` and a stateful firewall look like as long as nobody else behind them wants the same port
 _INDEPENDENT: Mapping = "endpoint-independent"
@@ -21,8 +22,9 @@ _STRICT: Filtering = "address-and-port-dependent"
 class Box:
     """One middlebox."""
 
-    engine: Literal["tables", "masquerade", "firewall"] = "tables"
-    """tables: the classes below, made of nftables' maps; masquerade: what Linux does; firewall: no translation."""
+    engine: Literal["tables", "masquerade", "firewall", "one-to-one"] = "tables"
+    """tables: the classes below, made of nftables' maps; masquerade: what Linux does; firewall: no translation;
+    one-to-one: its first host has the outside address to itself, as machines of a cloud have."""
     mapping: Mapping = _INDEPENDENT
     filtering: Filtering = _STRICT
     ports: Ports = "random"
@@ -34,6 +36,8 @@ class Box:
     mapper: Mapper = "none"
     """What a program in the box lets hosts open ports with: PCP and NAT-PMP, UPnP, or all (see mapper.py)."""
     udp: bool = True
+    tcp: Tcp = "web"
+    """Of TCP where `udp` is off; other than "web": hosts get out only by way of a program in the box."""
     ipv4: bool = True
     """False: hosts behind it have IPv6 alone."""
     ipv6: bool = False

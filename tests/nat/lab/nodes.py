@@ -26,6 +26,15 @@ class Node:
         self.lab, self.name = lab, name
         self.namespace = f"{lab.prefix}-{name}"
 
+    def popen(self, command: Sequence[str], **options: Any) -> subprocess.Popen[bytes]:
+        """A child process here. It ends with the laboratory."""
+        self.lab.must_stand()
+        # in a session of its own: Ctrl-C is for the owner, who ends it in its own way
+        with in_namespace(self.namespace):
+            child = subprocess.Popen(command, start_new_session=True, **options)
+        self.lab.children.append(child)
+        return child
+
 
 class Nat(Node):
     """A box: `wan0` outside, towards the internet or another box; `lan0` inside."""
@@ -69,7 +78,8 @@ class Nat(Node):
 
     def load_rules(self) -> None:
         """Puts its rules in place of those it had."""
-        run("nft", "-f", "-", namespace=self.namespace, text=f"flush ruleset\n{ruleset(self.box, self.address)}")
+        rules = ruleset(self.box, self.address, str(self.lan[2]))
+        run("nft", "-f", "-", namespace=self.namespace, text=f"flush ruleset\n{rules}")
 
     def forget(self) -> None:
         """Loses every mapping, as a router does that starts again: what goes on behind it is mapped anew."""
@@ -139,15 +149,6 @@ class Host(Node):
         if not self.uplinks:
             raise LabError(f"{self.name} has no box in front of it")
         return self.uplinks[0]
-
-    def popen(self, command: Sequence[str], **options: Any) -> subprocess.Popen[bytes]:
-        """A child process in this host. It ends with the laboratory."""
-        self.lab.must_stand()
-        # in a session of its own: Ctrl-C is for the owner, who ends it in its own way
-        with in_namespace(self.namespace):
-            child = subprocess.Popen(command, start_new_session=True, **options)
-        self.lab.children.append(child)
-        return child
 
     def run(self, *command: str, check: bool = True) -> str:
         """Runs a short command in this host; gives its output."""

@@ -7,7 +7,7 @@ which outside port. It is asked before conntrack sees a packet, so that a refuse
 
 from __future__ import annotations
 
-from .kinds import Box, Filtering
+from .kinds import Box, Filtering, Tcp
 
 # as many as a carrier gives a NAT's public address, more or less; sequential ports wrap within the first few
 LOWEST, HIGHEST, SEQUENTIAL = 20000, 59999, 8192
@@ -75,23 +75,32 @@ table inet mapper {
 }"""
 
 
-def ruleset(box: Box, outside: str) -> str:
-    """The rules of a box whose address on wan0 is `outside`."""
+def ruleset(box: Box, outside: str, first: str) -> str:
+    """The rules of a box whose address on wan0 is `outside`; its first host has the address `first`."""
     parts = [_firewall(box)]
     if box.engine == "masquerade":
         parts.append(_masquerade())
         if box.mapper != "none":
             parts.append(MAPPER)
+    elif box.engine == "one-to-one":
+        parts.append(_one_to_one(outside, first))
     elif box.engine == "tables":
         parts.append(_independent(box, outside) if box.mapping == "endpoint-independent" else _symmetric(box, outside))
     return "\n".join(parts)
 
 
+_WITHOUT_UDP: dict[Tcp, str] = {
+    # what networks without UDP commonly let through is web traffic
+    "web": "tcp dport { 80, 443 } accept",
+    "dropped": "drop",
+    "rejected": "meta l4proto tcp reject with icmpx admin-prohibited",
+}
+
+
 def _firewall(box: Box) -> str:
     """Whoever is inside may begin what the box allows, nobody outside may; hosts inside are free among themselves."""
     unasked = "accept" if box.open_input else "drop"
-    # what networks without UDP commonly let through is web traffic
-    out = "meta l4proto { tcp, udp, icmp, ipv6-icmp } accept" if box.udp else "tcp dport { 80, 443 } accept"
+    out = "meta l4proto { tcp, udp, icmp, ipv6-icmp } accept" if box.udp else _WITHOUT_UDP[box.tcp]
     return f"""
 table inet firewall {{
   chain input {{
@@ -118,6 +127,20 @@ table ip nat {
     oifname "wan0" masquerade
   }
 }"""
+
+
+def _one_to_one(outside: str, first: str) -> str:
+    return f"""
+table ip nat {{
+  chain pre {{
+    type nat hook prerouting priority dstnat; policy accept
+    iifname "wan0" ip daddr {outside} dnat to {first}
+  }}
+  chain post {{
+    type nat hook postrouting priority srcnat; policy accept
+    oifname "wan0" ip saddr {first} snat to {outside}
+  }}
+}}"""
 
 
 def _symmetric(box: Box, outside: str) -> str:
