@@ -253,7 +253,8 @@ impl Race {
         if let Some(finder) = peers.finder().filter(|_| find) {
             // a path that is there deserves the time that TLS takes on a long one
             let start = if live_is_empty { race.others_at } else { now + FIND_AFTER };
-            let (node, deadline) = (dial.node, dial.deadline);
+            // it knows what it waited for, and gets a moment to say so
+            let (node, deadline) = (dial.node, dial.deadline.checked_sub(SAY).unwrap_or(dial.deadline));
             race.attempts.spawn(async move {
                 sleep_until(start).await;
                 finder.find(node, deadline).await.map_or_else(Step::Failed, |()| Step::Found)
@@ -314,6 +315,9 @@ impl Race {
         let addresses = addresses.join(", ");
         let late = match self.in_tls.load(Ordering::Relaxed) {
             true => Error::new(Reason::TlsTimeout, Stage::Tls, format!("no handshake in time; tried {addresses}")),
+            false if addresses.is_empty() => {
+                Error::new(Reason::PunchTimeout, Stage::Punch, "no address of the node was found in time")
+            }
             false => Error::new(Reason::PunchTimeout, Stage::Punch, format!("no answer in time from {addresses}")),
         };
         let mut all: Vec<_> = self.worst.into_iter().collect();
@@ -405,6 +409,8 @@ pub async fn resolve(name: &str) -> Result<Vec<SocketAddr>> {
 
 /// A node to which a path stands is looked for anew after so long: three round trips of a long path, and a lost packet.
 const FIND_AFTER: Duration = Duration::from_secs(2);
+/// Whoever looks for the node ends so long before the dial.
+const SAY: Duration = Duration::from_millis(100);
 /// Addresses tried in one dial, and taken from one name.
 const MAX_TRIED: usize = 32;
 const MAX_RESOLVED: usize = 8;

@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import pathlib
+import socket
 import subprocess
 import sys
 import tempfile
@@ -107,6 +108,23 @@ def command(*arguments: str, **environment: str) -> subprocess.CompletedProcess[
 
 
 @pytest.mark.usefixtures("runtime")
+async def test_a_dial_that_is_shorter_than_the_registration_says_what_it_waited_for(
+    alice: keynet.Identity, bob: keynet.Identity, mallory: keynet.Identity
+) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as silent:
+        silent.bind(("127.0.0.1", 0))
+        place = f"{mallory.node_id}@127.0.0.1:{silent.getsockname()[1]}"
+        async with proxy(alice, rendezvous=[place], limits={"dial_timeout": 1}, **QUIET) as node:
+            channel = keynet.grpc.aio_channel(node, bob.node_id)
+            with pytest.raises(grpc.aio.AioRpcError):
+                await rpc.GreeterStub(channel).SayHello(pb.HelloRequest(name="you"), timeout=30)
+            failed = node.last_error(bob.node_id)
+            await channel.close()
+            assert failed is not None
+            assert failed.stage == "rendezvous", failed
+            assert failed.reason in ("udp_blocked", "rendezvous_unreachable"), failed
+
+
 def test_commands_by_the_key_alone(tmp_path: pathlib.Path, bob: keynet.Identity, mallory: keynet.Identity) -> None:
     bob.save(tmp_path / "b.pem")
     flags = ["--listen", "127.0.0.1:0", "--json", "--identity"]
