@@ -31,6 +31,7 @@ there is no direct path. The nodes share two processors with other pairs of the 
 these than about the network.
 """
 
+_RELAYED = "# The same with a relay: "
 _RELAYS = {"coturn": "coturn on a host of its own", "keynet": "keynet's own, beside the rendezvous"}
 _RELAYED_HEAD = """\
 Behind the times: `d` went directly, `r` over the relay, `r→d` first over the relay and then directly. A pair that can
@@ -54,19 +55,29 @@ def write(results: Iterable[Result]) -> None:
     missed, _ = missed_searches(results)
     searches = sum(len(result.outcomes) for result in results if result.expected.how == "by search")
     parts.append(f"Searches among random ports: {searches}, of which {missed} found nothing.\n")
-    FILE.write_text("\n".join(parts), encoding="utf-8")
+    _replace("", "\n".join(parts))
 
 
 def write_relayed(results: Iterable[Result], relay: str) -> None:
     """Adds the tables with a relay to the document, in place of those that were there."""
     results = list(results)
-    head = f"# The same with a relay: {_RELAYS[relay]}"
-    parts = [FILE.read_text(encoding="utf-8").split(f"\n{head}")[0].rstrip("\n"), "", head, "", _RELAYED_HEAD]
+    parts = [f"{_RELAYED}{_RELAYS[relay]}\n", _RELAYED_HEAD]
     parts += [
         f"## {rtt_ms} ms between the nodes, with {relay}\n\n{table(results, rtt_ms)}\n"
         for rtt_ms in sorted({result.case.rtt_ms for result in results})
     ]
-    FILE.write_text("\n".join(parts), encoding="utf-8")
+    _replace(relay, "\n".join(parts))
+
+
+def _replace(relay: str, text: str) -> None:
+    """Writes one part of the document; the others stay as they are."""
+    plain, *others = FILE.read_text(encoding="utf-8").split(f"\n{_RELAYED}")
+    parts = {"": plain}
+    for other in others:
+        parts[next(name for name, words in _RELAYS.items() if other.startswith(words))] = f"{_RELAYED}{other}"
+    parts[relay] = text
+    kept = [parts[name].strip("\n") for name in ("", *_RELAYS) if name in parts]
+    FILE.write_text("\n\n".join(kept) + "\n", encoding="utf-8")
 
 
 def table(results: Iterable[Result], rtt_ms: int) -> str:
