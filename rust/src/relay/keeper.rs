@@ -148,6 +148,12 @@ impl Relays {
         self.inner.own(false)
     }
 
+    /// The hosts of those in use.
+    pub fn hosts(&self) -> Vec<String> {
+        let state = self.inner.lock();
+        state.in_use.iter().filter(|one| !one.introduction).map(|one| one.relay.clone()).collect()
+    }
+
     /// All of them in use, also those that lead to rendezvous nodes only.
     pub fn to_rendezvous(&self) -> Vec<OwnRelay> {
         self.inner.own(true)

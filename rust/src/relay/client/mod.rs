@@ -47,6 +47,8 @@ pub struct RelaySpec {
     pub uri: RelayUri,
     pub username: String,
     pub password: Zeroizing<String>,
+    /// Of the relay: how often it is taken among those that are about as near (RFC 2782); 0: where there is no other.
+    pub weight: u32,
     /// A stranger named it: addresses of our own networks are none of its business.
     pub public_only: bool,
     /// For TCP and TLS only.
@@ -58,7 +60,7 @@ impl RelaySpec {
     pub fn new(uri: RelayUri) -> Self {
         let username = uri.user().unwrap_or_default().to_owned();
         let password = Zeroizing::new(uri.password().unwrap_or_default().to_owned());
-        Self { uri, username, password, public_only: false, proxy: None }
+        Self { uri, username, password, weight: USUAL_WEIGHT, public_only: false, proxy: None }
     }
 }
 
@@ -116,6 +118,9 @@ impl Allocation {
         self.lease.release().await;
     }
 }
+
+/// Of a relay of which nobody says a weight: a rendezvous can take some off, in steps of a hundredth.
+pub const USUAL_WEIGHT: u32 = 100;
 
 /// Allocates at one relay, by one way; a name with several addresses is tried at each, a quarter of a second apart.
 ///

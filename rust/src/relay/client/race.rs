@@ -38,12 +38,13 @@ pub async fn nearest(relays: Vec<Vec<RelaySpec>>, wanted: usize, options: &Optio
         return Err(Error::new(Reason::InvalidArgument, Stage::Setup, what));
     }
     let deadline = Instant::now() + options.deadline;
+    let weights: Vec<u32> = relays.iter().map(|ways| ways.first().map_or(0, |way| way.weight)).collect();
     let mut running = JoinSet::new();
     for (place, ways) in relays.into_iter().enumerate() {
         let ways: Vec<_> = ways.into_iter().map(|spec| one_way(spec, options.clone(), deadline)).collect();
         running.spawn(async move { (place, climb(ways).await) });
     }
-    let (mut answered, mut failed) = (Vec::new(), Vec::new());
+    let (mut answered, mut failed): (Vec<(usize, Allocation)>, _) = (Vec::new(), Vec::new());
     let mut until = None;
     loop {
         tokio::select! {
@@ -61,9 +62,8 @@ pub async fn nearest(relays: Vec<Vec<RelaySpec>>, wanted: usize, options: &Optio
     }
     let mut allocations = Vec::new();
     while allocations.len() < wanted {
-        let round_trips: Vec<Duration> =
-            answered.iter().map(|(_, allocation): &(_, Allocation)| allocation.rtt).collect();
-        let Some(best) = choose(&round_trips, random()) else { break };
+        let known: Vec<_> = answered.iter().map(|(place, allocation)| (allocation.rtt, weights[*place])).collect();
+        let Some(best) = choose(&known, random()) else { break };
         allocations.push(answered.swap_remove(best));
     }
     Ok(Nearest { allocations, failed })
@@ -162,12 +162,23 @@ impl Ladder {
     }
 }
 
-/// The nearest; among those that are about as near, any, so that relays of one site share their users.
-fn choose(round_trips: &[Duration], random: u64) -> Option<usize> {
-    let least = *round_trips.iter().min()?;
+/// The nearest, of relays by round trip and weight. Those that are about as near share their users by weight (RFC 2782), so that a
+/// site may have machines of several sizes; one of weight 0 is taken where no other has answered.
+fn choose(answered: &[(Duration, u32)], random: u64) -> Option<usize> {
+    let weighted = answered.iter().any(|(_, weight)| *weight > 0);
+    let share = |weight: u32| if weighted { u64::from(weight) } else { 1 };
+    let least = answered.iter().filter(|(_, weight)| share(*weight) > 0).map(|(rtt, _)| *rtt).min()?;
     let limit = least + (least / 10).max(ABOUT);
-    let near: Vec<usize> = (0..round_trips.len()).filter(|at| round_trips[*at] <= limit).collect();
-    near.get((random % near.len() as u64) as usize).copied()
+    let near = answered.iter().enumerate().filter(|(_, (rtt, _))| *rtt <= limit);
+    let near: Vec<(usize, u64)> = near.map(|(at, (_, weight))| (at, share(*weight))).collect();
+    let mut place = random % near.iter().map(|(_, share)| share).sum::<u64>().max(1);
+    for (at, share) in near {
+        if place < share {
+            return Some(at);
+        }
+        place -= share;
+    }
+    None
 }
 
 fn random() -> u64 {
@@ -224,15 +235,30 @@ mod tests {
         assert_eq!((ladder.poll_start(start + STEP * 9), ladder.poll_timeout()), (false, None));
     }
 
+    fn chosen<const N: usize>(answered: [(u32, u32); N], draws: u64) -> [u64; N] {
+        let answered = answered.map(|(rtt, weight)| (rtt * MS, weight));
+        let mut seen = [0; N];
+        (0..draws).for_each(|random| seen[choose(&answered, random).unwrap()] += 1);
+        seen
+    }
+
     #[test]
     fn the_nearest_is_chosen_and_equals_share() {
         assert_eq!(choose(&[], 0), None);
-        for random in 0..10 {
-            assert_eq!(choose(&[50 * MS, 20 * MS, 23 * MS], random), Some(1));
-        }
-        let mut seen = [0; 3];
-        (0..300).for_each(|random| seen[choose(&[40 * MS, 20 * MS, 21 * MS], random).unwrap()] += 1);
-        assert_eq!(seen, [0, 150, 150]);
+        assert_eq!(chosen([(50, 100), (20, 100), (23, 100)], 10), [0, 10, 0]);
+        assert_eq!(chosen([(40, 100), (20, 100), (21, 100)], 400), [0, 200, 200]);
+    }
+
+    #[test]
+    fn of_those_about_as_near_twice_the_weight_is_taken_twice_as_often() {
+        assert_eq!(chosen([(20, 100), (21, 50), (90, 65_535)], 450), [300, 150, 0]);
+    }
+
+    #[test]
+    fn what_weighs_nothing_is_for_want_of_others() {
+        assert_eq!(chosen([(20, 0), (90, 1)], 10), [0, 10]);
+        assert_eq!(chosen([(20, 0), (21, 0), (90, 0)], 10), [5, 5, 0]);
+        assert_eq!(chosen([(20, 0), (21, u32::MAX), (20, u32::MAX)], 10)[0], 0);
     }
 
     #[test]
