@@ -27,6 +27,12 @@ pub(super) struct Known {
     failures: u32,
 }
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Key<'a> {
+    pub host: &'a str,
+    pub introduction: bool,
+}
+
 impl Known {
     /// Relays by host, in the order in which they were named; of each the quickest way first.
     pub fn group(specs: Vec<RelaySpec>, offered: Option<(String, Instant)>) -> Vec<Self> {
@@ -91,6 +97,16 @@ impl Known {
             Err(error) => tracing::warn!(%error, "https_proxy cannot be used"),
         }
         self.ways.truncate(MAX_WAYS);
+    }
+
+    /// What makes it one and the same: the way to a rendezvous beside a relay is another than the relay.
+    pub fn key(&self) -> Key<'_> {
+        Key { host: &self.name, introduction: self.introduction }
+    }
+
+    /// As the ways to it say.
+    pub fn weight(&self) -> u32 {
+        self.ways.first().map_or(0, |way| way.weight)
     }
 
     pub fn is_offered_by(&self, who: &str) -> bool {

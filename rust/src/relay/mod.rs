@@ -2,6 +2,7 @@
 //! sees ciphertext only.
 
 pub mod client;
+mod filling;
 mod keeper;
 mod known;
 pub mod server;

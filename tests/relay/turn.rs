@@ -1,0 +1,50 @@
+//! Relays of our own, each on a loopback address of its own.
+
+use std::net::{IpAddr, SocketAddr};
+
+use keynet::config::RelayServerConfig;
+use keynet::relay::client::RelaySpec;
+use keynet::relay::server::{RelayOptions, RelayServer};
+use keynet::turn::server::Users;
+
+use crate::coturn::{spec, PASSWORD, USER};
+
+/// `n`: the last byte of its address. What goes to one host is one relay for a node.
+pub struct Turn {
+    pub server: RelayServer,
+    pub address: SocketAddr,
+}
+
+impl Turn {
+    pub fn start(n: u8) -> Self {
+        Self::with(n, RelayServerConfig::default())
+    }
+
+    pub fn with(n: u8, config: RelayServerConfig) -> Self {
+        let users = Users { listed: [(USER.to_owned(), PASSWORD.to_owned())].into(), ..Users::default() };
+        let options = RelayOptions {
+            listen: vec![(host(n), 0).into()],
+            tls: None,
+            users,
+            allowed_peers: vec!["127.0.0.0/8".parse().unwrap()],
+            relay_addresses: vec![host(n)],
+            external_addresses: Vec::new(),
+        };
+        let server = RelayServer::bind(options, config).unwrap();
+        let address = server.bound().udp[0];
+        Self { server, address }
+    }
+
+    pub fn spec(&self, transport: &str) -> RelaySpec {
+        at(self.address, transport)
+    }
+}
+
+pub fn host(n: u8) -> IpAddr {
+    [127, 0, 0, n].into()
+}
+
+/// A relay at this address, with the credentials of the only user.
+pub fn at(address: SocketAddr, transport: &str) -> RelaySpec {
+    spec(&format!("turn:{USER}:{PASSWORD}@{address}?transport={transport}"))
+}
