@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use keynet::addr::Via;
 use keynet::config::{RelayConfig, RelayServerConfig};
 use keynet::net::{Incoming, Net, NetConfig};
 use keynet::relay::client::RelaySpec;
@@ -30,6 +31,11 @@ impl Kept {
     fn of(&self, n: u8) -> RelayStatus {
         let name = host(n).to_string();
         self.relays.status().into_iter().find(|one| one.relay == name).unwrap_or_else(|| panic!("{name} is unknown"))
+    }
+
+    /// The ways that meetings use.
+    fn vias(&self) -> Vec<Via> {
+        self.relays.own().iter().map(|one| one.via).collect()
     }
 
     /// Waits until the relays in use are exactly these.
@@ -98,5 +104,51 @@ fn a_relay_that_dies_is_replaced_by_another() {
         one.server.close().await;
         kept.uses(&[17]).await;
         kept.until(|kept| kept.of(16).error.is_some()).await;
+    });
+}
+
+#[test]
+fn after_a_change_of_network_what_was_in_use_stays_until_there_is_another() {
+    run(async {
+        let relay = Turn::start(18);
+        let kept = Kept::start(1, vec![relay.spec("udp")]);
+        kept.uses(&[18]).await;
+        let before = kept.vias();
+        let status = || kept.of(18).via;
+        kept.relays.network_changed();
+        assert!(!kept.vias().is_empty() && status().is_some(), "what was in use may carry still");
+        kept.until(|kept| kept.vias() != before).await;
+        assert_eq!((kept.vias().len(), kept.relays.leaving()), (1, before.clone()), "new meetings use the new one");
+        assert!(status() != Some(before[0]) && kept.of(18).error.is_none());
+        assert_eq!(relay.allocations(), 2, "the old one carries until those who use it have moved");
+        kept.until(|kept| kept.relays.leaving().is_empty() && relay.allocations() == 1).await;
+        kept.uses(&[18]).await;
+    });
+}
+
+#[test]
+fn changes_of_network_in_a_row_leave_nothing_behind() {
+    run(async {
+        let (one, two) = (Turn::start(19), Turn::start(20));
+        let kept = Kept::start(2, vec![one.spec("udp"), two.spec("udp")]);
+        for _ in 0..20 {
+            kept.relays.network_changed();
+            tokio::time::sleep(Duration::from_millis(3)).await;
+        }
+        kept.until(|kept| kept.relays.leaving().is_empty() && (one.allocations(), two.allocations()) == (1, 1)).await;
+        kept.uses(&[19, 20]).await;
+    });
+}
+
+#[test]
+fn a_relay_that_gives_no_second_allocation_stays_in_use_through_a_change_of_network() {
+    run(async {
+        let relay = Turn::with(21, RelayServerConfig { max_allocations_per_user: 1, ..RelayServerConfig::default() });
+        let kept = Kept::start(1, vec![relay.spec("udp")]);
+        kept.uses(&[21]).await;
+        let before = kept.vias();
+        kept.relays.network_changed();
+        kept.until(|kept| kept.of(21).error.is_some()).await;
+        assert_eq!(kept.vias(), before);
     });
 }

@@ -38,6 +38,10 @@ impl Turn {
     pub fn spec(&self, transport: &str) -> RelaySpec {
         at(self.address, transport)
     }
+
+    pub fn allocations(&self) -> u64 {
+        self.server.stats().turn.allocations
+    }
 }
 
 pub fn host(n: u8) -> IpAddr {

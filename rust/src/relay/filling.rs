@@ -8,7 +8,8 @@ use tokio::task::{Id, JoinError, JoinSet};
 use tokio::time::{sleep_until, Instant};
 
 use super::client::{choose, reach, Allocation, CarryState, Options, MAX_RELAYS, WINDOW};
-use super::keeper::{InUse, Inner, RelayEvent, State};
+use super::in_use::{InUse, Standing};
+use super::keeper::{Inner, RelayEvent, State};
 use super::known::{Key, Known};
 use crate::error::{Error, Reason, Result, Stage};
 
@@ -22,6 +23,8 @@ struct Filling {
     answered: Vec<Answer>,
     /// When the nearest of those that have answered are taken.
     choice: Option<Instant>,
+    /// As in [`State`].
+    network: u64,
 }
 
 impl Filling {
@@ -79,8 +82,8 @@ impl Filling {
 impl State {
     /// Whether it would be taken into use. The way to a rendezvous is, while there is no other.
     fn wants(&self, known: &Known, at_once: usize) -> bool {
-        let have = self.have();
-        !self.uses(known.key()) && if known.introduction { have == 0 } else { have < at_once }
+        let have = self.in_use.have();
+        !self.in_use.uses(known.key()) && if known.introduction { have == 0 } else { have < at_once }
     }
 }
 
@@ -89,12 +92,14 @@ impl Inner {
         let mut filling = Filling::default();
         loop {
             self.drop_lost();
+            self.begin(&mut filling);
             if filling.is_decided(Instant::now()) {
                 self.fill(&mut filling);
             }
             let retry = self.ask(&mut filling);
             self.tell();
-            let next = filling.choice.into_iter().chain(retry).min();
+            let settles = self.lock().in_use.settles_at();
+            let next = filling.choice.into_iter().chain(retry).chain(settles).min();
             tokio::select! {
                 () = self.news.notified() => {}
                 Some(done) = filling.running.join_next_with_id() => {
@@ -105,6 +110,15 @@ impl Inner {
                 }
                 () = sleep_until(next.unwrap_or_else(Instant::now)), if next.is_some() => {}
             }
+        }
+    }
+
+    /// What time and the network have brought since the last time.
+    fn begin(&self, filling: &mut Filling) {
+        let mut state = self.lock();
+        state.in_use.settle(Instant::now(), self.config.at_once);
+        if filling.network != state.network {
+            *filling = Filling { network: state.network, ..Filling::default() };
         }
     }
 
@@ -126,12 +140,12 @@ impl Inner {
 
     /// Takes the nearest into use, until there are as many as there should be; the others are given back.
     fn fill(self: &Arc<Self>, filling: &mut Filling) {
-        let wanted = self.config.at_once.saturating_sub(self.lock().have());
+        let wanted = self.config.at_once.saturating_sub(self.lock().in_use.have());
         let (chosen, introductions) = filling.choose(wanted);
         for (known, allocation) in chosen {
             self.take(&known, allocation);
         }
-        if self.lock().have() == 0 {
+        if self.lock().in_use.have() == 0 {
             introductions.into_iter().for_each(|(known, allocation)| self.take(&known, allocation));
         }
     }
@@ -155,7 +169,11 @@ impl Inner {
         });
         let event = RelayEvent::Connected { relay: known.name.clone(), addresses: addresses.clone() };
         let (relay, introduction) = (known.name.clone(), known.introduction);
-        self.lock().in_use.push(InUse { relay, introduction, via, addresses, transport, rtt, carrier });
+        let standing = Standing::Current;
+        let mut state = self.lock();
+        state.in_use.add(InUse { relay, introduction, via, addresses, transport, rtt, carrier, standing });
+        state.in_use.replace(Instant::now(), self.config.at_once);
+        drop(state);
         let _ = self.events.send(event);
         self.tell();
     }
@@ -169,12 +187,15 @@ impl Inner {
                 CarryState::Lost(error) => Some(error.clone()),
                 CarryState::Closed => None,
             };
-            lost.push((one.relay.clone(), one.introduction, ended));
+            lost.push((one.relay.clone(), one.introduction, one.is_current(), ended));
             false
         });
-        for (relay, introduction, error) in lost {
+        for (relay, introduction, was_current, error) in lost {
             let Some(error) = error else { continue };
-            tracing::info!(relay, %error, "relay lost");
+            tracing::info!(relay, was_current, %error, "relay lost");
+            if !was_current {
+                continue; // another is in use there, or asked for
+            }
             self.note(Key { host: &relay, introduction }, Err(error.clone()));
             let _ = self.events.send(RelayEvent::Lost { relay, error });
         }

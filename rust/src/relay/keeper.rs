@@ -8,7 +8,8 @@ use tokio::sync::{broadcast, watch, Notify};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{timeout, Instant};
 
-use super::client::{Carrier, CarryStats, RelaySpec};
+use super::client::{CarryStats, RelaySpec};
+use super::in_use::{InUse, InUses};
 use super::known::{Key, Known};
 use super::Transport;
 use crate::addr::{NodeId, Via};
@@ -70,40 +71,15 @@ struct Progress {
 #[derive(Default)]
 pub(super) struct State {
     pub known: Vec<Known>,
-    pub in_use: Vec<InUse>,
-}
-
-pub(super) struct InUse {
-    pub relay: String,
-    pub introduction: bool,
-    pub via: Via,
-    pub addresses: Vec<SocketAddr>,
-    pub transport: Transport,
-    pub rtt: Duration,
-    pub carrier: Carrier,
-}
-
-impl InUse {
-    pub fn key(&self) -> Key<'_> {
-        Key { host: &self.relay, introduction: self.introduction }
-    }
-}
-
-impl State {
-    /// Relays in use that carry to everybody.
-    pub fn have(&self) -> usize {
-        self.in_use.iter().filter(|one| !one.introduction).count()
-    }
-
-    pub fn uses(&self, key: Key<'_>) -> bool {
-        self.in_use.iter().any(|one| one.key() == key)
-    }
+    pub in_use: InUses,
+    /// Goes up with each change of network: what was asked before counts no more.
+    pub network: u64,
 }
 
 impl Relays {
     /// Uses the best of these, and of those that are offered later. Needs a tokio runtime.
     pub fn start(net: Net, config: RelayConfig, specs: Vec<RelaySpec>) -> Self {
-        let state = State { known: Known::group(specs, None), in_use: Vec::new() };
+        let state = State { known: Known::group(specs, None), ..State::default() };
         let looking = !state.known.is_empty();
         let inner = Arc::new(Inner {
             net,
@@ -156,7 +132,7 @@ impl Relays {
     /// Whether the way to a rendezvous at this host is in use, or was asked for.
     pub fn introduces(&self, host: &str) -> bool {
         let state = self.inner.lock();
-        state.in_use.iter().any(|one| one.introduction && one.relay == host)
+        state.in_use.chosen().any(|one| one.introduction && one.relay == host)
             || state.known.iter().any(|known| known.introduction && known.name == host)
     }
 
@@ -168,7 +144,12 @@ impl Relays {
     /// The hosts of those in use.
     pub fn hosts(&self) -> Vec<String> {
         let state = self.inner.lock();
-        state.in_use.iter().filter(|one| !one.introduction).map(|one| one.relay.clone()).collect()
+        state.in_use.chosen().filter(|one| !one.introduction).map(|one| one.relay.clone()).collect()
+    }
+
+    /// Ways that others have taken the place of. They carry for a while still.
+    pub fn leaving(&self) -> Vec<Via> {
+        self.inner.lock().in_use.iter().filter(|one| one.is_replaced()).map(|one| one.via).collect()
     }
 
     /// All of them in use, also those that lead to rendezvous nodes only.
@@ -203,12 +184,13 @@ impl Relays {
         self.inner.events.subscribe()
     }
 
-    /// The machine is in another network: what failed may work now, and what is in use is asked for anew.
+    /// The machine is in another network: what failed may work now. What is in use is asked for anew, and used until that is there:
+    /// the old network may be there as well.
     pub fn network_changed(&self) {
         let mut state = self.inner.lock();
         state.known.iter_mut().for_each(Known::forgive);
-        // dropped, they are given back where that still works
-        state.in_use.clear();
+        state.in_use.doubt(Instant::now());
+        state.network += 1;
         drop(state);
         self.inner.tell();
         self.inner.news.notify_one();
@@ -217,7 +199,7 @@ impl Relays {
     /// Gives everything back: as long as `patience` says.
     pub async fn close(&self, patience: Duration) {
         self.task.abort();
-        let in_use = std::mem::take(&mut self.inner.lock().in_use);
+        let in_use = self.inner.lock().in_use.take();
         let mut closing = JoinSet::new();
         in_use.into_iter().for_each(|one| drop(closing.spawn(one.carrier.close())));
         let _ = timeout(patience, async { while closing.join_next().await.is_some() {} }).await;
@@ -227,7 +209,7 @@ impl Relays {
 impl Drop for Relays {
     fn drop(&mut self) {
         self.task.abort();
-        self.inner.lock().in_use.clear();
+        drop(self.inner.lock().in_use.take());
     }
 }
 
@@ -241,7 +223,7 @@ impl Inner {
 
     pub fn tell(&self) {
         let state = self.lock();
-        let (any, in_use) = (state.in_use.len(), state.have());
+        let (any, in_use) = (state.in_use.any(), state.in_use.have());
         let looking = state.known.iter().any(|known| !known.introduction && known.error.is_none());
         drop(state);
         let progress = Progress { in_use, any, looking };
@@ -250,13 +232,13 @@ impl Inner {
 
     fn own(&self, introductions: bool) -> Vec<OwnRelay> {
         let state = self.lock();
-        let chosen = state.in_use.iter().filter(|one| introductions || !one.introduction);
+        let chosen = state.in_use.chosen().filter(|one| introductions || !one.introduction);
         chosen.map(|one| OwnRelay { via: one.via, addresses: one.addresses.clone() }).collect()
     }
 
     fn status(&self) -> Vec<RelayStatus> {
         let state = self.lock();
-        let used = |known: &Known| state.in_use.iter().find(|one| one.key() == known.key());
+        let used = |known: &Known| state.in_use.at(known.key());
         let of = |name: &str, introduction: bool, error: Option<Error>, one: Option<&InUse>| RelayStatus {
             relay: name.to_owned(),
             via: one.map(|one| one.via),
@@ -270,7 +252,7 @@ impl Inner {
         let known =
             state.known.iter().map(|known| of(&known.name, known.introduction, known.error.clone(), used(known)));
         let mut all: Vec<_> = known.collect();
-        for one in &state.in_use {
+        for one in state.in_use.chosen() {
             if !state.known.iter().any(|known| known.key() == one.key()) {
                 all.push(of(&one.relay, one.introduction, None, Some(one)));
             }

@@ -3,6 +3,7 @@
 
 pub mod client;
 mod filling;
+mod in_use;
 mod keeper;
 mod known;
 pub mod server;

@@ -12,7 +12,7 @@ use zeroize::Zeroizing;
 use super::station::{split_address, Station};
 use super::wire::{FromNode, Relays as Offered, Uses};
 use super::{Inner, RendezvousEvent, MAX_AGAIN};
-use crate::addr::NodeId;
+use crate::addr::{NodeId, Via};
 use crate::path::{Mapping, Whereabouts, MAX_CANDIDATES};
 use crate::relay::client::{RelaySpec, USUAL_WEIGHT};
 use crate::relay::{RelayEvent, RelayUri};
@@ -130,11 +130,13 @@ impl Inner {
 
     pub(super) async fn watch_relays(self: Arc<Self>) {
         let mut events = self.relays.subscribe();
+        let mut moved = HashSet::new();
         loop {
             match events.recv().await {
                 Ok(RelayEvent::Connected { relay, addresses }) => {
                     self.publish(RendezvousEvent::RelayConnected { relay, addresses });
                     self.meet_over_new_relay();
+                    self.leave_old_relays(&mut moved);
                 }
                 Ok(RelayEvent::Lost { relay, error }) => self.publish(RendezvousEvent::RelayLost { relay, error }),
                 Err(broadcast::error::RecvError::Lagged(_)) => {}
@@ -150,6 +152,30 @@ impl Inner {
         for node in nodes.into_iter().filter(|node| self.peers.net.has_silent_path(node)).take(MAX_AGAIN) {
             let inner = self.clone();
             tokio::spawn(async move { inner.meet_silent(node).await });
+        }
+    }
+
+    /// Meets those again whose traffic goes over a relay that another has taken the place of, and moves it while both carry. `moved`:
+    /// who is met already, because of which.
+    fn leave_old_relays(self: &Arc<Self>, moved: &mut HashSet<(NodeId, Via)>) {
+        let leaving = self.relays.leaving();
+        moved.retain(|(_, via)| leaving.contains(via));
+        let net = &self.peers.net;
+        for node in net.relayed_nodes().into_iter().take(MAX_AGAIN) {
+            let via = net.paths(&node).into_iter().find(|path| path.in_use && leaving.contains(&path.via));
+            let Some(via) = via.map(|path| path.via) else { continue };
+            // a rendezvous is dialled by its station, when the way to it ends
+            if self.stations.iter().any(|one| one.server.node == node) || !moved.insert((node, via)) {
+                continue;
+            }
+            let (inner, leaving) = (self.clone(), leaving.clone());
+            tokio::spawn(async move {
+                let deadline = Instant::now() + inner.config.direct_timeout;
+                match inner.meet(node, deadline).await {
+                    Ok(()) => inner.peers.net.leave(&leaving),
+                    Err(error) => tracing::info!(%error, "a peer has to find its own way to another relay"),
+                }
+            });
         }
     }
 
