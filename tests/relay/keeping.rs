@@ -11,7 +11,7 @@ use tokio::net::TcpListener;
 
 use crate::coturn::{spec, v4};
 use crate::support::{allocated, run, within};
-use crate::turn::{host, Turn};
+use crate::turn::{at, far, host, Turn};
 
 /// Longer than any test runs.
 const FOR_EVER: Duration = Duration::from_secs(3_600);
@@ -149,6 +149,36 @@ fn a_relay_that_gives_no_second_allocation_stays_in_use_through_a_change_of_netw
         let before = kept.vias();
         kept.relays.network_changed();
         kept.until(|kept| kept.of(21).error.is_some()).await;
+        assert_eq!(kept.vias(), before);
+    });
+}
+
+#[test]
+fn a_relay_that_is_named_later_and_nearer_takes_the_place_of_a_far_one() {
+    run(async {
+        let (one, near) = (Turn::start(22), Turn::start(24));
+        let (address, _way) = far(23, one.address, Duration::from_millis(80)).await;
+        let kept = Kept::start(1, vec![at(address, "udp")]);
+        kept.uses(&[23]).await;
+        let before = kept.vias();
+        kept.relays.offer("near", vec![near.spec("udp")], FOR_EVER);
+        kept.uses(&[24]).await;
+        assert_eq!(kept.relays.leaving(), before, "it carries until those who use it have moved");
+        kept.until(|_| one.allocations() == 0).await;
+    });
+}
+
+#[test]
+fn a_relay_that_is_named_later_and_not_nearer_is_asked_and_given_back() {
+    run(async {
+        let (one, two) = (Turn::start(25), Turn::start(26));
+        let (near, _way) = far(27, one.address, Duration::from_millis(40)).await;
+        let (farther, _way) = far(28, two.address, Duration::from_millis(100)).await;
+        let kept = Kept::start(1, vec![at(near, "udp")]);
+        kept.uses(&[27]).await;
+        let before = kept.vias();
+        kept.relays.offer("farther", vec![at(farther, "udp")], FOR_EVER);
+        kept.until(|_| two.server.stats().turn.allocated > 0 && two.allocations() == 0).await;
         assert_eq!(kept.vias(), before);
     });
 }

@@ -1,11 +1,15 @@
-//! Relays of our own, each on a loopback address of its own.
+//! Relays of our own, each on a loopback address of its own, and what may stand before one.
 
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
 
 use keynet::config::RelayServerConfig;
 use keynet::relay::client::RelaySpec;
 use keynet::relay::server::{RelayOptions, RelayServer};
 use keynet::turn::server::Users;
+use tokio::net::UdpSocket;
+use tokio::task::JoinSet;
 
 use crate::coturn::{spec, PASSWORD, USER};
 
@@ -51,4 +55,35 @@ pub fn host(n: u8) -> IpAddr {
 /// A relay at this address, with the credentials of the only user.
 pub fn at(address: SocketAddr, transport: &str) -> RelaySpec {
     spec(&format!("turn:{USER}:{PASSWORD}@{address}?transport={transport}"))
+}
+
+/// A long way to a relay: datagrams each way take `delay`. One client.
+pub async fn far(n: u8, relay: SocketAddr, delay: Duration) -> (SocketAddr, JoinSet<()>) {
+    let near = Arc::new(UdpSocket::bind((host(n), 0)).await.unwrap());
+    let behind = Arc::new(UdpSocket::bind((host(n), 0)).await.unwrap());
+    let address = near.local_addr().unwrap();
+    let mut tasks = JoinSet::new();
+    tasks.spawn(async move {
+        let mut client = None;
+        let (mut out, mut back) = ([0; 2048], [0; 2048]);
+        let mut under_way = JoinSet::new();
+        loop {
+            let (socket, to, datagram) = tokio::select! {
+                Ok((length, from)) = near.recv_from(&mut out) => {
+                    client = Some(from);
+                    (behind.clone(), relay, out[..length].to_vec())
+                }
+                Ok((length, _)) = behind.recv_from(&mut back) => match client {
+                    Some(client) => (near.clone(), client, back[..length].to_vec()),
+                    None => continue,
+                }
+            };
+            under_way.spawn(async move {
+                tokio::time::sleep(delay).await;
+                let _ = socket.send_to(&datagram, to).await;
+            });
+            while under_way.try_join_next().is_some() {}
+        }
+    });
+    (address, tasks)
 }

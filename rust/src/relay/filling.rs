@@ -1,8 +1,10 @@
 //! Which relays are asked, and whose answers are taken. All that may be wanted are asked side by side, so that one that does not
-//! answer holds up none of the others, nor one that is named meanwhile.
+//! answer holds up none of the others, nor one that is named meanwhile. Whoever becomes known is asked once, to see whether it is
+//! nearer than those in use.
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::task::{Id, JoinError, JoinSet};
 use tokio::time::{sleep_until, Instant};
@@ -11,6 +13,7 @@ use super::client::{choose, reach, Allocation, CarryState, Options, MAX_RELAYS, 
 use super::in_use::{InUse, Standing};
 use super::keeper::{Inner, RelayEvent, State};
 use super::known::{Key, Known};
+use crate::addr::Via;
 use crate::error::{Error, Reason, Result, Stage};
 
 type Answer = (Known, Allocation);
@@ -25,6 +28,8 @@ struct Filling {
     choice: Option<Instant>,
     /// As in [`State`].
     network: u64,
+    /// When it may be asked again how far relays are away that are not needed.
+    look: Option<Instant>,
 }
 
 impl Filling {
@@ -64,26 +69,31 @@ impl Filling {
         }
     }
 
-    /// The nearest of those that have answered, as many as are wanted, the nearest first; with those that lead to rendezvous nodes.
-    fn choose(&mut self, wanted: usize) -> (Vec<Answer>, Vec<Answer>) {
-        self.choice = None;
-        let (introductions, mut answered): (Vec<_>, Vec<_>) =
-            self.answered.drain(..).partition(|(known, _)| known.introduction);
-        let mut chosen = Vec::new();
-        while chosen.len() < wanted {
-            let offers: Vec<_> = answered.iter().map(|(known, allocation)| (allocation.rtt, known.weight())).collect();
-            let Some(best) = choose(&offers) else { break };
-            chosen.push(answered.swap_remove(best));
-        }
-        (chosen, introductions)
+    /// The best of those that have answered.
+    fn take_best(&mut self) -> Option<Answer> {
+        let offers: Vec<_> = self.answered.iter().map(|(known, allocation)| (allocation.rtt, known.weight())).collect();
+        choose(&offers).map(|best| self.answered.swap_remove(best))
     }
 }
 
+/// What a relay is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Wish {
+    Use,
+    /// Whether it is nearer than those in use.
+    Look,
+}
+
 impl State {
-    /// Whether it would be taken into use. The way to a rendezvous is, while there is no other.
-    fn wants(&self, known: &Known, at_once: usize) -> bool {
+    /// The way to a rendezvous is used while there is no other.
+    fn wish(&self, known: &Known, at_once: usize) -> Option<Wish> {
         let have = self.in_use.have();
-        !self.in_use.uses(known.key()) && if known.introduction { have == 0 } else { have < at_once }
+        let wanted = if known.introduction { have == 0 } else { have < at_once };
+        match wanted {
+            _ if self.in_use.uses(known.key()) => None,
+            true => Some(Wish::Use),
+            false => (!known.introduction && !known.asked && known.weight() > 0).then_some(Wish::Look),
+        }
     }
 }
 
@@ -127,30 +137,56 @@ impl Inner {
         let now = Instant::now();
         let mut state = self.lock();
         state.known.retain(|known| !known.is_expired(now));
-        let wanted =
-            state.known.iter().filter(|known| state.wants(known, self.config.at_once) && !filling.has(known.key()));
-        let (mut due, later): (Vec<&Known>, Vec<&Known>) = wanted.partition(|known| known.is_due(now));
-        // those that have failed least are asked first, where there are more than are asked at once
-        due.sort_by_key(|known| known.failures());
-        for known in due.into_iter().take(MAX_RELAYS.saturating_sub(filling.running.len())) {
-            filling.ask(known.clone(), Options { deadline: self.config.deadline, ..Options::default() });
+        let may_look = filling.look.is_none_or(|at| at <= now);
+        let (mut due, mut later, mut looks) = (Vec::new(), Vec::new(), false);
+        for (place, known) in state.known.iter().enumerate().filter(|(_, known)| !filling.has(known.key())) {
+            match state.wish(known, self.config.at_once) {
+                None => {}
+                Some(_) if !known.is_due(now) => later.extend(known.retry_at()),
+                Some(Wish::Look) if !may_look => later.extend(filling.look),
+                Some(wish) => {
+                    looks |= wish == Wish::Look;
+                    due.push((known.failures(), place));
+                }
+            }
         }
-        later.into_iter().filter_map(Known::retry_at).min()
+        if looks {
+            filling.look = Some(now + LOOK_EVERY);
+        }
+        // those that have failed least are asked first, where there are more than are asked at once
+        due.sort_unstable();
+        for (_, place) in due.into_iter().take(MAX_RELAYS.saturating_sub(filling.running.len())) {
+            state.known[place].asked = true;
+            let options = Options { deadline: self.config.deadline, ..Options::default() };
+            filling.ask(state.known[place].clone(), options);
+        }
+        later.into_iter().min()
     }
 
-    /// Takes the nearest into use, until there are as many as there should be; the others are given back.
+    /// Takes the nearest into use, until there are as many as there should be, and others where they are nearer than what is in use.
+    /// What is left is given back.
     fn fill(self: &Arc<Self>, filling: &mut Filling) {
-        let wanted = self.config.at_once.saturating_sub(self.lock().in_use.have());
-        let (chosen, introductions) = filling.choose(wanted);
-        for (known, allocation) in chosen {
-            self.take(&known, allocation);
+        filling.choice = None;
+        let answered = std::mem::take(&mut filling.answered);
+        let (introductions, others): (Vec<_>, Vec<_>) = answered.into_iter().partition(|(known, _)| known.introduction);
+        filling.answered = others;
+        while let Some((known, allocation)) = filling.take_best() {
+            let state = self.lock();
+            let room = state.in_use.have() < self.config.at_once;
+            let instead_of = state.in_use.farther_than(allocation.rtt, allocation.transport);
+            drop(state);
+            match (room, instead_of) {
+                (true, _) => self.take(&known, allocation, None),
+                (false, Some(via)) if known.weight() > 0 => self.take(&known, allocation, Some(via)),
+                (false, _) => {}
+            }
         }
         if self.lock().in_use.have() == 0 {
-            introductions.into_iter().for_each(|(known, allocation)| self.take(&known, allocation));
+            introductions.into_iter().for_each(|(known, allocation)| self.take(&known, allocation, None));
         }
     }
 
-    fn take(self: &Arc<Self>, known: &Known, allocation: Allocation) {
+    fn take(self: &Arc<Self>, known: &Known, allocation: Allocation, instead_of: Option<Via>) {
         let wire = match self.net.open_wire() {
             Ok(wire) => wire,
             Err(error) => return self.note(known.key(), Err(error)),
@@ -172,7 +208,11 @@ impl Inner {
         let standing = Standing::Current;
         let mut state = self.lock();
         state.in_use.add(InUse { relay, introduction, via, addresses, transport, rtt, carrier, standing });
-        state.in_use.replace(Instant::now(), self.config.at_once);
+        let now = Instant::now();
+        if let Some(via) = instead_of {
+            state.in_use.give_up(via, now);
+        }
+        state.in_use.replace(now, self.config.at_once);
         drop(state);
         let _ = self.events.send(event);
         self.tell();
@@ -201,3 +241,6 @@ impl Inner {
         }
     }
 }
+
+/// Whoever names new relays all the time does not make his clients ask all the time: of a rendezvous that is 8 in 10 s.
+const LOOK_EVERY: Duration = Duration::from_secs(10);

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::client::Carrier;
+use super::client::{is_clearly_nearer, Carrier};
 use super::known::Key;
 use super::Transport;
 use crate::addr::Via;
@@ -117,6 +117,23 @@ impl<C> InUses<C> {
         });
     }
 
+    /// The farthest one that such a relay should take the place of. Over TCP one lost packet holds up all behind it: that is no better
+    /// than UDP, however near.
+    pub fn farther_than(&self, rtt: Duration, transport: Transport) -> Option<Via> {
+        let others = self.0.iter().filter(|one| one.is_current() && !one.introduction);
+        let farthest = others.max_by_key(|one| one.rtt)?;
+        let as_good = transport == Transport::Udp || farthest.transport != Transport::Udp;
+        (as_good && is_clearly_nearer(rtt, farthest.rtt)).then_some(farthest.via)
+    }
+
+    /// Another has taken its place.
+    pub fn give_up(&mut self, via: Via, now: Instant) {
+        for one in self.0.iter_mut().filter(|one| one.via == via) {
+            one.standing = Standing::Replaced(now + LINGER);
+        }
+        self.trim();
+    }
+
     /// What is due: those that were replaced go; those that were doubted for long enough have shown that they work.
     pub fn settle(&mut self, now: Instant, at_once: usize) {
         self.0.retain(|one| !matches!(one.standing, Standing::Replaced(until) if until <= now));
@@ -225,6 +242,21 @@ mod tests {
         assert_eq!(all.settles_at(), Some(now + DOUBTED_FOR));
         all.settle(now + DOUBTED_FOR, 2);
         assert_eq!((all.have(), chosen(&all), replaced(&all)), (2, vec![1, 3], vec![2]), "as many as there should be");
+    }
+
+    #[test]
+    fn the_farthest_gives_way_to_one_that_is_clearly_nearer_and_no_worse() {
+        let (mut all, now) = two();
+        (all.0[0].rtt, all.0[1].rtt) = (80 * SECOND / 1000, 50 * SECOND / 1000);
+        let to = |all: &InUses<()>, ms: u32, transport| all.farther_than(ms * SECOND / 1000, transport);
+        assert_eq!(to(&all, 78, Transport::Udp), None, "about as near");
+        assert_eq!(to(&all, 20, Transport::Tls), None, "behind one lost packet everything waits");
+        assert_eq!(to(&all, 60, Transport::Udp), Some(Via(1)));
+        all.give_up(Via(1), now);
+        assert_eq!((all.have(), replaced(&all)), (1, vec![1]));
+        assert_eq!(to(&all, 60, Transport::Udp), None, "what is left is nearer");
+        all.0[1].transport = Transport::Tcp;
+        assert_eq!(to(&all, 20, Transport::Tls), Some(Via(2)));
     }
 
     #[test]

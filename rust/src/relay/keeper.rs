@@ -105,7 +105,7 @@ impl Relays {
         for mut new in offered {
             // whoever repeats himself does not make his clients try again sooner
             if let Some(old) = before.iter().find(|old| old.name == new.name) {
-                new.keep_pause_of(old);
+                new.keep_history_of(old);
             }
             let named = state.known.iter().any(|known| known.key() == new.key());
             if !named && state.known.len() < MAX_KNOWN {

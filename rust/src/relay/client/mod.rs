@@ -39,7 +39,7 @@ use link::Link;
 
 pub use carry::{Carrier, CarryState, CarryStats};
 pub use http::HttpProxy;
-pub use race::{choose, race, reach, MAX_RELAYS, WINDOW};
+pub use race::{choose, is_clearly_nearer, race, reach, MAX_RELAYS, WINDOW};
 
 /// A relay, one way to it, and who we are there.
 #[derive(Clone)]

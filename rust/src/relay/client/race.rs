@@ -162,8 +162,7 @@ fn draw(answered: &[(Duration, u32)], random: u64) -> Option<usize> {
     let weighted = answered.iter().any(|(_, weight)| *weight > 0);
     let share = |weight: u32| if weighted { u64::from(weight) } else { 1 };
     let least = answered.iter().filter(|(_, weight)| share(*weight) > 0).map(|(rtt, _)| *rtt).min()?;
-    let limit = least + (least / 10).max(ABOUT);
-    let near = answered.iter().enumerate().filter(|(_, (rtt, _))| *rtt <= limit);
+    let near = answered.iter().enumerate().filter(|(_, (rtt, _))| !is_clearly_nearer(least, *rtt));
     let near: Vec<(usize, u64)> = near.map(|(at, (_, weight))| (at, share(*weight))).collect();
     let mut place = random % near.iter().map(|(_, share)| share).sum::<u64>().max(1);
     for (at, share) in near {
@@ -173,6 +172,11 @@ fn draw(answered: &[(Duration, u32)], random: u64) -> Option<usize> {
         place -= share;
     }
     None
+}
+
+/// Whether a round trip of `one` is worth leaving a relay for that has the `other`.
+pub fn is_clearly_nearer(one: Duration, other: Duration) -> bool {
+    one + (one / 10).max(ABOUT) < other
 }
 
 fn random() -> u64 {
@@ -241,6 +245,14 @@ mod tests {
         assert_eq!(draw(&[], 0), None);
         assert_eq!(chosen([(50, 100), (20, 100), (23, 100)], 10), [0, 10, 0]);
         assert_eq!(chosen([(40, 100), (20, 100), (21, 100)], 400), [0, 200, 200]);
+    }
+
+    #[test]
+    fn what_is_about_as_near_is_not_nearer() {
+        assert!(!is_clearly_nearer(20 * MS, 22 * MS) && !is_clearly_nearer(MS / 2, 2 * MS));
+        assert!(!is_clearly_nearer(100 * MS, 110 * MS) && !is_clearly_nearer(20 * MS, 20 * MS));
+        assert!(is_clearly_nearer(20 * MS, 23 * MS) && is_clearly_nearer(100 * MS, 111 * MS));
+        assert!(!is_clearly_nearer(23 * MS, 20 * MS));
     }
 
     #[test]
