@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `message`, `frame` | what is on the wire: requests and answers, channel data |
 //! | `peers`, `session` | one allocation as a state machine, without sockets and clocks |
+//! | `redirect` | to the server that one names in its place |
 //! | `http`, `tls`, `connect`, `link` | the connection to the relay: UDP, TCP, TLS, through an HTTP proxy |
 //! | `lease` | session and connection together; never let go without giving the allocation back |
 //! | `race` | which relay, and which way to it |
@@ -21,6 +22,7 @@ mod link;
 mod message;
 mod peers;
 mod race;
+mod redirect;
 mod session;
 mod tls;
 
@@ -35,7 +37,7 @@ use crate::error::Result;
 use crate::net::Wire;
 use crate::relay::{RelayUri, Transport};
 use lease::Lease;
-use link::Link;
+use session::Granted;
 
 pub use carry::{Carrier, CarryState, CarryStats};
 pub use http::HttpProxy;
@@ -102,10 +104,9 @@ pub struct Allocation {
 }
 
 impl Allocation {
-    async fn obtain(spec: &RelaySpec, server: SocketAddr, link: Link) -> Result<Self> {
-        let (lease, granted) = Lease::obtain(link, &spec.username, &spec.password).await?;
+    fn new(spec: &RelaySpec, server: SocketAddr, lease: Lease, granted: Granted) -> Self {
         let (relayed, mapped, rtt) = (granted.relayed, granted.mapped, granted.rtt);
-        Ok(Self { relayed, mapped, rtt, server, transport: spec.uri.transport, lease })
+        Self { relayed, mapped, rtt, server, transport: spec.uri.transport, lease }
     }
 
     /// Starts the task that carries what the wire brings, until the wire closes, the relay is gone, or the carrier is dropped.

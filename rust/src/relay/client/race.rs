@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::{sleep_until, timeout_at, Instant};
 
-use super::{connect, Allocation, Options, RelaySpec};
+use super::{connect, redirect, Allocation, Options, RelaySpec};
 use crate::error::{Error, Reason, Result, Stage};
 
 /// Allocates at the best of several relays. Each is given by the ways that lead to it, the preferred one first; what is not chosen
@@ -77,10 +77,7 @@ async fn attempt(
     options: Options,
     deadline: Instant,
 ) -> Result<Allocation, Vec<Error>> {
-    let tried = timeout_at(deadline, async {
-        let link = connect::connect(&spec, address, &options).await?;
-        Allocation::obtain(&spec, address, link).await
-    });
+    let tried = timeout_at(deadline, redirect::obtain(&spec, address, &options));
     tried.await.unwrap_or_else(|_| Err(late("no answer"))).map_err(|mut error| {
         let way = if spec.proxy.is_some() { " through the HTTP proxy" } else { "" };
         error.detail = format!("{} by {}{way}: {}", spec.uri.authority(), spec.uri.transport, error.detail);
