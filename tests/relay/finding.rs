@@ -62,6 +62,55 @@ fn of_several_relays_one_that_answers_is_taken_and_the_others_are_given_back() {
 }
 
 #[test]
+fn a_relay_that_names_another_in_its_place_is_followed() {
+    run(async {
+        let Some(there) = Coturn::start(v4(), &[]) else { return };
+        for transport in ["udp", "tcp"] {
+            let named = format!("alternate-server={}:{}", there.ip, there.port);
+            let Some(here) = Coturn::start(v4(), &[&named]) else { return };
+            let allocation = allocated(here.spec(transport)).await;
+            assert_eq!(allocation.server, (there.ip, there.port).into());
+            assert_eq!(allocation.transport.name(), transport);
+            let mut node = Node::new(allocation);
+            let peer = Peer::bind(v4()).await;
+            node.send(peer.address(), vec![1; 4], 4).await;
+            let (relayed, _) = peer.receive().await;
+            peer.send(relayed, &[2; 4]).await;
+            node.receive().await;
+        }
+    });
+}
+
+#[test]
+fn relays_that_send_us_in_a_circle_are_given_up() {
+    run(async {
+        // one that answers every question with itself
+        let relay = Peer::bind(v4()).await;
+        let address = relay.address();
+        let answers = async {
+            loop {
+                let (from, request) = relay.receive().await;
+                let mut answer = vec![0x01, 0x13, 0, 20];
+                answer.extend_from_slice(&request[4..20]);
+                answer.extend_from_slice(&[0, 9, 0, 4, 0, 0, 3, 0]);
+                answer.extend_from_slice(&[0x80, 0x23, 0, 8, 0, 1]);
+                answer.extend_from_slice(&address.port().to_be_bytes());
+                answer.extend_from_slice(&[127, 0, 0, 1]);
+                relay.send(from, &answer).await;
+            }
+        };
+        let options = options();
+        tokio::select! {
+            error = allocate(spec(&format!("turn:a:b@{address}")), &options) => {
+                let error = error.expect_err("an allocation");
+                assert!(error.reason == Reason::RelayRefused && error.detail.contains("asked already"), "{error}");
+            }
+            () = answers => unreachable!(),
+        }
+    });
+}
+
+#[test]
 fn every_failure_of_a_race_is_told() {
     run(async {
         let Some(coturn) = Coturn::start(v4(), &[]) else { return };

@@ -5,4 +5,6 @@ mod carrying;
 mod coturn;
 mod failing;
 mod finding;
+mod keeping;
 mod support;
+mod turn;

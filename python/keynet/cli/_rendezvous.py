@@ -15,6 +15,7 @@ from ._output import Output
 from ._run import show, tell_stats, until_signal
 
 if TYPE_CHECKING:
+    from ..rendezvous import Relay as TurnRelay
     from ..rendezvous import Server
 
 
@@ -54,7 +55,8 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
         default=[],
         metavar="URI",
         help="a relay to name to nodes, by all its URIs with commas between them: turn:HOST:3478,turns:HOST:443; "
-        "repeatable. The secret that it shares with this rendezvous is KEYNET_TURN_SECRET in the environment",
+        "weight=N among them (default 100) says how often it is taken among relays that are about as near; repeatable. "
+        "The secret that it shares with this rendezvous is KEYNET_TURN_SECRET in the environment",
     )
     parser.add_argument(
         "--relay",
@@ -79,6 +81,12 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
         help="the public address of this machine, where a NAT gives it one of its own (1:1)",
     )
     parser.add_argument(
+        "--relay-weight",
+        type=int,
+        metavar="N",
+        help="how often nodes take this relay among those that are about as near (default 100; see --turn)",
+    )
+    parser.add_argument(
         "--relay-allow-peer",
         action="append",
         default=[],
@@ -98,7 +106,7 @@ def run(options: argparse.Namespace, out: Output) -> int:
         import grpc  # noqa: F401
     except ImportError as missing:
         raise invalid(f"a rendezvous needs grpcio and protobuf ({missing}): pip install 'keynet[rendezvous]'") from None
-    from ..rendezvous import Relay, Server, Settings
+    from ..rendezvous import Server, Settings
 
     settings = Settings()
     if options.max_nodes is not None:
@@ -107,7 +115,7 @@ def run(options: argparse.Namespace, out: Output) -> int:
     secret = os.environ.get("KEYNET_TURN_SECRET", "")
     if options.turn and not secret:
         raise invalid("--turn needs the secret that the relay shares with this rendezvous: set KEYNET_TURN_SECRET")
-    relays = [Relay(uris.split(","), secret) for uris in options.turn]
+    relays = [_turn(text, secret) for text in options.turn]
     relay = _relay(options)
     identity = load_identity(options.identity)
 
@@ -132,14 +140,30 @@ def run(options: argparse.Namespace, out: Output) -> int:
     return 0
 
 
+def _turn(text: str, secret: str) -> TurnRelay:
+    from ..rendezvous import Relay
+
+    parts = text.split(",")
+    weights = [part.removeprefix("weight=") for part in parts if part.startswith("weight=")]
+    uris = [part for part in parts if not part.startswith("weight=")]
+    if not weights:
+        return Relay(uris, secret)
+    if len(weights) > 1 or not weights[0].isdecimal():
+        raise invalid(f"--turn: a relay has one weight, and that is a number: weight=50, not {weights}")
+    return Relay(uris, secret, weight=int(weights[0]))
+
+
 def _relay(options: argparse.Namespace) -> dict[str, Any] | None:
     if not options.relay:
-        if options.relay_tls or options.relay_external or options.relay_allow_peer:
-            raise invalid("--relay-tls, --relay-external and --relay-allow-peer need --relay")
+        more = [options.relay_tls, options.relay_external, options.relay_allow_peer]
+        if any(more) or options.relay_weight is not None:
+            raise invalid("--relay-tls, --relay-external, --relay-weight and --relay-allow-peer need --relay")
         return None
     port = options.listen.rpartition(":")[2]
     hosts = [f"[{ip}]" if ":" in ip else ip for ip in options.relay_external]
+    weight = {} if options.relay_weight is None else {"weight": options.relay_weight}
     return {
+        **weight,
         "listen": options.relay,
         "tls": options.relay_tls,
         "external_addresses": options.relay_external,

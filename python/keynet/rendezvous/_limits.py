@@ -16,6 +16,8 @@ NODE_BYTES = 32
 EXCHANGE_BYTES = 16
 MAX_MESSAGE = MAX_BODY + 8 * 1024
 """Bytes of a gRPC message: a body that is a little too long is answered, one that is much too long ends the stream."""
+MAX_USES = 8
+"""Relays that a node may say it uses, as rendezvous.proto says."""
 MAX_AGENT = 100
 """Characters of a Hello's `agent` that go into a log."""
 

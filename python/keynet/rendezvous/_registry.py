@@ -44,6 +44,7 @@ class Registration:
         "in_flight",
         "names",
         "relays_due",
+        "uses",
     )
 
     def __init__(self, names: tuple[NodeId, ...], now: float, totals: Totals) -> None:
@@ -52,6 +53,8 @@ class Registration:
         self.in_flight = 0
         # when the credentials for relays are half over
         self.relays_due = math.inf
+        # relays that it has said it uses
+        self.uses: frozenset[str] = frozenset()
         self.ending: tuple[grpc.StatusCode, str] | None = None
         self._totals = totals
         self._parcels: collections.deque[Parcel] = collections.deque()

@@ -16,6 +16,8 @@ __all__ = ["OwnRelay", "Relay", "credentials"]
 
 _MAX_URIS = 4
 """rendezvous.proto."""
+_MAX_WEIGHT = 65_535
+"""RFC 2782."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +33,9 @@ class Relay:
     secret: str = dataclasses.field(repr=False)
     seconds: int = 86_400
     """How long the credentials let a node make new allocations; fresh ones come in time."""
+    weight: int = 100
+    """Of relays that are about as near to a node, one with twice the weight is taken twice as often (RFC 2782); 0: only
+    if no other answers. The rendezvous takes some off while more of its nodes use this relay than their weights say."""
 
     def __post_init__(self) -> None:
         if isinstance(self.uris, str) or not 0 < len(self.uris) <= _MAX_URIS:
@@ -42,22 +47,26 @@ class Relay:
             raise invalid("a relay needs the secret that it shares with the rendezvous")
         if self.seconds < 60:
             raise invalid(f"credentials that are good for {self.seconds} s are over before they are used; 60 at least")
+        if not 0 <= self.weight <= _MAX_WEIGHT:
+            raise invalid(f"a relay weighs 0 to {_MAX_WEIGHT}, not {self.weight}")
 
-    def message(self, node_id: str, now: float) -> pb.Relay:
+    def message(self, node_id: str, now: float, weight: int) -> pb.Relay:
         """What a node is told. `now`: Unix time in seconds."""
         username, password = credentials(self.secret, node_id, now + self.seconds)
-        return pb.Relay(uris=list(self.uris), username=username, password=password, seconds=self.seconds)
+        return pb.Relay(uris=list(self.uris), username=username, password=password, seconds=self.seconds, weight=weight)
 
 
 class OwnRelay:
     """A relay in the process of the rendezvous, which shares a secret with it that nobody else needs to know.
 
-    `options` are those of `keynet.relay.RelayServer`; TLS shows the certificate of `identity` unless they have another.
+    `options` are those of `keynet.relay.RelayServer`, and `weight`; TLS shows the certificate of `identity` unless they
+    have another.
     """
 
     def __init__(self, identity: Identity, options: Mapping[str, Any]) -> None:
         options = {"identity": identity, "secret": secrets.token_urlsafe(32), **options}
         self._told = list(options.pop("introduction_peers", ()))
+        weight = options.pop("weight", Relay.weight)
         self._options = options
         self._server: RelayServer | None = None
         listen, tls = _several(options.get("listen", f"0.0.0.0:{PORT}")), _several(options.get("tls", ()))
@@ -65,7 +74,7 @@ class OwnRelay:
         uris = [f"turn::{plain}", f"turn::{plain}?transport=tcp"]
         key = "" if options.get("certificate") else f"?key={identity.node_id}"
         uris += [f"turns::{port_of(address)}{key}" for address in tls[:1]]
-        self.named = Relay(uris, options["secret"])
+        self.named = Relay(uris, options["secret"], weight=weight)
 
     async def start(self, rendezvous: Sequence[str]) -> None:
         """Binds its sockets. `rendezvous`: the addresses of the rendezvous, to which it carries for everybody."""

@@ -150,6 +150,10 @@ class Server(Runs):
             **relay,
         }
 
+    def nodes_on_relays(self) -> dict[str, int]:
+        """How many registered nodes use each of the relays that are named to them, by its first URI."""
+        return self._service.nodes_on_relays()
+
     async def start(self) -> None:
         """Binds the sockets and begins. Raises `BindError`, `InvalidArgument`."""
         self._stun = await start_stun(self._stun_addresses)

@@ -14,7 +14,8 @@ import grpc.aio
 
 from .. import grpc as keynet_grpc
 from .._info import ConnectionInfo
-from ._limits import MAX_AGENT, Buckets, Settings
+from ._limits import MAX_AGENT, MAX_USES, Buckets, Settings
+from ._loads import Loads
 from ._registry import GONE, Parcel, Registration, Registry
 from ._relays import Relay
 from ._router import Router
@@ -48,6 +49,7 @@ class Service(rpc.RendezvousServicer):
         self._settings, self._registry, self._router, self._stats = settings, registry, router, stats
         self._stun, self._clock, self._peer = stun, clock, peer
         self._relays, self._wall = relays, wall
+        self._loads = Loads({relay.uris[0]: relay.weight for relay in relays})
         self._arrivals = Buckets(settings.registrations, settings.max_buckets)
         self._closing = False
 
@@ -69,12 +71,17 @@ class Service(rpc.RendezvousServicer):
         finally:
             reading.cancel()
             self._registry.remove(registration)
+            registration.uses = self._loads.change(registration.uses, ())
             with contextlib.suppress(asyncio.CancelledError):
                 await reading
         code, detail = registration.ending or (grpc.StatusCode.CANCELLED, "")
         _log.debug("node %s has gone: %s %s", registration.leaf, code.name, detail)
         if code is not grpc.StatusCode.OK:
             await context.abort(code, detail)
+
+    def nodes_on_relays(self) -> dict[str, int]:
+        """How many nodes say that they use each of the relays, by its first URI."""
+        return self._loads.nodes()
 
     def expire(self) -> None:
         """Ends the registrations that have not been heard for too long; to be called every so often."""
@@ -136,8 +143,11 @@ class Service(rpc.RendezvousServicer):
                         self._registry.reclaim(registration)
                         if self._clock() >= registration.relays_due:
                             self._name_relays(registration)
+                    case "uses":
+                        registration.uses = self._loads.change(registration.uses, message.uses.relays[:MAX_USES])
                     case _:
-                        registration.end(grpc.StatusCode.INVALID_ARGUMENT, "neither a Signal nor a Refresh")
+                        detail = "neither a Signal nor a Refresh nor a Uses"
+                        registration.end(grpc.StatusCode.INVALID_ARGUMENT, detail)
         except asyncio.CancelledError:
             raise
         except Exception as error:
@@ -150,8 +160,8 @@ class Service(rpc.RendezvousServicer):
         """With credentials that are good for twice as long as it takes until the next ones."""
         if not self._relays:
             return
-        now = self._wall()
-        relays = [relay.message(registration.leaf, now) for relay in self._relays]
+        now, weights = self._wall(), self._loads.weights()
+        relays = [relay.message(registration.leaf, now, weights[relay.uris[0]]) for relay in self._relays]
         registration.reply(pb.RendezvousMessage(relays=pb.Relays(relays=relays)))
         registration.relays_due = self._clock() + min(relay.seconds for relay in self._relays) / 2
 

@@ -21,7 +21,7 @@ use std::time::Duration;
 
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 
-use crate::addr::{NodeId, PingKeys, RemoteId, Route};
+use crate::addr::{NodeId, PingKeys, RemoteId, Route, Via};
 use crate::config::{EndpointConfig, PathConfig, RelayLimits, SocketConfig, UtpConfig};
 use crate::error::{Error, Reason, Result, Stage};
 use crate::path::{MeetingId, PathStats, PathView, PunchId, Traffic};
@@ -256,6 +256,12 @@ impl Net {
     /// What went between us and a node.
     pub fn traffic(&self, node: &NodeId) -> Traffic {
         self.inner.core().paths.traffic_of_node(node)
+    }
+
+    /// Ways that are about to close: what goes over them takes another path, where there is one.
+    pub fn leave(&self, vias: &[Via]) {
+        self.inner.core().paths.handle_leaving(self.inner.clock.now(), vias);
+        self.inner.doorbell.ring_plain();
     }
 
     /// Nodes with connections that a relay carries.

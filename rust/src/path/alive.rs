@@ -92,6 +92,24 @@ impl PathTable {
         }
     }
 
+    /// Relays of ours are about to be given up. What goes over them takes another path that was heard lately, while they still
+    /// carry; the peer follows, because its pings on what was left get no answer any more.
+    pub fn handle_leaving(&mut self, now: Time, vias: &[Via]) {
+        let leaves = |route: Route| vias.contains(&route.via);
+        let using = |remote: &&Remote| !remote.lost && remote.route().is_some_and(leaves);
+        let ids: Vec<_> = self.remotes.values().filter(using).map(|remote| remote.id).collect();
+        for id in ids {
+            let Some(remote) = self.remotes.get_mut(&id) else { continue };
+            let lately = |path: &super::remote::Path| path.proven && now.since(path.heard) <= self.config.ping_idle;
+            let others = remote.paths.iter().enumerate().filter(|(_, path)| !leaves(path.route) && lately(path));
+            let best = others.min_by_key(|(_, path)| (remote.is_relayed(path.route), now.since(path.heard)));
+            let Some(index) = best.map(|(index, _)| index) else { continue };
+            remote.paths.iter_mut().filter(|path| leaves(path.route)).for_each(|path| path.left = true);
+            self.move_to(now, id, index);
+            self.look_again(id);
+        }
+    }
+
     /// A relay of ours is gone, and with it the paths through it. What used one takes another path, or counts as silent until a
     /// new one is found.
     pub fn handle_closed(&mut self, now: Time, via: Via) {

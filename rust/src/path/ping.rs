@@ -155,6 +155,8 @@ impl PathTable {
         }
         remote.seen = now;
         let ask_back = match remote.index_of(from) {
+            // it would go on using what is about to be given up
+            Some(index) if index != remote.in_use && remote.paths[index].left => return None,
             None => {
                 remote.suitor = Some(from);
                 true

@@ -31,6 +31,8 @@ pub(super) struct Path {
     pub(super) probed: Option<Time>,
     /// When it was left because data got nowhere on it.
     pub(super) shunned: Option<Time>,
+    /// Our relay on it is about to be given up, and another path has taken its place.
+    pub(super) left: bool,
 }
 
 /// A remote and the paths to it.
@@ -276,7 +278,8 @@ impl Remote {
         if self.paths.len() < 2 || !self.is_keyed() {
             return None;
         }
-        let others = self.paths.iter().enumerate().filter(|(index, path)| *index != self.in_use && path.proven);
+        let others =
+            self.paths.iter().enumerate().filter(|(index, path)| *index != self.in_use && path.proven && !path.left);
         // rather one that does not go when the relay of the one in use does
         let used = self.path()?.route;
         let shares = |path: &Path| match path.route.via.is_relay() || used.via.is_relay() {
@@ -292,7 +295,7 @@ impl Remote {
     pub(super) fn is_better(&self, now: Time, index: usize) -> bool {
         let (Some(new), Some(old)) = (self.paths.get(index), self.path()) else { return false };
         let shunned = new.shunned.is_some_and(|at| now.since(at) < SHUNNED_FOR);
-        if shunned || !new.proven {
+        if shunned || new.left || !new.proven {
             return false;
         }
         match (self.is_relayed(old.route), self.is_relayed(new.route)) {
@@ -307,7 +310,17 @@ impl Remote {
 
 impl Path {
     pub(super) fn new(now: Time, route: Route) -> Self {
-        Self { route, proven: false, answers: false, heard: now, rtt: None, warmed: None, probed: None, shunned: None }
+        Self {
+            route,
+            proven: false,
+            answers: false,
+            heard: now,
+            rtt: None,
+            warmed: None,
+            probed: None,
+            shunned: None,
+            left: false,
+        }
     }
 
     /// What the path costs, to compare it with others: its round trip, and what RFC 8421 and RFC 8305 prefer. `None`: it was not

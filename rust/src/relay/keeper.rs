@@ -6,10 +6,12 @@ use std::time::Duration;
 
 use tokio::sync::{broadcast, watch, Notify};
 use tokio::task::{JoinHandle, JoinSet};
-use tokio::time::{sleep_until, timeout, Instant};
+use tokio::time::{timeout, Instant};
 
-use super::client::{nearest, Allocation, Carrier, CarryState, CarryStats, Nearest, Options, RelaySpec, MAX_RELAYS};
-use super::{known::Known, Transport};
+use super::client::{CarryStats, RelaySpec};
+use super::in_use::{InUse, InUses};
+use super::known::{Key, Known};
+use super::Transport;
 use crate::addr::{NodeId, Via};
 use crate::config::RelayConfig;
 use crate::error::{Error, Result};
@@ -47,15 +49,15 @@ pub struct Relays {
     task: JoinHandle<()>,
 }
 
-struct Inner {
-    net: Net,
-    config: RelayConfig,
+pub(super) struct Inner {
+    pub net: Net,
+    pub config: RelayConfig,
     state: Mutex<State>,
     /// Something is to be looked at: a relay has become known, or one in use has gone.
-    news: Notify,
+    pub news: Notify,
     /// How many relays have come into use so far, and whether there is anything to wait for.
     progress: watch::Sender<Progress>,
-    events: broadcast::Sender<RelayEvent>,
+    pub events: broadcast::Sender<RelayEvent>,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -67,25 +69,17 @@ struct Progress {
 }
 
 #[derive(Default)]
-struct State {
-    known: Vec<Known>,
-    in_use: Vec<InUse>,
-}
-
-struct InUse {
-    relay: String,
-    introduction: bool,
-    via: Via,
-    addresses: Vec<SocketAddr>,
-    transport: Transport,
-    rtt: Duration,
-    carrier: Carrier,
+pub(super) struct State {
+    pub known: Vec<Known>,
+    pub in_use: InUses,
+    /// Goes up with each change of network: what was asked before counts no more.
+    pub network: u64,
 }
 
 impl Relays {
     /// Uses the best of these, and of those that are offered later. Needs a tokio runtime.
     pub fn start(net: Net, config: RelayConfig, specs: Vec<RelaySpec>) -> Self {
-        let state = State { known: Known::group(specs, None), in_use: Vec::new() };
+        let state = State { known: Known::group(specs, None), ..State::default() };
         let looking = !state.known.is_empty();
         let inner = Arc::new(Inner {
             net,
@@ -111,10 +105,9 @@ impl Relays {
         for mut new in offered {
             // whoever repeats himself does not make his clients try again sooner
             if let Some(old) = before.iter().find(|old| old.name == new.name) {
-                new.keep_pause_of(old);
+                new.keep_history_of(old);
             }
-            let named =
-                state.known.iter().any(|known| known.name == new.name && known.introduction == new.introduction);
+            let named = state.known.iter().any(|known| known.key() == new.key());
             if !named && state.known.len() < MAX_KNOWN {
                 state.known.push(new);
             }
@@ -148,13 +141,24 @@ impl Relays {
     /// Whether the way to a rendezvous at this host is in use, or was asked for.
     pub fn introduces(&self, host: &str) -> bool {
         let state = self.inner.lock();
-        state.in_use.iter().any(|one| one.introduction && one.relay == host)
+        state.in_use.chosen().any(|one| one.introduction && one.relay == host)
             || state.known.iter().any(|known| known.introduction && known.name == host)
     }
 
     /// Those in use, for meetings.
     pub fn own(&self) -> Vec<OwnRelay> {
         self.inner.own(false)
+    }
+
+    /// The hosts of those in use.
+    pub fn hosts(&self) -> Vec<String> {
+        let state = self.inner.lock();
+        state.in_use.chosen().filter(|one| !one.introduction).map(|one| one.relay.clone()).collect()
+    }
+
+    /// Ways that others have taken the place of. They carry for a while still.
+    pub fn leaving(&self) -> Vec<Via> {
+        self.inner.lock().in_use.iter().filter(|one| one.is_replaced()).map(|one| one.via).collect()
     }
 
     /// All of them in use, also those that lead to rendezvous nodes only.
@@ -189,12 +193,13 @@ impl Relays {
         self.inner.events.subscribe()
     }
 
-    /// The machine is in another network: what failed may work now, and what is in use is asked for anew.
+    /// The machine is in another network: what failed may work now. What is in use is asked for anew, and used until that is there:
+    /// the old network may be there as well.
     pub fn network_changed(&self) {
         let mut state = self.inner.lock();
         state.known.iter_mut().for_each(Known::forgive);
-        // dropped, they are given back where that still works
-        state.in_use.clear();
+        state.in_use.doubt(Instant::now());
+        state.network += 1;
         drop(state);
         self.inner.tell();
         self.inner.news.notify_one();
@@ -203,7 +208,7 @@ impl Relays {
     /// Gives everything back: as long as `patience` says.
     pub async fn close(&self, patience: Duration) {
         self.task.abort();
-        let in_use = std::mem::take(&mut self.inner.lock().in_use);
+        let in_use = self.inner.lock().in_use.take();
         let mut closing = JoinSet::new();
         in_use.into_iter().for_each(|one| drop(closing.spawn(one.carrier.close())));
         let _ = timeout(patience, async { while closing.join_next().await.is_some() {} }).await;
@@ -213,152 +218,21 @@ impl Relays {
 impl Drop for Relays {
     fn drop(&mut self) {
         self.task.abort();
-        self.inner.lock().in_use.clear();
+        drop(self.inner.lock().in_use.take());
     }
 }
 
 impl Inner {
-    async fn run(self: Arc<Self>) {
-        loop {
-            self.drop_lost();
-            let next = self.fill().await;
-            self.tell();
-            tokio::select! {
-                () = self.news.notified() => {}
-                () = sleep_until(next.unwrap_or_else(Instant::now)), if next.is_some() => {}
-            }
-        }
-    }
-
-    /// Takes relays into use until there are as many as there should be. Returns when to try again.
-    async fn fill(self: &Arc<Self>) -> Option<Instant> {
-        let now = Instant::now();
-        let (wanted, relays) = {
-            let mut state = self.lock();
-            state.known.retain(|known| !known.is_expired(now));
-            let have = state.in_use.iter().filter(|one| !one.introduction).count();
-            let wanted = self.config.at_once.saturating_sub(have);
-            let free = |known: &&Known| {
-                let used =
-                    state.in_use.iter().any(|one| one.relay == known.name && one.introduction == known.introduction);
-                // the way to a rendezvous is opened when there is no other
-                let wanted = if known.introduction { have == 0 } else { wanted > 0 };
-                wanted && !used && known.is_due(now)
-            };
-            let mut relays: Vec<_> = state.known.iter().filter(free).cloned().collect();
-            // those that have failed least are asked first, where there are more than are asked at once
-            relays.sort_by_key(Known::failures);
-            relays.truncate(MAX_RELAYS);
-            (wanted.max(1), relays)
-        };
-        if !relays.is_empty() {
-            for (known, allocation) in self.allocate(relays, wanted).await {
-                self.take(&known, allocation);
-            }
-        }
-        let state = self.lock();
-        let have = state.in_use.iter().filter(|one| !one.introduction).count();
-        let used = |known: &Known| {
-            state.in_use.iter().any(|one| one.relay == known.name && one.introduction == known.introduction)
-        };
-        let wanted =
-            |known: &&Known| !used(known) && if known.introduction { have == 0 } else { have < self.config.at_once };
-        let retries = state.known.iter().filter(wanted).filter_map(Known::retry_at);
-        retries.min()
-    }
-
-    /// Asks all of these; the nearest of those that answer soon after the first.
-    async fn allocate(&self, relays: Vec<Known>, wanted: usize) -> Vec<(Known, Allocation)> {
-        let options = Options { deadline: self.config.deadline, ..Options::default() };
-        let ways = relays.iter().map(|known| known.ways.clone()).collect();
-        let Nearest { allocations, failed } = match nearest(ways, wanted, &options).await {
-            Ok(nearest) => nearest,
-            Err(error) => {
-                tracing::warn!(%error, "no relay was asked");
-                return Vec::new();
-            }
-        };
-        for (place, error) in failed {
-            self.note(&relays[place], Err(error));
-        }
-        allocations.into_iter().map(|(place, allocation)| (relays[place].clone(), allocation)).collect()
-    }
-
-    fn take(self: &Arc<Self>, known: &Known, allocation: Allocation) {
-        let wire = match self.net.open_wire() {
-            Ok(wire) => wire,
-            Err(error) => return self.note(known, Err(error)),
-        };
-        self.note(known, Ok(()));
-        let (via, addresses, transport, rtt) =
-            (wire.via, allocation.relayed.clone(), allocation.transport, allocation.rtt);
-        tracing::info!(relay = known.name, %transport, ?addresses, ?rtt, "relay in use");
-        let carrier = allocation.carry(wire);
-        let (mut watched, inner) = (carrier.state(), Arc::downgrade(self));
-        tokio::spawn(async move {
-            let _ = watched.wait_for(|state| *state != CarryState::Carrying).await;
-            if let Some(inner) = inner.upgrade() {
-                // at once: the task may be waiting for a relay that does not answer
-                inner.drop_lost();
-                inner.news.notify_one();
-            }
-        });
-        let event = RelayEvent::Connected { relay: known.name.clone(), addresses: addresses.clone() };
-        let introduction = known.introduction;
-        self.lock().in_use.push(InUse {
-            relay: known.name.clone(),
-            introduction,
-            via,
-            addresses,
-            transport,
-            rtt,
-            carrier,
-        });
-        let _ = self.events.send(event);
-        self.tell();
-    }
-
-    /// Takes those out that have ended.
-    fn drop_lost(&self) {
-        let mut lost = Vec::new();
-        self.lock().in_use.retain(|one| {
-            let ended = match &*one.carrier.state().borrow() {
-                CarryState::Carrying => return true,
-                CarryState::Lost(error) => Some(error.clone()),
-                CarryState::Closed => None,
-            };
-            lost.push((one.relay.clone(), one.introduction, ended));
-            false
-        });
-        for (relay, introduction, error) in lost {
-            let Some(error) = error else { continue };
-            tracing::info!(relay, %error, "relay lost");
-            let mut state = self.lock();
-            let known = state.known.iter_mut().find(|known| known.name == relay && known.introduction == introduction);
-            if let Some(known) = known {
-                known.note(Err(error.clone()), &self.config);
-            }
-            drop(state);
-            let _ = self.events.send(RelayEvent::Lost { relay, error });
-        }
-        self.tell();
-    }
-
-    fn note(&self, known: &Known, result: Result<()>) {
-        if let Err(error) = &result {
-            tracing::info!(relay = known.name, %error, "no relay");
-        }
-        let mut state = self.lock();
-        let same = |other: &&mut Known| other.name == known.name && other.introduction == known.introduction;
-        if let Some(known) = state.known.iter_mut().find(same) {
+    /// How an attempt, or a use, has ended.
+    pub fn note(&self, key: Key<'_>, result: Result<()>) {
+        if let Some(known) = self.lock().known.iter_mut().find(|known| known.key() == key) {
             known.note(result, &self.config);
         }
     }
 
-    fn tell(&self) {
+    pub fn tell(&self) {
         let state = self.lock();
-        let any = state.in_use.len();
-        let in_use = state.in_use.iter().filter(|one| !one.introduction).count();
+        let (any, in_use) = (state.in_use.any(), state.in_use.have());
         let looking = state.known.iter().any(|known| !known.introduction && known.error.is_none());
         drop(state);
         let progress = Progress { in_use, any, looking };
@@ -367,15 +241,13 @@ impl Inner {
 
     fn own(&self, introductions: bool) -> Vec<OwnRelay> {
         let state = self.lock();
-        let chosen = state.in_use.iter().filter(|one| introductions || !one.introduction);
+        let chosen = state.in_use.chosen().filter(|one| introductions || !one.introduction);
         chosen.map(|one| OwnRelay { via: one.via, addresses: one.addresses.clone() }).collect()
     }
 
     fn status(&self) -> Vec<RelayStatus> {
         let state = self.lock();
-        let used = |known: &Known| {
-            state.in_use.iter().find(|one| one.relay == known.name && one.introduction == known.introduction)
-        };
+        let used = |known: &Known| state.in_use.at(known.key());
         let of = |name: &str, introduction: bool, error: Option<Error>, one: Option<&InUse>| RelayStatus {
             relay: name.to_owned(),
             via: one.map(|one| one.via),
@@ -389,15 +261,15 @@ impl Inner {
         let known =
             state.known.iter().map(|known| of(&known.name, known.introduction, known.error.clone(), used(known)));
         let mut all: Vec<_> = known.collect();
-        for one in &state.in_use {
-            if !state.known.iter().any(|known| known.name == one.relay && known.introduction == one.introduction) {
+        for one in state.in_use.chosen() {
+            if !state.known.iter().any(|known| known.key() == one.key()) {
                 all.push(of(&one.relay, one.introduction, None, Some(one)));
             }
         }
         all
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    pub fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -22,9 +22,17 @@ pub(super) struct Known {
     pub introduction: bool,
     /// Who named it, and until when the credentials are good; `None`: the user did.
     offered: Option<(String, Instant)>,
+    /// How far away it is has been asked since it became known.
+    pub asked: bool,
     pub error: Option<Error>,
     retry: Option<Instant>,
     failures: u32,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Key<'a> {
+    pub host: &'a str,
+    pub introduction: bool,
 }
 
 impl Known {
@@ -62,7 +70,7 @@ impl Known {
     }
 
     fn new(name: String, ways: Vec<RelaySpec>, offered: Option<(String, Instant)>) -> Self {
-        Self { name, ways, introduction: false, offered, error: None, retry: None, failures: 0 }
+        Self { name, ways, introduction: false, offered, asked: false, error: None, retry: None, failures: 0 }
     }
 
     /// What serves UDP nearly always serves TCP at the same port; and where an HTTP proxy is named, it is the last way out.
@@ -91,6 +99,16 @@ impl Known {
             Err(error) => tracing::warn!(%error, "https_proxy cannot be used"),
         }
         self.ways.truncate(MAX_WAYS);
+    }
+
+    /// What makes it one and the same: the way to a rendezvous beside a relay is another than the relay.
+    pub fn key(&self) -> Key<'_> {
+        Key { host: &self.name, introduction: self.introduction }
+    }
+
+    /// As the ways to it say.
+    pub fn weight(&self) -> u32 {
+        self.ways.first().map_or(0, |way| way.weight)
     }
 
     pub fn is_offered_by(&self, who: &str) -> bool {
@@ -128,13 +146,14 @@ impl Known {
     }
 
     /// What is known of the same relay under its last name and password holds for the next.
-    pub fn keep_pause_of(&mut self, old: &Self) {
+    pub fn keep_history_of(&mut self, old: &Self) {
         (self.error, self.retry, self.failures) = (old.error.clone(), old.retry, old.failures);
+        self.asked = old.asked;
     }
 
-    /// Failures of another network say nothing.
+    /// Failures of another network say nothing, and distances there.
     pub fn forgive(&mut self) {
-        (self.retry, self.failures) = (None, 0);
+        (self.asked, self.retry, self.failures) = (false, None, 0);
     }
 }
 
@@ -182,6 +201,21 @@ mod tests {
         assert!(pauses[39] <= config.retry_most);
         known.forgive();
         assert!(known.is_due(Instant::now()));
+    }
+
+    #[test]
+    fn one_that_is_named_again_was_asked_already_and_one_in_another_network_was_not() {
+        let mut old = Known::group(specs(&["turn:a.example"]), None).remove(0);
+        old.asked = true;
+        old.note(
+            Err(Error::new(crate::error::Reason::RelayRefused, crate::error::Stage::Relay, "")),
+            &RelayConfig::default(),
+        );
+        let mut new = Known::group(specs(&["turn:a.example"]), None).remove(0);
+        new.keep_history_of(&old);
+        assert!(new.asked && new.failures() == 1 && !new.is_due(Instant::now()));
+        new.forgive();
+        assert!(!new.asked && new.is_due(Instant::now()));
     }
 
     #[test]

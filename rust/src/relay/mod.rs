@@ -2,6 +2,8 @@
 //! sees ciphertext only.
 
 pub mod client;
+mod filling;
+mod in_use;
 mod keeper;
 mod known;
 pub mod server;

@@ -136,7 +136,8 @@ impl fmt::Display for RelayUri {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(if self.transport == Transport::Tls { "turns:" } else { "turn:" })?;
         if let Some(user) = &self.user {
-            write!(f, "{}@", encode(user))?;
+            // a slash would be that of an authority, which the scheme has none of
+            write!(f, "{}@", encode(user).replace('/', "%2F"))?;
         }
         f.write_str(&self.authority())?;
         let mut separator = '?';
@@ -299,6 +300,13 @@ mod tests {
             assert_eq!(error.reason, Reason::InvalidArgument);
             assert!(error.to_string().contains(why), "{text}: {error}");
         }
+    }
+
+    #[test]
+    fn slashes_of_a_user_are_not_those_of_an_authority() {
+        let uri = parse("turn:%2F%2Fuser@relay");
+        assert_eq!(uri.user(), Some("//user"));
+        assert_eq!(parse(&uri.to_string()), uri);
     }
 
     #[test]

@@ -29,6 +29,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{sleep, sleep_until, Instant};
 
 pub use relays::DirectOnly;
+use relays::Named;
 pub use report::{Report, Role};
 pub use station::{Server, StationStatus};
 
@@ -91,6 +92,8 @@ struct Inner {
     surroundings: Surroundings,
     relays: Relays,
     relay_config: RelayConfig,
+    /// What each rendezvous calls the relays that it has named.
+    named: Mutex<HashMap<NodeId, Named>>,
     direct_only: DirectOnly,
     stations: Vec<Arc<Station>>,
     admits: Admits,
@@ -156,6 +159,7 @@ impl Rendezvous {
             surroundings,
             relays: Relays::start(peers.net.clone(), relay.clone(), relays),
             relay_config: relay,
+            named: Mutex::default(),
             direct_only,
             admits,
             peers,

@@ -2,7 +2,7 @@
 //! relayed ones as soon as there are any.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::broadcast;
@@ -10,11 +10,11 @@ use tokio::time::{interval, Instant, MissedTickBehavior};
 use zeroize::Zeroizing;
 
 use super::station::{split_address, Station};
-use super::wire::Relays as Offered;
+use super::wire::{FromNode, Relays as Offered, Uses};
 use super::{Inner, RendezvousEvent, MAX_AGAIN};
-use crate::addr::NodeId;
+use crate::addr::{NodeId, Via};
 use crate::path::{Mapping, Whereabouts, MAX_CANDIDATES};
-use crate::relay::client::RelaySpec;
+use crate::relay::client::{RelaySpec, USUAL_WEIGHT};
 use crate::relay::{RelayEvent, RelayUri};
 
 /// With which nodes no relay is used.
@@ -35,6 +35,25 @@ impl DirectOnly {
             Self::Everybody => true,
             Self::Nodes(nodes) => names.iter().any(|name| nodes.contains(name)),
         }
+    }
+}
+
+/// The relays that a rendezvous has named, and what it was told of them.
+#[derive(Debug, Default)]
+pub(super) struct Named {
+    /// The host, and what the rendezvous calls the relay there: its first URI.
+    names: Vec<(String, String)>,
+    /// It wants to know which are in use: it has said what they weigh.
+    counts: bool,
+    told: Option<Vec<String>>,
+}
+
+impl Named {
+    /// What to tell it, where that is not what it has heard: by these hosts relays are in use.
+    fn news(&self, hosts: &[String]) -> Option<Vec<String>> {
+        let used = self.names.iter().filter(|(host, _)| hosts.contains(host));
+        let used: Vec<String> = used.map(|(_, name)| name.clone()).collect();
+        (self.counts && self.told.as_ref() != Some(&used)).then_some(used)
     }
 }
 
@@ -63,8 +82,11 @@ impl Inner {
         let inside = station.is_inside();
         let by = station.server.node.to_string();
         let seconds = offered.relays.iter().map(|relay| relay.seconds).min().unwrap_or(0);
-        let mut specs = Vec::new();
+        let counts = offered.relays.iter().any(|relay| relay.weight.is_some());
+        let (mut specs, mut named) = (Vec::new(), Named { counts, ..Named::default() });
         for relay in offered.relays.iter().take(MAX_RELAYS) {
+            // RFC 2782 gives a weight 16 bits
+            let weight = relay.weight.unwrap_or(USUAL_WEIGHT).min(u16::MAX.into());
             for text in relay.uris.iter().take(MAX_URIS) {
                 let mut uri = match beside(text, host).parse::<RelayUri>() {
                     Ok(uri) => uri,
@@ -75,30 +97,52 @@ impl Inner {
                 };
                 // which files are read here is no business of others
                 uri.ca = None;
+                if let Some(first) =
+                    relay.uris.first().filter(|_| named.names.iter().all(|(host, _)| *host != uri.host))
+                {
+                    named.names.push((uri.host.clone(), first.clone()));
+                }
                 specs.push(RelaySpec {
                     username: relay.username.clone(),
                     password: Zeroizing::new(relay.password.clone()),
+                    weight,
                     // a rendezvous on the internet has no business with addresses of our own network
                     public_only: !inside,
                     ..RelaySpec::new(uri)
                 });
             }
         }
+        self.named.lock().unwrap_or_else(PoisonError::into_inner).insert(station.server.node, named);
         self.relays.offer(&by, specs, Duration::from_secs(seconds.into()));
+        self.tell_uses(station);
+    }
+
+    /// Says which of the relays that the rendezvous has named are in use, so that it can spread its nodes.
+    fn tell_uses(&self, station: &Station) {
+        let hosts = self.relays.hosts();
+        let mut all = self.named.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(named) = all.get_mut(&station.server.node) else { return };
+        let Some(relays) = named.news(&hosts) else { return };
+        if station.tell(FromNode::Uses(Uses { relays: relays.clone() })) {
+            named.told = Some(relays);
+        }
     }
 
     pub(super) async fn watch_relays(self: Arc<Self>) {
         let mut events = self.relays.subscribe();
+        let mut moved = HashSet::new();
         loop {
             match events.recv().await {
                 Ok(RelayEvent::Connected { relay, addresses }) => {
                     self.publish(RendezvousEvent::RelayConnected { relay, addresses });
                     self.meet_over_new_relay();
+                    self.leave_old_relays(&mut moved);
                 }
                 Ok(RelayEvent::Lost { relay, error }) => self.publish(RendezvousEvent::RelayLost { relay, error }),
                 Err(broadcast::error::RecvError::Lagged(_)) => {}
                 Err(broadcast::error::RecvError::Closed) => return,
             }
+            self.stations.iter().for_each(|station| self.tell_uses(station));
         }
     }
 
@@ -108,6 +152,30 @@ impl Inner {
         for node in nodes.into_iter().filter(|node| self.peers.net.has_silent_path(node)).take(MAX_AGAIN) {
             let inner = self.clone();
             tokio::spawn(async move { inner.meet_silent(node).await });
+        }
+    }
+
+    /// Meets those again whose traffic goes over a relay that another has taken the place of, and moves it while both carry. `moved`:
+    /// who is met already, because of which.
+    fn leave_old_relays(self: &Arc<Self>, moved: &mut HashSet<(NodeId, Via)>) {
+        let leaving = self.relays.leaving();
+        moved.retain(|(_, via)| leaving.contains(via));
+        let net = &self.peers.net;
+        for node in net.relayed_nodes().into_iter().take(MAX_AGAIN) {
+            let via = net.paths(&node).into_iter().find(|path| path.in_use && leaving.contains(&path.via));
+            let Some(via) = via.map(|path| path.via) else { continue };
+            // a rendezvous is dialled by its station, when the way to it ends
+            if self.stations.iter().any(|one| one.server.node == node) || !moved.insert((node, via)) {
+                continue;
+            }
+            let (inner, leaving) = (self.clone(), leaving.clone());
+            tokio::spawn(async move {
+                let deadline = Instant::now() + inner.config.direct_timeout;
+                match inner.meet(node, deadline).await {
+                    Ok(()) => inner.peers.net.leave(&leaving),
+                    Err(error) => tracing::info!(%error, "a peer has to find its own way to another relay"),
+                }
+            });
         }
     }
 
@@ -172,6 +240,20 @@ const UPGRADES_A_ROUND: usize = 8;
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_rendezvous_is_told_by_its_own_names_what_is_in_use_and_once() {
+        let name = |host: &str, uri: &str| (host.to_owned(), uri.to_owned());
+        let names = vec![name("a.example", "turn::3478"), name("b.example", "turn:b.example")];
+        let mut named = Named { names, counts: true, told: None };
+        let hosts = ["b.example".to_owned(), "of-the-user.example".to_owned()];
+        assert_eq!(named.news(&hosts), Some(vec!["turn:b.example".to_owned()]));
+        named.told = named.news(&hosts);
+        assert_eq!(named.news(&hosts), None);
+        assert_eq!(named.news(&["a.example".to_owned()]), Some(vec!["turn::3478".to_owned()]));
+        named.counts = false;
+        assert_eq!(named.news(&[]), None, "one that knows no weights knows no such message");
+    }
 
     #[test]
     fn a_relay_beside_the_rendezvous_has_its_name() {

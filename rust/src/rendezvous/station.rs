@@ -96,7 +96,12 @@ impl Station {
 
     /// Hands a signal to the rendezvous. False: there is no session, or it takes nothing for the moment.
     pub fn send(&self, signal: &Signal) -> bool {
-        let message = NodeMessage { kind: Some(FromNode::Signal(signal.clone())) };
+        self.tell(FromNode::Signal(signal.clone()))
+    }
+
+    /// The same for any message.
+    pub fn tell(&self, message: FromNode) -> bool {
+        let message = NodeMessage { kind: Some(message) };
         self.lock().session.as_ref().is_some_and(|session| session.messages.try_send(message).is_ok())
     }
 

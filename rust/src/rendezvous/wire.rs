@@ -1,6 +1,6 @@
 //! The messages of `keynet.rendezvous.v1` (python/keynet/rendezvous/v1/rendezvous.proto), and the one call that there is.
 //!
-//! Eight small messages are written down here rather than generated, so that building needs no protocol compiler; the tests with the
+//! Nine small messages are written down here rather than generated, so that building needs no protocol compiler; the tests with the
 //! Python server, whose code is generated, hold the two equal.
 
 use hyper_util::rt::TokioIo;
@@ -15,7 +15,7 @@ use tonic_prost::ProstCodec;
 
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct NodeMessage {
-    #[prost(oneof = "FromNode", tags = "1, 2, 3")]
+    #[prost(oneof = "FromNode", tags = "1, 2, 3, 4")]
     pub kind: Option<FromNode>,
 }
 
@@ -27,6 +27,8 @@ pub enum FromNode {
     Signal(Signal),
     #[prost(message, tag = "3")]
     Refresh(Refresh),
+    #[prost(message, tag = "4")]
+    Uses(Uses),
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -56,6 +58,13 @@ pub struct Hello {
 #[derive(Clone, Copy, PartialEq, prost::Message)]
 pub struct Refresh {}
 
+/// The relays that this node uses, of those that the rendezvous has named.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Uses {
+    #[prost(string, repeated, tag = "1")]
+    pub relays: Vec<String>,
+}
+
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Welcome {
     #[prost(string, tag = "1")]
@@ -83,6 +92,8 @@ pub struct Relay {
     pub password: String,
     #[prost(uint32, tag = "4")]
     pub seconds: u32,
+    #[prost(uint32, optional, tag = "5")]
+    pub weight: Option<u32>,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]

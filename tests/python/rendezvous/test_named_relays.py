@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import sys
 from typing import Any
@@ -12,6 +13,8 @@ import pytest
 import keynet
 import keynet.rendezvous
 from keynet.rendezvous._relays import credentials
+from keynet.rendezvous.v1 import rendezvous_pb2 as pb
+from nodes import registered, until
 from support import proxy
 
 
@@ -43,6 +46,8 @@ def test_credentials_are_those_of_coturn() -> None:
         ({"uris": ["stun:a"], "secret": "s"}, "turn:HOST"),
         ({"uris": ["turn:a"], "secret": ""}, "secret"),
         ({"uris": ["turn:a"], "secret": "s", "seconds": 1}, "60 at least"),
+        ({"uris": ["turn:a"], "secret": "s", "weight": -1}, "0 to 65535"),
+        ({"uris": ["turn:a"], "secret": "s", "weight": 65_536}, "0 to 65535"),
     ],
 )
 def test_what_cannot_be_named_is_refused(options: dict[str, Any], why: str) -> None:
@@ -84,6 +89,7 @@ async def test_the_relay_of_a_rendezvous_comes_into_use(
             while keynet.RelayConnected not in kinds:
                 kinds.add(type(await asyncio.wait_for(anext(events), 60)))
             await relays_of(other)
+            await until(lambda: server.nodes_on_relays() == {f"turn::{port}": 2})
             await node.ping(other.node_id, timeout=60)
             meeting = node.explain(other.node_id).meeting
             assert meeting is not None
@@ -94,6 +100,55 @@ async def test_the_relay_of_a_rendezvous_comes_into_use(
                 break
             await asyncio.sleep(0.01)
         assert server.stats()["relay_allocations"] == 0, "nodes that close give their addresses back"
+        await until(lambda: server.nodes_on_relays() == {f"turn::{port}": 0})
+
+
+async def test_a_relay_that_many_nodes_use_is_named_with_less_weight(
+    alice: keynet.Identity, bob: keynet.Identity, mallory: keynet.Identity
+) -> None:
+    relays = [
+        keynet.rendezvous.Relay(["turn:one.example", "turns:one.example:443"], "s", weight=50),
+        keynet.rendezvous.Relay(["turn:two.example"], "s", weight=50),
+        keynet.rendezvous.Relay(["turn:spare.example"], "s", weight=0),
+    ]
+    async with keynet.rendezvous.Server(mallory, listen="127.0.0.1:0", relays=relays) as server:
+        async with registered(server, alice) as first:
+            named = (await first.read()).relays.relays
+            assert [(one.uris[0], one.weight) for one in named] == [
+                ("turn:one.example", 50),
+                ("turn:two.example", 50),
+                ("turn:spare.example", 0),
+            ]
+            assert all(one.HasField("weight") for one in named), "a node takes it for the usual one otherwise"
+            for _ in range(2):  # what it says takes the place of what it said before
+                used = ["turn:one.example", "turn:one.example", "turn:unknown.example"]
+                await first.call.write(pb.NodeMessage(uses=pb.Uses(relays=used)))
+            await until(lambda: server.nodes_on_relays()["turn:one.example"] == 1)
+            async with registered(server, bob) as second:
+                weights = [one.weight for one in (await second.read()).relays.relays]
+                assert weights[0] < weights[1] == 50
+                assert weights[2] == 0
+        await until(lambda: set(server.nodes_on_relays().values()) == {0})
+
+
+@pytest.mark.parametrize(
+    ("turn", "said"),
+    [
+        ("turn:a,weight=", b"one weight"),
+        ("turn:a,weight=1,weight=2", b"one weight"),
+        ("turn:a,weight=70000", b"0 to 65535"),
+        ("weight=7", b"1 to 4"),
+    ],
+)
+async def test_weights_on_the_command_line(turn: str, said: bytes) -> None:
+    process = await asyncio.create_subprocess_exec(
+        *[sys.executable, "-m", "keynet", "rendezvous", "--listen", "127.0.0.1:0", "--turn", turn],
+        stderr=asyncio.subprocess.PIPE,
+        env={**os.environ, "KEYNET_TURN_SECRET": "s"},
+    )
+    _, errors = await process.communicate()
+    assert process.returncode == 2
+    assert said in errors
 
 
 async def test_the_command_line_runs_one() -> None:

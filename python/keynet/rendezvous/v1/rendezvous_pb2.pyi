@@ -23,14 +23,16 @@ CAUSE_INVALID: Cause
 CAUSE_UNAVAILABLE: Cause
 
 class NodeMessage(_message.Message):
-    __slots__ = ("hello", "signal", "refresh")
+    __slots__ = ("hello", "signal", "refresh", "uses")
     HELLO_FIELD_NUMBER: _ClassVar[int]
     SIGNAL_FIELD_NUMBER: _ClassVar[int]
     REFRESH_FIELD_NUMBER: _ClassVar[int]
+    USES_FIELD_NUMBER: _ClassVar[int]
     hello: Hello
     signal: Signal
     refresh: Refresh
-    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., signal: _Optional[_Union[Signal, _Mapping]] = ..., refresh: _Optional[_Union[Refresh, _Mapping]] = ...) -> None: ...
+    uses: Uses
+    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., signal: _Optional[_Union[Signal, _Mapping]] = ..., refresh: _Optional[_Union[Refresh, _Mapping]] = ..., uses: _Optional[_Union[Uses, _Mapping]] = ...) -> None: ...
 
 class RendezvousMessage(_message.Message):
     __slots__ = ("welcome", "signal", "undelivered", "relays")
@@ -54,6 +56,12 @@ class Refresh(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
+class Uses(_message.Message):
+    __slots__ = ("relays",)
+    RELAYS_FIELD_NUMBER: _ClassVar[int]
+    relays: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, relays: _Optional[_Iterable[str]] = ...) -> None: ...
+
 class Welcome(_message.Message):
     __slots__ = ("observed", "refresh_seconds", "stun")
     OBSERVED_FIELD_NUMBER: _ClassVar[int]
@@ -71,16 +79,18 @@ class Relays(_message.Message):
     def __init__(self, relays: _Optional[_Iterable[_Union[Relay, _Mapping]]] = ...) -> None: ...
 
 class Relay(_message.Message):
-    __slots__ = ("uris", "username", "password", "seconds")
+    __slots__ = ("uris", "username", "password", "seconds", "weight")
     URIS_FIELD_NUMBER: _ClassVar[int]
     USERNAME_FIELD_NUMBER: _ClassVar[int]
     PASSWORD_FIELD_NUMBER: _ClassVar[int]
     SECONDS_FIELD_NUMBER: _ClassVar[int]
+    WEIGHT_FIELD_NUMBER: _ClassVar[int]
     uris: _containers.RepeatedScalarFieldContainer[str]
     username: str
     password: str
     seconds: int
-    def __init__(self, uris: _Optional[_Iterable[str]] = ..., username: _Optional[str] = ..., password: _Optional[str] = ..., seconds: _Optional[int] = ...) -> None: ...
+    weight: int
+    def __init__(self, uris: _Optional[_Iterable[str]] = ..., username: _Optional[str] = ..., password: _Optional[str] = ..., seconds: _Optional[int] = ..., weight: _Optional[int] = ...) -> None: ...
 
 class Signal(_message.Message):
     __slots__ = ("node", "exchange", "body")

@@ -33,6 +33,7 @@ enum Operation {
     Meet(Vec<u32>, u8, u8, u64),
     StopMeeting(usize),
     CloseRelay(u8),
+    LeaveRelay(u8),
     Pass(u64),
 }
 
@@ -56,6 +57,7 @@ fn operation() -> impl Strategy<Value = Operation> {
             .prop_map(|(to, session, sockets, timeout)| Operation::Meet(to, session, sockets, timeout)),
         1 => (0..10usize).prop_map(Operation::StopMeeting),
         1 => (0..2u8).prop_map(Operation::CloseRelay),
+        1 => (0..2u8).prop_map(Operation::LeaveRelay),
         3 => (0..20_000u64).prop_map(Operation::Pass),
     ]
 }
@@ -145,6 +147,7 @@ impl Outside {
                     table.stop_meeting(*id);
                 }
             }
+            Operation::LeaveRelay(n) => table.handle_leaving(now, &[Via(Via::FIRST_RELAY + u16::from(n))]),
             Operation::CloseRelay(n) => table.handle_closed(now, Via(Via::FIRST_RELAY + u16::from(n))),
             Operation::Pass(duration) => self.pings.extend(self.bench.pass(millis(duration))),
         }

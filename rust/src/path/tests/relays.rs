@@ -151,6 +151,52 @@ fn when_a_relay_goes_its_paths_go() {
     assert_eq!(bench.table.route_of(remote), Some(address(1).into()), "the same remote, so that its streams live");
 }
 
+/// Whether a ping of the peer that comes by this way is answered.
+fn answers(bench: &mut Bench, via: Via, transaction: u8) -> bool {
+    let ping = PingIn { transaction: [transaction; 12], session: Some(keys(1).local_name), size: 92 };
+    let from = Route { via, to: address(1) };
+    bench.table.handle_ping(bench.now, from, &ping, |key| *key == keys(1).key).is_some()
+}
+
+#[test]
+fn who_uses_a_relay_that_is_about_to_be_given_up_moves_while_it_carries() {
+    let mut bench = Bench::new();
+    let second = Via(Via::FIRST_RELAY + 1);
+    let relayed = [RELAY, second].map(|via| Route { via, to: address(1) });
+    let pings = bench.start(Plan { relayed: relayed.to_vec(), head_start: Duration::ZERO, ..Plan::default() });
+    for (via, wait) in [(RELAY, 10), (second, 50)] {
+        bench.now += millis(wait);
+        bench.answer(&to(&pings, via, 1));
+    }
+    let (remote, ..) = bench.paths_met()[0];
+    bench.table.hold(bench.now, remote);
+    bench.pass_answering(seconds(12), |_| true);
+    assert_eq!(bench.table.route_of(remote), Some(relayed[0]), "the quicker one");
+    bench.events();
+    assert!(answers(&mut bench, RELAY, 1));
+    bench.table.handle_leaving(bench.now, &[RELAY]);
+    assert_eq!(bench.table.route_of(remote), Some(relayed[1]));
+    assert!(matches!(&bench.events()[..], [PathEvent::Moved { .. }]));
+    assert!(!answers(&mut bench, RELAY, 2), "the peer is to follow");
+    assert!(answers(&mut bench, second, 3));
+    bench.pass_answering(seconds(30), |_| true);
+    assert_eq!(bench.table.route_of(remote), Some(relayed[1]), "it does not go back");
+    bench.events();
+    bench.table.handle_closed(bench.now, RELAY);
+    assert_eq!(bench.events(), [], "nobody notices the end");
+}
+
+#[test]
+fn who_has_no_other_path_stays_on_a_relay_until_it_is_gone() {
+    let mut bench = Bench::new();
+    let remote = bench.relayed_peer();
+    let before = bench.table.route_of(remote);
+    bench.pass_answering(seconds(12), |ping| ping.via == RELAY);
+    bench.table.handle_leaving(bench.now, &[RELAY]);
+    assert_eq!(bench.table.route_of(remote), before);
+    assert!(answers(&mut bench, RELAY, 1));
+}
+
 #[test]
 fn when_a_relay_goes_and_another_path_is_warm_that_one_is_taken_at_once() {
     let mut bench = Bench::new();

@@ -132,7 +132,7 @@ impl Work {
                 match event {
                     Event::Failed(error) => return CarryState::Lost(error),
                     Event::Deleted => return CarryState::Closed,
-                    Event::Allocated(_) => {}
+                    Event::Allocated(_) | Event::Redirected(_) => {}
                 }
             }
             if std::mem::take(&mut open.session.peers_changed) {

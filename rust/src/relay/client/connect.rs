@@ -24,9 +24,10 @@ pub(super) async fn addresses(spec: &RelaySpec) -> Result<Vec<SocketAddr>> {
     if spec.public_only && spec.proxy.is_some() && !is_open_name(&spec.uri.host) {
         return Err(failed("a rendezvous has named an address that is not of the open internet".to_owned()));
     }
-    let may_ask = |address: &SocketAddr| {
-        let address = unmapped(*address);
-        sendable(address) && (spec.proxy.is_some() || !spec.public_only || is_for_everybody(address.ip()))
+    // where a proxy is asked, that is ours
+    let may_ask = |address: &SocketAddr| match spec.proxy {
+        Some(_) => sendable(unmapped(*address)),
+        None => may_reach(spec, *address),
     };
     let found: Vec<SocketAddr> = found.filter(may_ask).collect();
     let first_is_v4 = found.first().is_some_and(SocketAddr::is_ipv4);
@@ -47,13 +48,19 @@ pub(super) async fn addresses(spec: &RelaySpec) -> Result<Vec<SocketAddr>> {
     }
 }
 
+/// Whether a relay at this address may be asked.
+pub(super) fn may_reach(spec: &RelaySpec, address: SocketAddr) -> bool {
+    let address = unmapped(address);
+    sendable(address) && (!spec.public_only || is_for_everybody(address.ip()))
+}
+
 /// What an HTTP proxy may be asked for on behalf of a stranger: names with a dot, which are not of one network alone as a rule.
 fn is_open_name(host: &str) -> bool {
     host.parse().map_or(host.contains('.'), is_for_everybody)
 }
 
-/// Connects to one of these addresses.
-pub(super) async fn connect(spec: &RelaySpec, address: SocketAddr, options: &Options) -> Result<Link> {
+/// Connects to one of these addresses; a proxy there is asked for `authority`.
+pub(super) async fn connect(spec: &RelaySpec, address: SocketAddr, authority: &str, options: &Options) -> Result<Link> {
     let unreachable = |what: String| Error::new(Reason::RelayUnreachable, Stage::Relay, what).with_address(address);
     if spec.uri.transport == Transport::Udp {
         if spec.proxy.is_some() {
@@ -68,7 +75,7 @@ pub(super) async fn connect(spec: &RelaySpec, address: SocketAddr, options: &Opt
     // what is written is a whole batch: nothing is gained by waiting for more
     stream.set_nodelay(true).map_err(|error| unreachable(error.to_string()))?;
     if let Some(proxy) = &spec.proxy {
-        proxy.connect(&mut stream, &spec.uri.authority()).await?;
+        proxy.connect(&mut stream, authority).await?;
     }
     Ok(Link::Stream(match spec.uri.transport {
         Transport::Tls => StreamLink::new(Box::new(tls::connect(&spec.uri, stream).await?)),

@@ -8,10 +8,17 @@ use tokio::runtime::Handle;
 use tokio::time::{sleep_until, timeout};
 
 use super::link::Link;
-use super::session::{Event, Granted, Session};
+use super::session::{Alternate, Event, Granted, Session};
 use crate::error::{Error, Reason, Result, Stage};
 
 pub(super) struct Lease(Option<Open>);
+
+/// What comes of asking for an allocation.
+pub(super) enum Answer {
+    Granted(Box<Lease>, Granted),
+    /// Another server is to be asked.
+    Elsewhere(Alternate),
+}
 
 pub(super) struct Open {
     pub session: Session,
@@ -20,7 +27,7 @@ pub(super) struct Open {
 
 impl Lease {
     /// Asks for an allocation, and waits for the answer.
-    pub(super) async fn obtain(link: Link, username: &str, password: &str) -> Result<(Self, Granted)> {
+    pub(super) async fn obtain(link: Link, username: &str, password: &str) -> Result<Answer> {
         let mut seed = [0; 32];
         getrandom::fill(&mut seed)
             .map_err(|error| Error::new(Reason::Internal, Stage::Setup, format!("no randomness: {error}")))?;
@@ -28,7 +35,8 @@ impl Lease {
         let mut lease = Self(Some(Open { session, link }));
         let Some(open) = &mut lease.0 else { return Err(gone()) };
         match open.next_event().await? {
-            Event::Allocated(granted) => Ok((lease, granted)),
+            Event::Allocated(granted) => Ok(Answer::Granted(Box::new(lease), granted)),
+            Event::Redirected(alternate) => Ok(Answer::Elsewhere(alternate)),
             Event::Failed(error) => Err(error),
             Event::Deleted => Err(gone()),
         }

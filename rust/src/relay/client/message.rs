@@ -130,6 +130,9 @@ pub(super) struct Reply<'a> {
     pub lifetime: Option<u32>,
     pub realm: Option<&'a [u8]>,
     pub nonce: Option<&'a [u8]>,
+    /// The server to ask in its place, and the name in its certificate.
+    pub alternate: Option<SocketAddr>,
+    pub alternate_domain: Option<&'a [u8]>,
     /// Where MESSAGE-INTEGRITY begins.
     integrity: Option<usize>,
 }
@@ -172,6 +175,8 @@ pub(super) fn decode(message: &[u8]) -> Option<Incoming<'_>> {
             LIFETIME => reply.lifetime = Some(u32::from_be_bytes(value.try_into().ok()?)),
             REALM => reply.realm = Some(value),
             NONCE => reply.nonce = Some(value),
+            ALTERNATE_SERVER => reply.alternate = address(value, [0; 16]),
+            ALTERNATE_DOMAIN => reply.alternate_domain = Some(value),
             _ => {}
         }
     }
@@ -254,7 +259,10 @@ fn xor(address: SocketAddr, transaction: [u8; 12]) -> Vec<u8> {
 }
 
 fn unxor(value: &[u8], transaction: [u8; 12]) -> Option<SocketAddr> {
-    let mask = mask(transaction);
+    address(value, mask(transaction))
+}
+
+fn address(value: &[u8], mask: [u8; 16]) -> Option<SocketAddr> {
     let &[_, family, high, low, ref ip @ ..] = value else { return None };
     let port = u16::from_be_bytes([high, low]) ^ u16::from_be_bytes([mask[0], mask[1]]);
     let mut bytes = [0; 16];
@@ -306,7 +314,9 @@ const REQUESTED_ADDRESS_FAMILY: u16 = 0x0017;
 const REQUESTED_TRANSPORT: u16 = 0x0019;
 const XOR_MAPPED_ADDRESS: u16 = 0x0020;
 const ADDITIONAL_ADDRESS_FAMILY: u16 = 0x8000;
+const ALTERNATE_DOMAIN: u16 = 0x8003;
 const SOFTWARE: u16 = 0x8022;
+const ALTERNATE_SERVER: u16 = 0x8023;
 const NAME: &str = concat!("keynet/", env!("CARGO_PKG_VERSION"), " (RFC 8656)");
 /// The number that it had before RFC 8656, and that coturn 4.6 knows.
 const DRAFT_ADDITIONAL_ADDRESS_FAMILY: u16 = 0x8032;
@@ -378,6 +388,18 @@ mod tests {
         assert!(!reply(&message).is_signed_by(&other, &message));
         message[27] ^= 1; // of a port
         assert!(!reply(&message).is_signed_by(&auth, &message));
+    }
+
+    #[test]
+    fn another_server_is_named_without_a_mask() {
+        let alternate = (ALTERNATE_SERVER, vec![0, 1, 0x0d, 0x96, 192, 0, 2, 7]);
+        let attributes = [(ERROR_CODE, vec![0, 0, 3, 0]), alternate, (ALTERNATE_DOMAIN, b"b.example".to_vec())];
+        let message = response(MessageClass::Error, &attributes, None);
+        let read = reply(&message);
+        assert_eq!(read.alternate, Some("192.0.2.7:3478".parse().unwrap()));
+        assert_eq!(read.alternate_domain, Some(&b"b.example"[..]));
+        let broken = [(ERROR_CODE, vec![0, 0, 3, 0]), (ALTERNATE_SERVER, vec![0, 1, 2])];
+        assert_eq!(reply(&response(MessageClass::Error, &broken, None)).alternate, None);
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `message`, `frame` | what is on the wire: requests and answers, channel data |
 //! | `peers`, `session` | one allocation as a state machine, without sockets and clocks |
+//! | `redirect` | to the server that one names in its place |
 //! | `http`, `tls`, `connect`, `link` | the connection to the relay: UDP, TCP, TLS, through an HTTP proxy |
 //! | `lease` | session and connection together; never let go without giving the allocation back |
 //! | `race` | which relay, and which way to it |
@@ -21,6 +22,7 @@ mod link;
 mod message;
 mod peers;
 mod race;
+mod redirect;
 mod session;
 mod tls;
 
@@ -35,11 +37,11 @@ use crate::error::Result;
 use crate::net::Wire;
 use crate::relay::{RelayUri, Transport};
 use lease::Lease;
-use link::Link;
+use session::Granted;
 
 pub use carry::{Carrier, CarryState, CarryStats};
 pub use http::HttpProxy;
-pub use race::{nearest, race, Nearest, MAX_RELAYS};
+pub use race::{choose, is_clearly_nearer, race, reach, MAX_RELAYS, WINDOW};
 
 /// A relay, one way to it, and who we are there.
 #[derive(Clone)]
@@ -47,6 +49,8 @@ pub struct RelaySpec {
     pub uri: RelayUri,
     pub username: String,
     pub password: Zeroizing<String>,
+    /// Of the relay: how often it is taken among those that are about as near (RFC 2782); 0: where there is no other.
+    pub weight: u32,
     /// A stranger named it: addresses of our own networks are none of its business.
     pub public_only: bool,
     /// For TCP and TLS only.
@@ -58,7 +62,7 @@ impl RelaySpec {
     pub fn new(uri: RelayUri) -> Self {
         let username = uri.user().unwrap_or_default().to_owned();
         let password = Zeroizing::new(uri.password().unwrap_or_default().to_owned());
-        Self { uri, username, password, public_only: false, proxy: None }
+        Self { uri, username, password, weight: USUAL_WEIGHT, public_only: false, proxy: None }
     }
 }
 
@@ -100,10 +104,9 @@ pub struct Allocation {
 }
 
 impl Allocation {
-    async fn obtain(spec: &RelaySpec, server: SocketAddr, link: Link) -> Result<Self> {
-        let (lease, granted) = Lease::obtain(link, &spec.username, &spec.password).await?;
+    fn new(spec: &RelaySpec, server: SocketAddr, lease: Lease, granted: Granted) -> Self {
         let (relayed, mapped, rtt) = (granted.relayed, granted.mapped, granted.rtt);
-        Ok(Self { relayed, mapped, rtt, server, transport: spec.uri.transport, lease })
+        Self { relayed, mapped, rtt, server, transport: spec.uri.transport, lease }
     }
 
     /// Starts the task that carries what the wire brings, until the wire closes, the relay is gone, or the carrier is dropped.
@@ -116,6 +119,9 @@ impl Allocation {
         self.lease.release().await;
     }
 }
+
+/// Of a relay of which nobody says a weight: a rendezvous can take some off, in steps of a hundredth.
+pub const USUAL_WEIGHT: u32 = 100;
 
 /// Allocates at one relay, by one way; a name with several addresses is tried at each, a quarter of a second apart.
 ///

@@ -8,65 +8,59 @@ use std::time::Duration;
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::{sleep_until, timeout_at, Instant};
 
-use super::{connect, Allocation, Options, RelaySpec};
+use super::{connect, redirect, Allocation, Options, RelaySpec};
 use crate::error::{Error, Reason, Result, Stage};
-
-/// What came of asking several relays, each by its place among them.
-#[derive(Debug, Default)]
-pub struct Nearest {
-    /// The nearest first.
-    pub allocations: Vec<(usize, Allocation)>,
-    pub failed: Vec<(usize, Error)>,
-}
 
 /// Allocates at the best of several relays. Each is given by the ways that lead to it, the preferred one first; what is not chosen
 /// is given back.
 ///
-/// Errors: the most telling failure, with all of them in its text.
+/// Errors: the most telling failure, with all of them in its text; `InvalidArgument`, for more than there may be.
 pub async fn race(relays: Vec<Vec<RelaySpec>>, options: &Options) -> Result<Allocation> {
-    let Nearest { allocations, failed } = nearest(relays, 1, options).await?;
-    let best = allocations.into_iter().next().map(|(_, allocation)| allocation);
-    best.ok_or_else(|| most_telling(failed.into_iter().map(|(_, error)| error).collect()))
-}
-
-/// The same for as many as are wanted, with what became of those that failed before the nearest were found.
-///
-/// Errors: `InvalidArgument`, for more than there may be.
-pub async fn nearest(relays: Vec<Vec<RelaySpec>>, wanted: usize, options: &Options) -> Result<Nearest> {
-    if relays.len() > MAX_RELAYS || relays.iter().any(|ways| ways.len() > MAX_WAYS) {
-        let what = format!("more than {MAX_RELAYS} relays, or {MAX_WAYS} ways to one");
-        return Err(Error::new(Reason::InvalidArgument, Stage::Setup, what));
+    if relays.len() > MAX_RELAYS {
+        return Err(Error::new(Reason::InvalidArgument, Stage::Setup, format!("more than {MAX_RELAYS} relays")));
     }
-    let deadline = Instant::now() + options.deadline;
     let mut running = JoinSet::new();
-    for (place, ways) in relays.into_iter().enumerate() {
-        let ways: Vec<_> = ways.into_iter().map(|spec| one_way(spec, options.clone(), deadline)).collect();
-        running.spawn(async move { (place, climb(ways).await) });
+    for ways in relays {
+        let (weight, options) = (ways.first().map_or(0, |way| way.weight), options.clone());
+        running.spawn(async move { reach(ways, &options).await.map(|allocation| (weight, allocation)) });
     }
-    let (mut answered, mut failed) = (Vec::new(), Vec::new());
+    let (mut answered, mut failed): (Vec<(u32, Allocation)>, _) = (Vec::new(), Vec::new());
     let mut until = None;
     loop {
         tokio::select! {
             done = running.join_next() => match done {
-                Some(Ok((place, Ok(allocation)))) => {
+                Some(Ok(Ok(answer))) => {
                     until.get_or_insert(Instant::now() + WINDOW);
-                    answered.push((place, allocation));
+                    answered.push(answer);
                 }
-                Some(Ok((place, Err(errors)))) => failed.push((place, most_telling(errors))),
-                Some(Err(broken)) => tracing::warn!(error = %panicked(&broken), "asking a relay broke off"),
+                Some(Ok(Err(error))) => failed.push(error),
+                Some(Err(broken)) => failed.push(panicked(&broken)),
                 None => break,
             },
-            () = sleep_until(until.unwrap_or(deadline)), if until.is_some() => break,
+            () = sleep_until(until.unwrap_or_else(Instant::now)), if until.is_some() => break,
         }
     }
-    let mut allocations = Vec::new();
-    while allocations.len() < wanted {
-        let round_trips: Vec<Duration> =
-            answered.iter().map(|(_, allocation): &(_, Allocation)| allocation.rtt).collect();
-        let Some(best) = choose(&round_trips, random()) else { break };
-        allocations.push(answered.swap_remove(best));
+    let known: Vec<_> = answered.iter().map(|(weight, allocation)| (allocation.rtt, *weight)).collect();
+    match choose(&known) {
+        Some(best) => Ok(answered.swap_remove(best).1),
+        None => Err(most_telling(failed)),
     }
-    Ok(Nearest { allocations, failed })
+}
+
+/// Allocates at one relay, by whichever of the ways leads to it, the preferred one first.
+///
+/// Errors: the most telling failure, with all of them in its text; `InvalidArgument`, for more ways than there may be.
+pub async fn reach(ways: Vec<RelaySpec>, options: &Options) -> Result<Allocation> {
+    if ways.len() > MAX_WAYS {
+        return Err(Error::new(Reason::InvalidArgument, Stage::Setup, format!("more than {MAX_WAYS} ways to a relay")));
+    }
+    let deadline = Instant::now() + options.deadline;
+    climb(ways.into_iter().map(|spec| one_way(spec, options.clone(), deadline)).collect()).await.map_err(most_telling)
+}
+
+/// Which to take of relays that have answered, by round trip and weight; `None`: there are none.
+pub fn choose(answered: &[(Duration, u32)]) -> Option<usize> {
+    draw(answered, random())
 }
 
 /// One way to a relay, at each of its addresses.
@@ -83,10 +77,7 @@ async fn attempt(
     options: Options,
     deadline: Instant,
 ) -> Result<Allocation, Vec<Error>> {
-    let tried = timeout_at(deadline, async {
-        let link = connect::connect(&spec, address, &options).await?;
-        Allocation::obtain(&spec, address, link).await
-    });
+    let tried = timeout_at(deadline, redirect::obtain(&spec, address, &options));
     tried.await.unwrap_or_else(|_| Err(late("no answer"))).map_err(|mut error| {
         let way = if spec.proxy.is_some() { " through the HTTP proxy" } else { "" };
         error.detail = format!("{} by {}{way}: {}", spec.uri.authority(), spec.uri.transport, error.detail);
@@ -162,12 +153,27 @@ impl Ladder {
     }
 }
 
-/// The nearest; among those that are about as near, any, so that relays of one site share their users.
-fn choose(round_trips: &[Duration], random: u64) -> Option<usize> {
-    let least = *round_trips.iter().min()?;
-    let limit = least + (least / 10).max(ABOUT);
-    let near: Vec<usize> = (0..round_trips.len()).filter(|at| round_trips[*at] <= limit).collect();
-    near.get((random % near.len() as u64) as usize).copied()
+/// The nearest, of relays by round trip and weight. Those that are about as near share their users by weight (RFC 2782), so that a
+/// site may have machines of several sizes; one of weight 0 is taken where no other has answered.
+fn draw(answered: &[(Duration, u32)], random: u64) -> Option<usize> {
+    let weighted = answered.iter().any(|(_, weight)| *weight > 0);
+    let share = |weight: u32| if weighted { u64::from(weight) } else { 1 };
+    let least = answered.iter().filter(|(_, weight)| share(*weight) > 0).map(|(rtt, _)| *rtt).min()?;
+    let near = answered.iter().enumerate().filter(|(_, (rtt, _))| !is_clearly_nearer(least, *rtt));
+    let near: Vec<(usize, u64)> = near.map(|(at, (_, weight))| (at, share(*weight))).collect();
+    let mut place = random % near.iter().map(|(_, share)| share).sum::<u64>().max(1);
+    for (at, share) in near {
+        if place < share {
+            return Some(at);
+        }
+        place -= share;
+    }
+    None
+}
+
+/// Whether a round trip of `one` is worth leaving a relay for that has the `other`.
+pub fn is_clearly_nearer(one: Duration, other: Duration) -> bool {
+    one + (one / 10).max(ABOUT) < other
 }
 
 fn random() -> u64 {
@@ -195,7 +201,7 @@ fn most_telling(errors: Vec<Error>) -> Error {
 /// RFC 8305 section 5: the recommended delay between connection attempts.
 const STEP: Duration = Duration::from_millis(250);
 /// How long relays that are farther away may still answer: those that come later lie behind the first by as much.
-const WINDOW: Duration = Duration::from_millis(100);
+pub const WINDOW: Duration = Duration::from_millis(100);
 /// Round trips that differ by less say nothing about distance.
 const ABOUT: Duration = Duration::from_millis(2);
 /// A node needs one; some more are there in case.
@@ -224,15 +230,38 @@ mod tests {
         assert_eq!((ladder.poll_start(start + STEP * 9), ladder.poll_timeout()), (false, None));
     }
 
+    fn chosen<const N: usize>(answered: [(u32, u32); N], draws: u64) -> [u64; N] {
+        let answered = answered.map(|(rtt, weight)| (rtt * MS, weight));
+        let mut seen = [0; N];
+        (0..draws).for_each(|random| seen[draw(&answered, random).unwrap()] += 1);
+        seen
+    }
+
     #[test]
     fn the_nearest_is_chosen_and_equals_share() {
-        assert_eq!(choose(&[], 0), None);
-        for random in 0..10 {
-            assert_eq!(choose(&[50 * MS, 20 * MS, 23 * MS], random), Some(1));
-        }
-        let mut seen = [0; 3];
-        (0..300).for_each(|random| seen[choose(&[40 * MS, 20 * MS, 21 * MS], random).unwrap()] += 1);
-        assert_eq!(seen, [0, 150, 150]);
+        assert_eq!(draw(&[], 0), None);
+        assert_eq!(chosen([(50, 100), (20, 100), (23, 100)], 10), [0, 10, 0]);
+        assert_eq!(chosen([(40, 100), (20, 100), (21, 100)], 400), [0, 200, 200]);
+    }
+
+    #[test]
+    fn what_is_about_as_near_is_not_nearer() {
+        assert!(!is_clearly_nearer(20 * MS, 22 * MS) && !is_clearly_nearer(MS / 2, 2 * MS));
+        assert!(!is_clearly_nearer(100 * MS, 110 * MS) && !is_clearly_nearer(20 * MS, 20 * MS));
+        assert!(is_clearly_nearer(20 * MS, 23 * MS) && is_clearly_nearer(100 * MS, 111 * MS));
+        assert!(!is_clearly_nearer(23 * MS, 20 * MS));
+    }
+
+    #[test]
+    fn of_those_about_as_near_twice_the_weight_is_taken_twice_as_often() {
+        assert_eq!(chosen([(20, 100), (21, 50), (90, 65_535)], 450), [300, 150, 0]);
+    }
+
+    #[test]
+    fn what_weighs_nothing_is_for_want_of_others() {
+        assert_eq!(chosen([(20, 0), (90, 1)], 10), [0, 10]);
+        assert_eq!(chosen([(20, 0), (21, 0), (90, 0)], 10), [5, 5, 0]);
+        assert_eq!(chosen([(20, 0), (21, u32::MAX), (20, u32::MAX)], 10)[0], 0);
     }
 
     #[test]

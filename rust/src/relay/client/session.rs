@@ -12,6 +12,7 @@ use zeroize::Zeroizing;
 use super::frame::{self, Transmit};
 use super::message::{self, Auth, Families, Incoming, Question, Reply};
 use super::peers::{Peers, Verdict};
+use crate::addr::unmapped;
 use crate::error::{Error, Reason, Stage};
 use crate::net::Datagrams;
 
@@ -19,6 +20,8 @@ use crate::net::Datagrams;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Event {
     Allocated(Granted),
+    /// The server wants another to be asked in its place; it is over.
+    Redirected(Alternate),
     /// It is over, as was asked for.
     Deleted,
     /// It did not come about, or is over.
@@ -31,6 +34,14 @@ pub(super) struct Granted {
     pub relayed: Vec<SocketAddr>,
     pub mapped: Option<SocketAddr>,
     pub rtt: Duration,
+}
+
+/// RFC 8489 section 10.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Alternate {
+    pub server: SocketAddr,
+    /// The name in its certificate, where that is another.
+    pub domain: Option<String>,
 }
 
 pub(super) struct Session {
@@ -249,7 +260,13 @@ impl Session {
             Question::Allocate(Families::V4) if code == FAMILY_NOT_SUPPORTED => {
                 self.ask(now, Question::Allocate(Families::V6), 0);
             }
-            Question::Allocate(_) => self.end(Event::Failed(refused(code, text))),
+            Question::Allocate(_) => self.end(match reply.alternate.filter(|_| code == TRY_ALTERNATE) {
+                Some(server) => {
+                    let domain = reply.alternate_domain.and_then(|name| std::str::from_utf8(name).ok());
+                    Event::Redirected(Alternate { server: unmapped(server), domain: domain.map(str::to_owned) })
+                }
+                None => Event::Failed(refused(code, text)),
+            }),
             // the server was started anew, or let the allocation go
             Question::Refresh(_) | Question::ChannelBind(..) if code == ALLOCATION_MISMATCH => {
                 let what = format!("the relay no longer knows the allocation ({})", said(code, text));
@@ -414,7 +431,7 @@ fn count(datagrams: &Datagrams) -> u64 {
 fn refused(code: u16, text: &str) -> Error {
     let advice = match code {
         UNAUTHORIZED => ": the user or the password is wrong, or its time has passed (check the clocks)",
-        300 => ": it names another server, which keynet does not follow",
+        TRY_ALTERNATE => ": it wants another server to be asked, and names none",
         403 => ": its rules forbid this",
         437 => ": the port was used a moment ago",
         441 => ": the allocation belongs to another user",
@@ -457,6 +474,7 @@ const REFUSED_FOR: Duration = Duration::from_secs(30);
 const MAX_REQUESTS: usize = 64;
 /// Credentials once, and two nonces that were stale on arrival.
 const MAX_RENEWALS: u32 = 3;
+const TRY_ALTERNATE: u16 = 300;
 const UNAUTHORIZED: u16 = 401;
 const UNKNOWN_ATTRIBUTE: u16 = 420;
 const ALLOCATION_MISMATCH: u16 = 437;

@@ -45,6 +45,11 @@ impl Server {
             add(0x0009, &[0, 0, (code / 100) as u8, (code % 100) as u8, b'n', b'o']);
             add(0x0014, REALM.as_bytes());
             add(0x0015, self.nonce);
+            if code == 300 {
+                // 192.0.2.7:3478, as it is
+                add(0x8023, &[0, 1, 0x0d, 0x96, 192, 0, 2, 7]);
+                add(0x8003, b"b.example");
+            }
         } else if method == 0x003 {
             // 192.0.2.1:5000, XORed with the cookie
             add(0x0016, &[0, 1, 0x32, 0x9a, 0xe1, 0x12, 0xa6, 0x43]);
@@ -304,6 +309,20 @@ fn what_is_not_wanted_any_more_is_deleted() {
     test.session.delete(test.now);
     assert_eq!(test.session.poll_event(), Some(Event::Deleted));
     assert!(test.session.is_over());
+}
+
+#[test]
+fn a_server_may_name_another_in_its_place() {
+    let mut test = Test::new();
+    test.server.errors.push_back(300);
+    let alternate = Alternate { server: ([192, 0, 2, 7], 3478).into(), domain: Some("b.example".to_owned()) };
+    assert_eq!(test.settle(), Some(Event::Redirected(alternate)));
+    assert!(test.session.is_over(), "there is nothing to give back");
+    // of an allocation that stands this says nothing
+    let mut test = Test::allocated();
+    test.server.errors.push_back(300);
+    let error = failed(test.pass(Duration::from_secs(400)));
+    assert!(error.to_string().contains("300"), "{error}");
 }
 
 #[test]
