@@ -3,7 +3,7 @@
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -12,12 +12,13 @@ use zeroize::Zeroizing;
 use super::frame::{self, Transmit};
 use super::message::{self, Auth, Families, Incoming, Question, Reply};
 use super::peers::{Peers, Verdict};
+use crate::addr::Datagrams;
 use crate::error::{Error, Reason, Stage};
-use crate::net::Datagrams;
+use crate::time::Time;
 
 /// What a session wants told.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Event {
+pub enum Event {
     Allocated(Granted),
     /// It is over, as was asked for.
     Deleted,
@@ -27,13 +28,13 @@ pub(super) enum Event {
 
 /// What the server gave.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Granted {
+pub struct Granted {
     pub relayed: Vec<SocketAddr>,
     pub mapped: Option<SocketAddr>,
     pub rtt: Duration,
 }
 
-pub(super) struct Session {
+pub struct Session {
     username: String,
     password: Zeroizing<String>,
     stream: bool,
@@ -45,12 +46,12 @@ pub(super) struct Session {
     peers: Peers,
     relayed: Vec<SocketAddr>,
     lifetime: Duration,
-    refreshed: Instant,
+    refreshed: Time,
     /// Something came from the server.
-    heard: Instant,
+    heard: Time,
     /// Something was sent after that.
-    unanswered: Option<Instant>,
-    swept: Instant,
+    unanswered: Option<Time>,
+    swept: Time,
     rtt: Option<Duration>,
     transmits: VecDeque<Transmit>,
     events: VecDeque<Event>,
@@ -75,8 +76,8 @@ struct Request {
     question: Question,
     transaction: [u8; 12],
     message: Vec<u8>,
-    began: Instant,
-    sent: Instant,
+    began: Time,
+    sent: Time,
     tries: u32,
     /// The server wanted credentials, or fresher ones, so often.
     renewed: u32,
@@ -84,7 +85,7 @@ struct Request {
 
 impl Session {
     /// Begins to ask for relayed addresses of both families. Over a `stream` nothing is sent twice.
-    pub(super) fn new(now: Instant, username: &str, password: &str, stream: bool, seed: [u8; 32]) -> Self {
+    pub fn new(now: Time, username: &str, password: &str, stream: bool, seed: [u8; 32]) -> Self {
         let mut session = Self {
             username: username.to_owned(),
             password: Zeroizing::new(password.to_owned()),
@@ -112,7 +113,7 @@ impl Session {
     }
 
     /// Gives the allocation back; also one that the server may be making just now.
-    pub(super) fn delete(&mut self, now: Instant) {
+    pub fn delete(&mut self, now: Time) {
         match self.state {
             State::Allocated => {
                 self.state = State::Deleting;
@@ -125,12 +126,12 @@ impl Session {
         }
     }
 
-    pub(super) fn is_over(&self) -> bool {
+    pub fn is_over(&self) -> bool {
         self.state == State::Over
     }
 
     /// Datagrams for a peer.
-    pub(super) fn handle_outgoing(&mut self, now: Instant, datagrams: Datagrams) {
+    pub fn handle_outgoing(&mut self, now: Time, datagrams: Datagrams) {
         let count = count(&datagrams);
         let peer = datagrams.peer;
         let reachable = self.relayed.iter().any(|relayed| relayed.is_ipv4() == peer.is_ipv4());
@@ -150,7 +151,7 @@ impl Session {
     }
 
     /// What came from the server: what a peer sent, or `None`.
-    pub(super) fn handle_packet<'a>(&mut self, now: Instant, packet: &'a [u8]) -> Option<(SocketAddr, &'a [u8])> {
+    pub fn handle_packet<'a>(&mut self, now: Time, packet: &'a [u8]) -> Option<(SocketAddr, &'a [u8])> {
         if let Some((channel, datagram)) = frame::unwrap(packet) {
             let peer = self.peers.handle_incoming(now, channel)?;
             self.hear(now);
@@ -169,12 +170,12 @@ impl Session {
         }
     }
 
-    fn hear(&mut self, now: Instant) {
+    fn hear(&mut self, now: Time) {
         self.heard = now;
         self.unanswered = None;
     }
 
-    fn handle_reply(&mut self, now: Instant, reply: &Reply<'_>, packet: &[u8]) {
+    fn handle_reply(&mut self, now: Time, reply: &Reply<'_>, packet: &[u8]) {
         let asked = self.requests.iter().position(|request| request.transaction == reply.transaction);
         let Some(at) = asked else { return };
         if !self.is_trusted(reply, packet) {
@@ -184,7 +185,7 @@ impl Session {
         self.peers_changed = true;
         let request = self.requests.swap_remove(at);
         if request.tries == 1 {
-            self.rtt = Some(now.saturating_duration_since(request.sent));
+            self.rtt = Some(now.since(request.sent));
         }
         match &reply.error {
             _ if reply.success => self.handle_success(now, request.question, reply),
@@ -205,7 +206,7 @@ impl Session {
         }
     }
 
-    fn handle_success(&mut self, now: Instant, question: Question, reply: &Reply<'_>) {
+    fn handle_success(&mut self, now: Time, question: Question, reply: &Reply<'_>) {
         let lifetime = reply.lifetime.map_or(DEFAULT_LIFETIME, |seconds| Duration::from_secs(seconds.into()));
         match question {
             Question::Allocate(_) if reply.relayed.is_empty() => {
@@ -234,7 +235,7 @@ impl Session {
         }
     }
 
-    fn handle_error(&mut self, now: Instant, request: &Request, code: u16, text: &str, reply: &Reply<'_>) {
+    fn handle_error(&mut self, now: Time, request: &Request, code: u16, text: &str, reply: &Reply<'_>) {
         let question = request.question;
         let may_renew = matches!(code, UNAUTHORIZED | STALE_NONCE) && request.renewed < MAX_RENEWALS;
         if may_renew && self.renew(code, reply) {
@@ -280,7 +281,7 @@ impl Session {
         }
     }
 
-    fn ask(&mut self, now: Instant, question: Question, renewed: u32) {
+    fn ask(&mut self, now: Time, question: Question, renewed: u32) {
         let mut transaction = [0; 12];
         self.random.fill_bytes(&mut transaction);
         let Some(message) = message::encode(question, transaction, self.auth.as_ref()) else {
@@ -291,7 +292,7 @@ impl Session {
         self.requests.push(Request { question, transaction, message, began: now, sent: now, tries: 1, renewed });
     }
 
-    fn send(&mut self, now: Instant, channel: u16, datagrams: &Datagrams) {
+    fn send(&mut self, now: Time, channel: u16, datagrams: &Datagrams) {
         self.unanswered.get_or_insert(now);
         self.transmits.push_back(frame::wrap(channel, datagrams, self.stream));
     }
@@ -305,15 +306,15 @@ impl Session {
     }
 
     /// The next thing to send. All of it before time goes on.
-    pub(super) fn poll_transmit(&mut self) -> Option<Transmit> {
+    pub fn poll_transmit(&mut self) -> Option<Transmit> {
         self.transmits.pop_front()
     }
 
-    pub(super) fn poll_event(&mut self) -> Option<Event> {
+    pub fn poll_event(&mut self) -> Option<Event> {
         self.events.pop_front()
     }
 
-    pub(super) fn poll_timeout(&self) -> Option<Instant> {
+    pub fn poll_timeout(&self) -> Option<Time> {
         let requests = self.requests.iter().map(|request| request.due(self.stream)).min();
         let own = (self.state == State::Allocated).then(|| {
             let sweep = self.swept + SWEEP_EVERY;
@@ -326,7 +327,7 @@ impl Session {
         requests.into_iter().chain(own).min()
     }
 
-    pub(super) fn handle_timeout(&mut self, now: Instant) {
+    pub fn handle_timeout(&mut self, now: Time) {
         self.repeat(now);
         if self.state != State::Allocated {
             return;
@@ -345,7 +346,7 @@ impl Session {
     }
 
     /// In time for the lifetime; and sooner when nothing is heard, more so when something was sent.
-    fn refresh_due(&self) -> Instant {
+    fn refresh_due(&self) -> Time {
         let silent = self.heard.max(self.refreshed) + SILENT_AFTER;
         let due = (self.refreshed + self.lifetime / 2).min(silent);
         self.unanswered.map_or(due, |since| due.min(since + DOUBT_AFTER))
@@ -355,7 +356,7 @@ impl Session {
         self.requests.iter().any(|request| matches!(request.question, Question::Refresh(_)))
     }
 
-    fn repeat(&mut self, now: Instant) {
+    fn repeat(&mut self, now: Time) {
         let mut at = 0;
         while let Some(request) = self.requests.get_mut(at) {
             if now < request.due(self.stream) {
@@ -372,7 +373,7 @@ impl Session {
         }
     }
 
-    fn handle_unanswered(&mut self, now: Instant, request: &Request) {
+    fn handle_unanswered(&mut self, now: Time, request: &Request) {
         match request.question {
             Question::Allocate(_) => {
                 let what = "the relay does not answer";
@@ -382,7 +383,7 @@ impl Session {
             // other things were heard: it is the answer that was lost, or a long queue
             Question::Refresh(_) if self.heard > request.began && now < self.refreshed + self.lifetime => {}
             Question::Refresh(_) => {
-                let what = format!("nothing came from the relay for {:.1} s", (now - self.heard).as_secs_f32());
+                let what = format!("nothing came from the relay for {:.1} s", now.since(self.heard).as_secs_f32());
                 self.end(Event::Failed(Error::new(Reason::RelayLost, Stage::Relay, what)));
             }
             Question::ChannelBind(_, peer) => self.dropped += self.peers.handle_failed(peer, None) as u64,
@@ -390,14 +391,14 @@ impl Session {
     }
 
     /// Peers that are remembered, and channels that are bound.
-    pub(super) fn peers(&self, now: Instant) -> (usize, usize) {
+    pub fn peers(&self, now: Time) -> (usize, usize) {
         (self.peers.len(), self.peers.bound(now))
     }
 }
 
 impl Request {
     /// When it is sent again, or given up.
-    fn due(&self, stream: bool) -> Instant {
+    fn due(&self, stream: bool) -> Time {
         match (stream, self.tries) {
             (true, _) => self.began + PATIENCE,
             (false, tries) if tries < TRIES => self.sent + RTO * (1 << (tries - 1)),
