@@ -14,4 +14,4 @@ mod peers;
 mod session;
 
 pub use frame::{take_frames, Batches, NotTurn, Transmit};
-pub use session::{Event, Granted, Session};
+pub use session::{Event, Granted, Held, Session};

@@ -4,7 +4,7 @@
 //! address. It is repeated before the permission ends, for as long as datagrams go or come.
 
 use std::collections::{HashMap, VecDeque};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use super::frame::CHANNELS;
@@ -81,6 +81,17 @@ impl Peers {
         };
         self.waiting += 1 - excess;
         verdict
+    }
+
+    /// Batches that wait.
+    pub(super) fn waiting(&self) -> usize {
+        self.waiting
+    }
+
+    /// Whether the server was asked to let this address send to us. A permission is for all ports of an address (RFC 8656 section
+    /// 9): behind a symmetric NAT a peer comes from another one than it was asked for with.
+    pub(super) fn permits(&self, ip: IpAddr) -> bool {
+        self.table.keys().any(|peer| peer.ip() == ip)
     }
 
     /// Whose channel it is.
@@ -169,11 +180,11 @@ impl Peer {
 
 /// Each costs one request every four minutes and some hundred bytes. A node speaks with fewer; a peer that roams is another one
 /// with each address, and is remembered for 15 minutes.
-const MAX_PEERS: usize = 1024;
+pub(super) const MAX_PEERS: usize = 1024;
 /// Batches that wait for the answer to the first request: a round trip's worth of the first pings, SYNs and TLS.
 const MAX_WAITING_EACH: usize = 16;
 /// Of all peers: 8 MiB, if each were full.
-const MAX_WAITING: usize = 128;
+pub(super) const MAX_WAITING: usize = 128;
 /// RFC 8656 section 9: the lifetime of a permission, which ends before the channel does (10 min).
 const PERMISSION: Duration = Duration::from_secs(300);
 /// With the sweep every 15 s and a lost request or two the permission never ends in between.

@@ -11,7 +11,7 @@ use zeroize::Zeroizing;
 
 use super::frame::{self, Transmit};
 use super::message::{self, Auth, Families, Incoming, Question, Reply};
-use super::peers::{Peers, Verdict};
+use super::peers::{Peers, Verdict, MAX_PEERS, MAX_WAITING};
 use crate::addr::Datagrams;
 use crate::error::{Error, Reason, Stage};
 use crate::time::Time;
@@ -32,6 +32,21 @@ pub struct Granted {
     pub relayed: Vec<SocketAddr>,
     pub mapped: Option<SocketAddr>,
     pub rtt: Duration,
+}
+
+/// What a session keeps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Held {
+    /// Under way.
+    pub requests: usize,
+    pub peers: usize,
+    /// Batches that wait for a channel.
+    pub waiting: usize,
+}
+
+impl Held {
+    /// The questions about the allocation itself have their place beside those about peers.
+    pub const MOST: Self = Self { requests: MAX_REQUESTS + 1, peers: MAX_PEERS, waiting: MAX_WAITING };
 }
 
 pub struct Session {
@@ -150,16 +165,17 @@ impl Session {
         }
     }
 
-    /// What came from the server: what a peer sent, or `None`.
+    /// What came from the server: what a peer sent, or `None`. A peer is somebody whom we have asked a permission for.
     pub fn handle_packet<'a>(&mut self, now: Time, packet: &'a [u8]) -> Option<(SocketAddr, &'a [u8])> {
+        let carries = self.state == State::Allocated;
         if let Some((channel, datagram)) = frame::unwrap(packet) {
-            let peer = self.peers.handle_incoming(now, channel)?;
+            let peer = self.peers.handle_incoming(now, channel).filter(|_| carries)?;
             self.hear(now);
             return Some((peer, datagram));
         }
         match message::decode(packet)? {
-            // only a server that holds our allocation knows what it relays
             Incoming::Data(peer, datagram) => {
+                self.peers.permits(peer.ip()).then_some(()).filter(|()| carries)?;
                 self.hear(now);
                 Some((peer, datagram))
             }
@@ -190,7 +206,7 @@ impl Session {
         match &reply.error {
             _ if reply.success => self.handle_success(now, request.question, reply),
             Some((code, text)) => self.handle_error(now, &request, *code, text, reply),
-            None => {} // an error without a code says nothing; the request is over
+            None => self.handle_error(now, &request, NO_CODE, "", reply),
         }
     }
 
@@ -273,11 +289,14 @@ impl Session {
                 true
             }
             Some(auth) if auth.has_realm(reply.realm) => false,
-            _ => {
-                let auth = reply.realm.and_then(|realm| Auth::new(&self.username, &self.password, realm, nonce));
-                self.auth = auth;
-                self.auth.is_some()
-            }
+            // credentials that are there are replaced, never dropped: without any an unsigned success would be believed
+            _ => match reply.realm.and_then(|realm| Auth::new(&self.username, &self.password, realm, nonce)) {
+                Some(auth) => {
+                    self.auth = Some(auth);
+                    true
+                }
+                None => false,
+            },
         }
     }
 
@@ -390,6 +409,11 @@ impl Session {
         }
     }
 
+    /// What is kept now; never more than [`Held::MOST`].
+    pub fn held(&self) -> Held {
+        Held { requests: self.requests.len(), peers: self.peers.len(), waiting: self.peers.waiting() }
+    }
+
     /// Peers that are remembered, and channels that are bound.
     pub fn peers(&self, now: Time) -> (usize, usize) {
         (self.peers.len(), self.peers.bound(now))
@@ -402,7 +426,8 @@ impl Request {
         match (stream, self.tries) {
             (true, _) => self.began + PATIENCE,
             (false, tries) if tries < TRIES => self.sent + RTO * (1 << (tries - 1)),
-            (false, _) => self.began + PATIENCE,
+            // counted from the last try: where the timer came late, that one waits for its answer too
+            (false, _) => self.sent + LAST_TRY,
         }
     }
 }
@@ -429,9 +454,10 @@ fn refused(code: u16, text: &str) -> Error {
 }
 
 fn said(code: u16, text: &str) -> String {
-    match text {
-        "" => code.to_string(),
-        text => format!("{code} {text}"),
+    match (code, text) {
+        (NO_CODE, _) => "an error without a code".to_owned(),
+        (code, "") => code.to_string(),
+        (code, text) => format!("{code} {text}"),
     }
 }
 
@@ -441,6 +467,8 @@ const RTO: Duration = Duration::from_millis(250);
 /// At 0, 250, 750 and 1750 ms; as many as an alive relay with a tenth of its packets lost misses once in 10,000 times.
 const TRIES: u32 = 4;
 /// After the last try as long as it would take to the next one.
+const LAST_TRY: Duration = Duration::from_millis(2000);
+/// All tries together.
 const PATIENCE: Duration = Duration::from_millis(3750);
 /// RFC 8656 section 7.2.
 const DEFAULT_LIFETIME: Duration = Duration::from_secs(600);
@@ -458,6 +486,8 @@ const REFUSED_FOR: Duration = Duration::from_secs(30);
 const MAX_REQUESTS: usize = 64;
 /// Credentials once, and two nonces that were stale on arrival.
 const MAX_RENEWALS: u32 = 3;
+/// RFC 8489 section 6.3.4: an error response that names no code fails its transaction all the same.
+const NO_CODE: u16 = 0;
 const UNAUTHORIZED: u16 = 401;
 const UNKNOWN_ATTRIBUTE: u16 = 420;
 const ALLOCATION_MISMATCH: u16 = 437;

@@ -7,13 +7,15 @@ use stun_types::message::{
 };
 
 use super::*;
+use crate::turn::message::{Writer, DATA, DATA_ATTRIBUTE, XOR_PEER_ADDRESS};
 
 const START: Time = Time::from_millis(1 << 30);
-const REALM: &str = "wonderland";
+const REALM: &[u8] = b"wonderland";
 
 /// Answers what it is asked; what it does not like is set beforehand.
 struct Server {
     nonce: &'static [u8],
+    realm: &'static [u8],
     /// Codes for the next authenticated requests.
     errors: VecDeque<u16>,
     signs: bool,
@@ -22,7 +24,7 @@ struct Server {
 
 impl Server {
     fn new() -> Self {
-        Self { nonce: b"one", errors: VecDeque::new(), signs: true, seen: Vec::new() }
+        Self { nonce: b"one", realm: REALM, errors: VecDeque::new(), signs: true, seen: Vec::new() }
     }
 
     fn answer(&mut self, request: &[u8]) -> Vec<u8> {
@@ -43,8 +45,10 @@ impl Server {
             answer.push_attribute_unchecked(&RawAttribute::new(AttributeType::new(kind), value));
         };
         if let Some(code) = code {
-            add(0x0009, &[0, 0, (code / 100) as u8, (code % 100) as u8, b'n', b'o']);
-            add(0x0014, REALM.as_bytes());
+            if code != NO_CODE {
+                add(0x0009, &[0, 0, (code / 100) as u8, (code % 100) as u8, b'n', b'o']);
+            }
+            add(0x0014, self.realm);
             add(0x0015, self.nonce);
         } else if method == 0x003 {
             // 192.0.2.1:5000, XORed with the cookie
@@ -54,7 +58,7 @@ impl Server {
             add(0x000d, &attribute(request, 0x000d).unwrap_or_else(|| 600_u32.to_be_bytes().to_vec()));
         }
         if code.is_none() && self.signs {
-            let credentials = LongTermKeyCredentials::new("alice".into(), "secret".into(), REALM.into());
+            let credentials = LongTermKeyCredentials::new("alice".into(), "secret".into(), "wonderland".into());
             let key = credentials.make_key(IntegrityAlgorithm::Sha1);
             answer.add_message_integrity_with_key(&key, IntegrityAlgorithm::Sha1).unwrap();
         }
@@ -305,6 +309,90 @@ fn what_is_not_wanted_any_more_is_deleted() {
     test.session.delete(test.now);
     assert_eq!(test.session.poll_event(), Some(Event::Deleted));
     assert!(test.session.is_over());
+}
+
+#[test]
+fn an_error_without_a_code_ends_what_was_asked() {
+    let mut test = Test::allocated();
+    test.server.errors = VecDeque::from([NO_CODE]);
+    test.send(1);
+    assert_eq!(test.settle(), None);
+    assert_eq!((test.session.dropped, test.session.held().waiting), (1, 0));
+    test.pass(REFUSED_FOR);
+    test.send(1);
+    test.settle();
+    assert_eq!(test.carried, 1, "and it is asked for again");
+    let mut test = Test::new();
+    test.server.errors = VecDeque::from([NO_CODE]);
+    let error = failed(test.settle());
+    assert!(error.reason == Reason::RelayRefused && error.detail.contains("without a code"), "{error}");
+    let mut test = Test::allocated();
+    test.server.errors = VecDeque::from([NO_CODE]);
+    test.session.delete(test.now);
+    assert_eq!(test.settle(), Some(Event::Deleted));
+}
+
+#[test]
+fn a_realm_that_is_no_text_does_not_take_the_credentials_away() {
+    let mut test = Test::allocated();
+    test.send(1);
+    test.server.realm = &[0xff];
+    test.server.errors = VecDeque::from([UNAUTHORIZED]);
+    assert_eq!(test.settle(), None);
+    assert_eq!(test.server.seen, vec![(9, 401)], "nothing to ask with");
+    test.send(2);
+    test.server.signs = false;
+    assert_eq!(test.settle(), None);
+    assert_eq!((test.server.seen.last(), test.carried), (Some(&(9, 0)), 0), "a success without signature");
+}
+
+#[test]
+fn a_realm_or_nonce_that_would_fill_every_request_is_not_taken() {
+    let mut test = Test::new();
+    test.server.realm = &[b'a'; 764];
+    assert_eq!(failed(test.pass(PATIENCE)).reason, Reason::RelayUnreachable);
+    let mut test = Test::new();
+    test.server.realm = &[b'a'; 763];
+    test.server.signs = false;
+    assert_eq!(test.settle(), None);
+    assert_eq!(test.server.seen, vec![(3, 401), (3, 0)]);
+}
+
+#[test]
+fn a_timer_that_comes_late_leaves_the_last_try_its_time() {
+    let mut test = Test::new();
+    test.dead = true;
+    for tries in 1..=TRIES {
+        assert_eq!(test.settle(), None, "after {tries}");
+        test.now += Duration::from_secs(60);
+        test.session.handle_timeout(test.now);
+        let next = test.session.poll_timeout();
+        assert!(next.is_none_or(|next| next > test.now), "it would be called again at once");
+    }
+    assert_eq!(failed(test.settle()).reason, Reason::RelayUnreachable);
+}
+
+#[test]
+fn data_indications_are_taken_from_addresses_that_were_asked_for_and_as_long_as_there_is_an_allocation() {
+    let data = |ip: [u8; 4]| {
+        let mut message = Writer::new(MessageClass::Indication, DATA, [1; 12]);
+        message.put_address(XOR_PEER_ADDRESS, (ip, 9).into());
+        message.put(DATA_ATTRIBUTE, b"hello");
+        message.finish()
+    };
+    let (ours, other) = (data([198, 51, 100, 1]), data([198, 51, 100, 2]));
+    let mut test = Test::new();
+    assert_eq!(test.session.handle_packet(test.now, &ours), None, "there is no allocation");
+    let mut test = Test::allocated();
+    assert_eq!(test.session.handle_packet(test.now, &ours), None, "nobody asked for it");
+    test.send(1);
+    test.settle();
+    let peer = ([198, 51, 100, 1], 9).into();
+    assert_eq!(test.session.handle_packet(test.now, &ours), Some((peer, &b"hello"[..])), "from any port");
+    assert_eq!(test.session.handle_packet(test.now, &other), None);
+    test.session.delete(test.now);
+    assert_eq!(test.session.handle_packet(test.now, &ours), None);
+    assert_eq!(test.session.handle_packet(test.now, &[0x40, 0, 0, 1, 9]), None);
 }
 
 #[test]
