@@ -215,7 +215,7 @@ impl Session {
     fn is_trusted(&self, reply: &Reply<'_>, packet: &[u8]) -> bool {
         match &self.auth {
             Some(auth) if reply.success || reply.is_signed() => {
-                let about_credentials = matches!(reply.error, Some((UNAUTHORIZED | STALE_NONCE, _)));
+                let about_credentials = matches!(reply.error, Some((UNAUTHORIZED | STALE_NONCE, _))) && !reply.success;
                 about_credentials || reply.is_signed_by(auth, packet)
             }
             _ => true,

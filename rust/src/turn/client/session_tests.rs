@@ -7,7 +7,7 @@ use stun_types::message::{
 };
 
 use super::*;
-use crate::turn::message::{Writer, DATA, DATA_ATTRIBUTE, XOR_PEER_ADDRESS};
+use crate::turn::message::{Writer, DATA, DATA_ATTRIBUTE, XOR_PEER_ADDRESS, XOR_RELAYED_ADDRESS};
 
 const START: Time = Time::from_millis(1 << 30);
 const REALM: &[u8] = b"wonderland";
@@ -167,6 +167,26 @@ fn a_success_without_signature_is_not_believed() {
     let mut test = Test::new();
     test.server.signs = false;
     assert_eq!(failed(test.pass(PATIENCE * 2)).reason, Reason::RelayUnreachable);
+}
+
+#[test]
+fn a_success_that_says_it_is_about_credentials_is_not_believed_either() {
+    let mut test = Test::new();
+    let first = test.session.poll_transmit().unwrap();
+    let challenge = test.server.answer(&first.contents);
+    test.session.handle_packet(test.now, &challenge);
+    let question = test.session.poll_transmit().unwrap().contents;
+    let transaction = *question[8..].first_chunk().unwrap();
+    for code in [UNAUTHORIZED, STALE_NONCE] {
+        let mut lie = Writer::new(MessageClass::Success, 0x003, transaction);
+        lie.put_error(code);
+        lie.put_address(XOR_RELAYED_ADDRESS, ([192, 0, 2, 66], 5).into());
+        test.session.handle_packet(test.now, &lie.finish());
+        assert_eq!(test.session.poll_event(), None, "{code}");
+    }
+    let answer = test.server.answer(&question);
+    test.session.handle_packet(test.now, &answer);
+    assert!(matches!(test.session.poll_event(), Some(Event::Allocated(_))));
 }
 
 #[test]
