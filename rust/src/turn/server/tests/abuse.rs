@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::super::{Client, Link, Outcome};
+use super::super::{data_indication, Client, Link, Outcome};
 use super::client::{lifetime, networks, peer, udp, Fake, World, RELAY_V4};
 use crate::config::RelayServerConfig;
 use crate::turn::message::{self as stun, Integrity, Writer};
@@ -55,6 +55,16 @@ fn over_tcp_the_address_is_proven_and_the_first_request_is_answered() {
     let client = Client { link: Link::Stream(1), ..stranger("203.0.114.5:5000") };
     for request in first_requests() {
         assert!(world.raw(&client, &request).is_some());
+    }
+}
+
+#[test]
+fn a_datagram_that_fits_in_no_message_becomes_none() {
+    let (v4, v6) = ("192.0.2.1:5".parse().unwrap(), "[2600::9]:5".parse().unwrap());
+    for (peer, most) in [(v4, 65_516), (v6, 65_504)] {
+        let message = data_indication(peer, &vec![7; most], [1; 12]).unwrap();
+        assert_eq!(stun::Message::read(&message).unwrap().data.map(<[u8]>::len), Some(most));
+        assert_eq!(data_indication(peer, &vec![7; most + 1], [1; 12]), None, "its length would wrap");
     }
 }
 
