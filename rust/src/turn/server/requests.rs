@@ -104,7 +104,8 @@ impl Server {
         client: &Client,
         message: &Message<'a>,
     ) -> Result<(&'a [u8], Account), (Code, bool)> {
-        let proven = client.link.is_stream();
+        // who has an allocation had a nonce at this address
+        let proven = client.link.is_stream() || self.serves(client);
         if message.integrity().is_none() {
             return Err((401, proven));
         }
