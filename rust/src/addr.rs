@@ -1,4 +1,5 @@
-//! Names: of a node (its public key), and of a remote as the uTP and path layers know it.
+//! Names: of a node (its public key), and of a remote as the uTP and path layers know it; and datagrams
+//! with the address they belong to.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
@@ -116,6 +117,14 @@ impl fmt::Debug for Route {
             Via(n) => write!(f, "{} through socket {n}", self.to),
         }
     }
+}
+
+/// Datagrams to or from one peer, each of `stride` bytes, the last perhaps shorter.
+#[derive(Clone, Debug)]
+pub struct Datagrams {
+    pub peer: SocketAddr,
+    pub contents: Vec<u8>,
+    pub stride: usize,
 }
 
 /// Where a datagram came from, as uTP needs it before there is a remote: bytes to tell one address from another, and nothing

@@ -26,16 +26,17 @@ use crate::config::{EndpointConfig, PathConfig, RelayLimits, SocketConfig, UtpCo
 use crate::error::{Error, Reason, Result, Stage};
 use crate::path::{MeetingId, PathStats, PathView, PunchId, Traffic};
 use crate::utp::Dropped;
-use clock::Clock;
 use conn::Doorbell;
 use core::Core;
 use socket::Socket;
 use sockets::{NewSockets, Sockets};
 use wire::Wires;
 
+pub use crate::addr::Datagrams;
+pub(crate) use clock::Clock;
 pub use meeting::{Meeting, MeetingState, Met};
 pub use stream::{Helm, UtpStream};
-pub use wire::{Datagrams, Wire};
+pub use wire::Wire;
 
 /// Knobs of everything below.
 #[derive(Clone, Debug, Default)]

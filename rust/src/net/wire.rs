@@ -1,22 +1,13 @@
 //! Ways for datagrams that are no socket of this machine: a relay carries them. The driver treats one as a socket with a
 //! number of its own; whoever carries the datagrams holds the other end.
 
-use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::mpsc;
 
 use super::{Inner, Net};
-use crate::addr::Via;
+use crate::addr::{Datagrams, Via};
 use crate::error::{Error, Reason, Result, Stage};
-
-/// Datagrams to or from one peer, each of `stride` bytes, the last perhaps shorter.
-#[derive(Clone, Debug)]
-pub struct Datagrams {
-    pub peer: SocketAddr,
-    pub contents: Vec<u8>,
-    pub stride: usize,
-}
 
 /// The carrier's end. Dropping it closes the way: paths over it are given up at once.
 #[derive(Debug)]

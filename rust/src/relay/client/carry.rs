@@ -3,17 +3,16 @@
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Arc;
-use std::time::Instant;
 
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
 
-use super::frame::Batches;
 use super::lease::{sleep_or_wait, Lease, Open};
-use super::session::Event;
+use crate::addr::Datagrams;
 use crate::error::{Error, Reason, Stage};
-use crate::net::{Datagrams, Wire};
+use crate::net::Wire;
+use crate::turn::client::{Batches, Event};
 
 /// How an allocation is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -152,14 +151,14 @@ impl Work {
                     Some(datagrams) => self.send(open, datagrams),
                     None => return CarryState::Closed,
                 },
-                () = sleep_or_wait(timeout) => open.session.handle_timeout(Instant::now()),
+                () = sleep_or_wait(&open.clock, timeout) => open.session.handle_timeout(open.clock.now()),
                 _ = &mut stopped => return CarryState::Closed,
             }
         }
     }
 
     fn send(&mut self, open: &mut Open, first: Datagrams) {
-        let now = Instant::now();
+        let now = open.clock.now();
         let (mut next, mut rounds) = (Some(first), 0);
         while let Some(datagrams) = next {
             add(&self.counters.datagrams_out, count(&datagrams));
@@ -174,7 +173,7 @@ impl Work {
 
     /// Hands on what the relay has brought; false: nobody wants it any more.
     fn receive(&mut self, open: &mut Open) -> std::io::Result<bool> {
-        let now = Instant::now();
+        let now = open.clock.now();
         let (session, batches) = (&mut open.session, &mut self.batches);
         let received = open.link.receive(|packet| {
             let from_peer: Option<(SocketAddr, &[u8])> = session.handle_packet(now, packet);
@@ -198,7 +197,7 @@ impl Work {
     }
 
     fn count_peers(&self, open: &Open) {
-        let (peers, channels) = open.session.peers(Instant::now());
+        let (peers, channels) = open.session.peers(open.clock.now());
         self.counters.peers.store(peers as u64, Ordering::Relaxed);
         self.counters.channels.store(channels as u64, Ordering::Relaxed);
     }

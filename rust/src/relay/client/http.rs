@@ -8,6 +8,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use zeroize::Zeroizing;
 
 use crate::error::{Error, Reason, Result, Stage};
+use crate::http_connect::Reply;
 use crate::relay::uri::decode;
 
 /// An HTTP proxy that lets TCP connections out.
@@ -89,23 +90,19 @@ impl HttpProxy {
     }
 
     fn judge(&self, head: &[u8]) -> Result<()> {
-        let mut headers = [httparse::EMPTY_HEADER; MAX_HEADERS];
-        let mut response = httparse::Response::new(&mut headers);
-        let complete = response.parse(head).is_ok_and(|status| status.is_complete());
-        match response.code.filter(|_| complete) {
-            Some(200..=299) => Ok(()),
-            Some(407) => {
+        match Reply::parse(head) {
+            Reply::Established => Ok(()),
+            Reply::Refused { status: 407, .. } => {
                 let what = match self.authorization {
                     None => "407, it wants a user and a password: https_proxy=http://user:password@host:port",
                     Some(_) => "407, it does not take this user and password (only Basic is known here)",
                 };
                 Err(self.failed(Reason::RelayRefused, what))
             }
-            Some(code) => {
-                let phrase: String = response.reason.unwrap_or_default().chars().take(MAX_PHRASE).collect();
-                Err(self.failed(Reason::RelayUnreachable, format!("{code} {phrase}").trim()))
+            Reply::Refused { status, phrase } => {
+                Err(self.failed(Reason::RelayUnreachable, format!("{status} {phrase}").trim()))
             }
-            None => Err(self.failed(Reason::RelayUnreachable, "the answer is not HTTP")),
+            Reply::NotHttp => Err(self.failed(Reason::RelayUnreachable, "the answer is not HTTP")),
         }
     }
 
@@ -145,8 +142,6 @@ fn bad(what: impl Into<String>) -> Error {
 const DEFAULT_PORT: u16 = 1080;
 /// As much as keynet's own proxy takes.
 const MAX_HEAD: usize = 16 << 10;
-const MAX_HEADERS: usize = 64;
-const MAX_PHRASE: usize = 128;
 
 #[cfg(test)]
 mod tests {

@@ -2,14 +2,16 @@
 //! keep an address for ten minutes otherwise.
 
 use std::fmt;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::runtime::Handle;
 use tokio::time::{sleep_until, timeout};
 
 use super::link::Link;
-use super::session::{Alternate, Event, Granted, Session};
 use crate::error::{Error, Reason, Result, Stage};
+use crate::net::Clock;
+use crate::time::Time;
+use crate::turn::client::{Alternate, Event, Granted, Session};
 
 pub(super) struct Lease(Option<Open>);
 
@@ -23,6 +25,7 @@ pub(super) enum Answer {
 pub(super) struct Open {
     pub session: Session,
     pub link: Link,
+    pub clock: Clock,
 }
 
 impl Lease {
@@ -31,8 +34,9 @@ impl Lease {
         let mut seed = [0; 32];
         getrandom::fill(&mut seed)
             .map_err(|error| Error::new(Reason::Internal, Stage::Setup, format!("no randomness: {error}")))?;
-        let session = Session::new(Instant::now(), username, password, link.is_stream(), seed);
-        let mut lease = Self(Some(Open { session, link }));
+        let clock = Clock::start();
+        let session = Session::new(clock.now(), username, password, link.is_stream(), seed);
+        let mut lease = Self(Some(Open { session, link, clock }));
         let Some(open) = &mut lease.0 else { return Err(gone()) };
         match open.next_event().await? {
             Event::Allocated(granted) => Ok(Answer::Granted(Box::new(lease), granted)),
@@ -79,7 +83,7 @@ impl Open {
             }
             tokio::select! {
                 ready = self.link.ready() => {
-                    let (session, now) = (&mut self.session, Instant::now());
+                    let (session, now) = (&mut self.session, self.clock.now());
                     let received = self.link.receive(|packet| { session.handle_packet(now, packet); });
                     ready.and(received).map_err(|error| {
                         let what = match error.kind() {
@@ -89,7 +93,7 @@ impl Open {
                         Error::new(Reason::RelayUnreachable, Stage::Relay, what)
                     })?;
                 }
-                () = sleep_or_wait(self.session.poll_timeout()) => self.session.handle_timeout(Instant::now()),
+                () = sleep_or_wait(&self.clock, self.session.poll_timeout()) => self.session.handle_timeout(self.clock.now()),
             }
         }
     }
@@ -104,14 +108,14 @@ impl Open {
     }
 
     async fn release(mut self) {
-        self.session.delete(Instant::now());
+        self.session.delete(self.clock.now());
         let _ = timeout(RELEASE, self.next_event()).await;
     }
 }
 
-pub(super) async fn sleep_or_wait(until: Option<Instant>) {
+pub(super) async fn sleep_or_wait(clock: &Clock, until: Option<Time>) {
     match until {
-        Some(until) => sleep_until(until.into()).await,
+        Some(until) => sleep_until(clock.instant(until).into()).await,
         None => std::future::pending().await,
     }
 }

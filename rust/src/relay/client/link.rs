@@ -7,9 +7,9 @@ use std::net::SocketAddr;
 use quinn_udp::RecvMeta;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
-use super::frame::{next_length, NotTurn, Transmit};
 use crate::addr::unmapped;
 use crate::net::socket::Socket;
+use crate::turn::client::{take_frames, NotTurn, Transmit};
 
 /// A connection to a relay.
 #[derive(Debug)]
@@ -202,21 +202,9 @@ impl StreamLink {
         }
     }
 
-    fn receive(&mut self, mut each: impl FnMut(&[u8])) -> io::Result<()> {
-        let mut taken = 0;
-        loop {
-            let rest = &self.incoming[taken..];
-            let strange = |NotTurn| io::Error::new(io::ErrorKind::InvalidData, "it does not speak TURN");
-            match next_length(rest).map_err(strange)? {
-                Some(length) if length <= rest.len() => {
-                    each(&rest[..length]);
-                    taken += length;
-                }
-                _ => break,
-            }
-        }
-        self.incoming.drain(..taken);
-        Ok(())
+    fn receive(&mut self, each: impl FnMut(&[u8])) -> io::Result<()> {
+        let strange = |NotTurn| io::Error::new(io::ErrorKind::InvalidData, "it does not speak TURN");
+        take_frames(&mut self.incoming, each).map_err(strange)
     }
 }
 

@@ -2,28 +2,21 @@
 //!
 //! | file | what |
 //! |---|---|
-//! | `message`, `frame` | what is on the wire: requests and answers, channel data |
-//! | `peers`, `session` | one allocation as a state machine, without sockets and clocks |
 //! | `redirect` | to the server that one names in its place |
 //! | `http`, `tls`, `connect`, `link` | the connection to the relay: UDP, TCP, TLS, through an HTTP proxy |
 //! | `lease` | session and connection together; never let go without giving the allocation back |
 //! | `race` | which relay, and which way to it |
 //! | `carry` | the task between a wire of the core and the relay |
 //!
-//! The state machine is ours: `turn-client-proto` tells no error codes, refreshes permissions for ever, and has no question of its
-//! own by which a dead relay is noticed.
+//! The state machine of an allocation is `turn::client`.
 
 mod carry;
 mod connect;
-mod frame;
 mod http;
 mod lease;
 mod link;
-mod message;
-mod peers;
 mod race;
 mod redirect;
-mod session;
 mod tls;
 
 use std::fmt;
@@ -36,8 +29,8 @@ use crate::config::SocketConfig;
 use crate::error::Result;
 use crate::net::Wire;
 use crate::relay::{RelayUri, Transport};
+use crate::turn::client::Granted;
 use lease::Lease;
-use session::Granted;
 
 pub use carry::{Carrier, CarryState, CarryStats};
 pub use http::HttpProxy;

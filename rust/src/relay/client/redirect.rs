@@ -3,9 +3,9 @@
 use std::net::SocketAddr;
 
 use super::lease::{Answer, Lease};
-use super::session::Alternate;
 use super::{connect, Allocation, Options, RelaySpec};
 use crate::error::{Error, Reason, Result, Stage};
+use crate::turn::client::Alternate;
 
 /// Asks at this address for an allocation, and where that sends us. `address`: of the relay, or of the proxy before it.
 pub(super) async fn obtain(spec: &RelaySpec, address: SocketAddr, options: &Options) -> Result<Allocation> {

@@ -71,8 +71,10 @@ fn indications(shared: &Shared, client: &Client, peer: SocketAddr, contents: &[u
         let mut transaction = [0; 12];
         // an indication's number means nothing (RFC 8489 section 6.2.2)
         let _ = getrandom::fill(&mut transaction);
-        let message = data_indication(peer, data, transaction);
-        shared.deliver(client, &message, message.len());
+        match data_indication(peer, data, transaction) {
+            Some(message) => shared.deliver(client, &message, message.len()),
+            None => shared.count_lost(1),
+        }
     };
     match contents.is_empty() {
         true => one(&[]),

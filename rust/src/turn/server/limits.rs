@@ -8,19 +8,21 @@ use crate::bucket::Bucket;
 use crate::time::Time;
 
 /// Answers to those that have proven nothing, not even their address: limited in number, for all and for each network; and
-/// over UDP a network gets no more bytes than it has sent, so that there is nothing to gain from a forged source address.
+/// over UDP a network gets no more bytes than it has sent, so that there is nothing to gain from a forged source address. Those
+/// that have proven theirs have limits of their own, which nobody can use up who forges one.
 /// A small question therefore earns its answer by being repeated, which STUN does by itself (RFC 8489 section 6.2.1).
 ///
 /// A fixed table: a network belongs to the row that a keyed hash gives it, and nobody can choose whose row he shares.
 pub struct Strangers {
-    all: Bucket,
+    /// For addresses that may be forged, and for others.
+    all: [Bucket; 2],
     rows: Vec<Row>,
     hasher: RandomState,
 }
 
 #[derive(Clone, Copy)]
 struct Row {
-    answers: Bucket,
+    answers: [Bucket; 2],
     /// Bytes received that have not been answered yet.
     credit: u32,
 }
@@ -28,8 +30,8 @@ struct Row {
 impl Strangers {
     pub fn new(per_second: u32, per_second_per_network: u32, rows: usize, now: Time) -> Self {
         let half = |rate: u32| Bucket::new(rate.max(1).into(), u64::from(rate / 2).max(1), now);
-        let row = Row { answers: half(per_second_per_network), credit: 0 };
-        Self { all: half(per_second), rows: vec![row; rows.max(1)], hasher: RandomState::new() }
+        let row = Row { answers: [half(per_second_per_network); 2], credit: 0 };
+        Self { all: [half(per_second); 2], rows: vec![row; rows.max(1)], hasher: RandomState::new() }
     }
 
     /// A question from a source that may be forged.
@@ -41,18 +43,19 @@ impl Strangers {
     /// Whether an answer of so many bytes may leave; to a proven address only the rates count.
     pub fn spend(&mut self, source: SocketAddr, answer: usize, proven: bool, now: Time) -> bool {
         let answer = u32::try_from(answer).unwrap_or(u32::MAX);
+        let kind = usize::from(proven);
         let row = self.row(source);
         if !proven && row.credit < answer {
             return false;
         }
         // a source above its own limit takes nothing from the others
-        if !row.answers.take(1, now) {
+        if !row.answers[kind].take(1, now) {
             return false;
         }
         if !proven {
             row.credit -= answer;
         }
-        self.all.take(1, now)
+        self.all[kind].take(1, now)
     }
 
     fn row(&mut self, source: SocketAddr) -> &mut Row {
@@ -93,6 +96,19 @@ mod tests {
         strangers.earn(at("[2001:db8::1]:5"), 52);
         assert!(strangers.spend(at("[2001:db8::1]:5"), 52, false, Time::ZERO));
         assert!(!strangers.spend(at("[2001:db8::1]:5"), 1, false, Time::ZERO));
+    }
+
+    #[test]
+    fn a_flood_of_forged_addresses_leaves_those_that_have_proven_theirs_their_answers() {
+        let mut strangers = Strangers::new(1_000, 20, 4_096, Time::ZERO);
+        for network in 0..2_000u32 {
+            let forged = SocketAddr::from(((0x0a00_0000 + network * 256).to_be_bytes(), 5));
+            strangers.earn(forged, 100);
+            strangers.spend(forged, 52, false, Time::ZERO);
+        }
+        strangers.earn(at("192.0.2.1:5"), 100);
+        assert!(!strangers.spend(at("192.0.2.1:5"), 52, false, Time::ZERO), "the flood has used up what there was");
+        assert!(strangers.spend(at("192.0.2.1:5"), 52, true, Time::ZERO));
     }
 
     #[test]

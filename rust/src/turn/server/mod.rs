@@ -371,8 +371,8 @@ fn bucket(bytes_per_second: u64, now: Time) -> Bucket {
     Bucket::new(bytes_per_second, (bytes_per_second / 4).max(128 << 10), now)
 }
 
-/// A peer's datagram for a client without a channel to that peer.
-pub fn data_indication(peer: SocketAddr, data: &[u8], transaction: [u8; 12]) -> Vec<u8> {
+/// A peer's datagram for a client without a channel to that peer. `None`: it is too large for a message.
+pub fn data_indication(peer: SocketAddr, data: &[u8], transaction: [u8; 12]) -> Option<Vec<u8>> {
     requests::data_indication(peer, data, transaction)
 }
 

@@ -104,7 +104,8 @@ impl Server {
         client: &Client,
         message: &Message<'a>,
     ) -> Result<(&'a [u8], Account), (Code, bool)> {
-        let proven = client.link.is_stream();
+        // who has an allocation had a nonce at this address
+        let proven = client.link.is_stream() || self.serves(client);
         if message.integrity().is_none() {
             return Err((401, proven));
         }
@@ -440,11 +441,17 @@ fn seconds(lifetime: Duration) -> [u8; 4] {
     u32::try_from(lifetime.as_secs()).unwrap_or(u32::MAX).to_be_bytes()
 }
 
-pub(super) fn data_indication(peer: SocketAddr, data: &[u8], transaction: [u8; 12]) -> Vec<u8> {
+pub(super) fn data_indication(peer: SocketAddr, data: &[u8], transaction: [u8; 12]) -> Option<Vec<u8>> {
+    let peer_size = if peer.is_ipv4() { 12 } else { 24 };
+    // the header counts what follows it in 16 bits; over IPv6 a datagram may have 65,527 bytes. A length that wrapped would make
+    // messages of what the peer sent, in a stream
+    if peer_size + 4 + data.len().next_multiple_of(4) > usize::from(u16::MAX) {
+        return None;
+    }
     let mut writer = Writer::new(MessageClass::Indication, stun::DATA, transaction);
     writer.put_address(stun::XOR_PEER_ADDRESS, peer);
     writer.put(stun::DATA_ATTRIBUTE, data);
-    writer.finish()
+    Some(writer.finish())
 }
 
 /// REQUESTED-TRANSPORT: the protocol number of UDP (RFC 8656 section 18.8).

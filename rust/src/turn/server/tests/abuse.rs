@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::super::{Client, Link, Outcome};
+use super::super::{data_indication, Client, Link, Outcome};
 use super::client::{lifetime, networks, peer, udp, Fake, World, RELAY_V4};
 use crate::config::RelayServerConfig;
 use crate::turn::message::{self as stun, Integrity, Writer};
@@ -55,6 +55,35 @@ fn over_tcp_the_address_is_proven_and_the_first_request_is_answered() {
     let client = Client { link: Link::Stream(1), ..stranger("203.0.114.5:5000") };
     for request in first_requests() {
         assert!(world.raw(&client, &request).is_some());
+    }
+}
+
+#[test]
+fn a_flood_of_forged_addresses_takes_no_allocation_from_those_that_have_one() {
+    let config = RelayServerConfig { nonce_lifetime: Duration::from_secs(60), ..RelayServerConfig::default() };
+    let mut world = World::with(config, |_| {});
+    let mut guest = world.allocated("192.0.2.7:5");
+    world.pass(Duration::from_secs(300));
+    let request = first_requests().pop().unwrap();
+    for network in 0..4_000u32 {
+        let forged = format!("{}:5", std::net::Ipv4Addr::from(0x0a00_0000 + network * 256));
+        world.raw(&stranger(&forged), &request);
+        world.raw(&stranger(&forged), &request);
+    }
+    assert!(world.raw(&stranger("192.0.2.9:5"), &request).is_none(), "what there was for strangers is used up");
+    let stale = world.ask(&guest, stun::REFRESH, &[]);
+    assert_eq!(stale.code, 438, "it is told all the same");
+    guest.nonce = stale.value(stun::NONCE).unwrap().to_vec();
+    assert_eq!(world.ask_refresh(&guest), 0);
+}
+
+#[test]
+fn a_datagram_that_fits_in_no_message_becomes_none() {
+    let (v4, v6) = ("192.0.2.1:5".parse().unwrap(), "[2600::9]:5".parse().unwrap());
+    for (peer, most) in [(v4, 65_516), (v6, 65_504)] {
+        let message = data_indication(peer, &vec![7; most], [1; 12]).unwrap();
+        assert_eq!(stun::Message::read(&message).unwrap().data.map(<[u8]>::len), Some(most));
+        assert_eq!(data_indication(peer, &vec![7; most + 1], [1; 12]), None, "its length would wrap");
     }
 }
 

@@ -3,7 +3,7 @@
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -11,14 +11,14 @@ use zeroize::Zeroizing;
 
 use super::frame::{self, Transmit};
 use super::message::{self, Auth, Families, Incoming, Question, Reply};
-use super::peers::{Peers, Verdict};
-use crate::addr::unmapped;
+use super::peers::{Peers, Verdict, MAX_PEERS, MAX_WAITING};
+use crate::addr::{unmapped, Datagrams};
 use crate::error::{Error, Reason, Stage};
-use crate::net::Datagrams;
+use crate::time::Time;
 
 /// What a session wants told.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Event {
+pub enum Event {
     Allocated(Granted),
     /// The server wants another to be asked in its place; it is over.
     Redirected(Alternate),
@@ -30,7 +30,7 @@ pub(super) enum Event {
 
 /// What the server gave.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Granted {
+pub struct Granted {
     pub relayed: Vec<SocketAddr>,
     pub mapped: Option<SocketAddr>,
     pub rtt: Duration,
@@ -38,13 +38,28 @@ pub(super) struct Granted {
 
 /// RFC 8489 section 10.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Alternate {
+pub struct Alternate {
     pub server: SocketAddr,
     /// The name in its certificate, where that is another.
     pub domain: Option<String>,
 }
 
-pub(super) struct Session {
+/// What a session keeps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Held {
+    /// Under way.
+    pub requests: usize,
+    pub peers: usize,
+    /// Batches that wait for a channel.
+    pub waiting: usize,
+}
+
+impl Held {
+    /// The questions about the allocation itself have their place beside those about peers.
+    pub const MOST: Self = Self { requests: MAX_REQUESTS + 1, peers: MAX_PEERS, waiting: MAX_WAITING };
+}
+
+pub struct Session {
     username: String,
     password: Zeroizing<String>,
     stream: bool,
@@ -56,12 +71,12 @@ pub(super) struct Session {
     peers: Peers,
     relayed: Vec<SocketAddr>,
     lifetime: Duration,
-    refreshed: Instant,
+    refreshed: Time,
     /// Something came from the server.
-    heard: Instant,
+    heard: Time,
     /// Something was sent after that.
-    unanswered: Option<Instant>,
-    swept: Instant,
+    unanswered: Option<Time>,
+    swept: Time,
     rtt: Option<Duration>,
     transmits: VecDeque<Transmit>,
     events: VecDeque<Event>,
@@ -86,8 +101,8 @@ struct Request {
     question: Question,
     transaction: [u8; 12],
     message: Vec<u8>,
-    began: Instant,
-    sent: Instant,
+    began: Time,
+    sent: Time,
     tries: u32,
     /// The server wanted credentials, or fresher ones, so often.
     renewed: u32,
@@ -95,7 +110,7 @@ struct Request {
 
 impl Session {
     /// Begins to ask for relayed addresses of both families. Over a `stream` nothing is sent twice.
-    pub(super) fn new(now: Instant, username: &str, password: &str, stream: bool, seed: [u8; 32]) -> Self {
+    pub fn new(now: Time, username: &str, password: &str, stream: bool, seed: [u8; 32]) -> Self {
         let mut session = Self {
             username: username.to_owned(),
             password: Zeroizing::new(password.to_owned()),
@@ -123,7 +138,7 @@ impl Session {
     }
 
     /// Gives the allocation back; also one that the server may be making just now.
-    pub(super) fn delete(&mut self, now: Instant) {
+    pub fn delete(&mut self, now: Time) {
         match self.state {
             State::Allocated => {
                 self.state = State::Deleting;
@@ -136,12 +151,12 @@ impl Session {
         }
     }
 
-    pub(super) fn is_over(&self) -> bool {
+    pub fn is_over(&self) -> bool {
         self.state == State::Over
     }
 
     /// Datagrams for a peer.
-    pub(super) fn handle_outgoing(&mut self, now: Instant, datagrams: Datagrams) {
+    pub fn handle_outgoing(&mut self, now: Time, datagrams: Datagrams) {
         let count = count(&datagrams);
         let peer = datagrams.peer;
         let reachable = self.relayed.iter().any(|relayed| relayed.is_ipv4() == peer.is_ipv4());
@@ -160,16 +175,17 @@ impl Session {
         }
     }
 
-    /// What came from the server: what a peer sent, or `None`.
-    pub(super) fn handle_packet<'a>(&mut self, now: Instant, packet: &'a [u8]) -> Option<(SocketAddr, &'a [u8])> {
+    /// What came from the server: what a peer sent, or `None`. A peer is somebody whom we have asked a permission for.
+    pub fn handle_packet<'a>(&mut self, now: Time, packet: &'a [u8]) -> Option<(SocketAddr, &'a [u8])> {
+        let carries = self.state == State::Allocated;
         if let Some((channel, datagram)) = frame::unwrap(packet) {
-            let peer = self.peers.handle_incoming(now, channel)?;
+            let peer = self.peers.handle_incoming(now, channel).filter(|_| carries)?;
             self.hear(now);
             return Some((peer, datagram));
         }
         match message::decode(packet)? {
-            // only a server that holds our allocation knows what it relays
             Incoming::Data(peer, datagram) => {
+                self.peers.permits(peer.ip()).then_some(()).filter(|()| carries)?;
                 self.hear(now);
                 Some((peer, datagram))
             }
@@ -180,12 +196,12 @@ impl Session {
         }
     }
 
-    fn hear(&mut self, now: Instant) {
+    fn hear(&mut self, now: Time) {
         self.heard = now;
         self.unanswered = None;
     }
 
-    fn handle_reply(&mut self, now: Instant, reply: &Reply<'_>, packet: &[u8]) {
+    fn handle_reply(&mut self, now: Time, reply: &Reply<'_>, packet: &[u8]) {
         let asked = self.requests.iter().position(|request| request.transaction == reply.transaction);
         let Some(at) = asked else { return };
         if !self.is_trusted(reply, packet) {
@@ -195,12 +211,12 @@ impl Session {
         self.peers_changed = true;
         let request = self.requests.swap_remove(at);
         if request.tries == 1 {
-            self.rtt = Some(now.saturating_duration_since(request.sent));
+            self.rtt = Some(now.since(request.sent));
         }
         match &reply.error {
             _ if reply.success => self.handle_success(now, request.question, reply),
             Some((code, text)) => self.handle_error(now, &request, *code, text, reply),
-            None => {} // an error without a code says nothing; the request is over
+            None => self.handle_error(now, &request, NO_CODE, "", reply),
         }
     }
 
@@ -209,14 +225,14 @@ impl Session {
     fn is_trusted(&self, reply: &Reply<'_>, packet: &[u8]) -> bool {
         match &self.auth {
             Some(auth) if reply.success || reply.is_signed() => {
-                let about_credentials = matches!(reply.error, Some((UNAUTHORIZED | STALE_NONCE, _)));
+                let about_credentials = matches!(reply.error, Some((UNAUTHORIZED | STALE_NONCE, _))) && !reply.success;
                 about_credentials || reply.is_signed_by(auth, packet)
             }
             _ => true,
         }
     }
 
-    fn handle_success(&mut self, now: Instant, question: Question, reply: &Reply<'_>) {
+    fn handle_success(&mut self, now: Time, question: Question, reply: &Reply<'_>) {
         let lifetime = reply.lifetime.map_or(DEFAULT_LIFETIME, |seconds| Duration::from_secs(seconds.into()));
         match question {
             Question::Allocate(_) if reply.relayed.is_empty() => {
@@ -245,7 +261,7 @@ impl Session {
         }
     }
 
-    fn handle_error(&mut self, now: Instant, request: &Request, code: u16, text: &str, reply: &Reply<'_>) {
+    fn handle_error(&mut self, now: Time, request: &Request, code: u16, text: &str, reply: &Reply<'_>) {
         let question = request.question;
         let may_renew = matches!(code, UNAUTHORIZED | STALE_NONCE) && request.renewed < MAX_RENEWALS;
         if may_renew && self.renew(code, reply) {
@@ -289,15 +305,18 @@ impl Session {
                 true
             }
             Some(auth) if auth.has_realm(reply.realm) => false,
-            _ => {
-                let auth = reply.realm.and_then(|realm| Auth::new(&self.username, &self.password, realm, nonce));
-                self.auth = auth;
-                self.auth.is_some()
-            }
+            // credentials that are there are replaced, never dropped: without any an unsigned success would be believed
+            _ => match reply.realm.and_then(|realm| Auth::new(&self.username, &self.password, realm, nonce)) {
+                Some(auth) => {
+                    self.auth = Some(auth);
+                    true
+                }
+                None => false,
+            },
         }
     }
 
-    fn ask(&mut self, now: Instant, question: Question, renewed: u32) {
+    fn ask(&mut self, now: Time, question: Question, renewed: u32) {
         let mut transaction = [0; 12];
         self.random.fill_bytes(&mut transaction);
         let Some(message) = message::encode(question, transaction, self.auth.as_ref()) else {
@@ -308,7 +327,7 @@ impl Session {
         self.requests.push(Request { question, transaction, message, began: now, sent: now, tries: 1, renewed });
     }
 
-    fn send(&mut self, now: Instant, channel: u16, datagrams: &Datagrams) {
+    fn send(&mut self, now: Time, channel: u16, datagrams: &Datagrams) {
         self.unanswered.get_or_insert(now);
         self.transmits.push_back(frame::wrap(channel, datagrams, self.stream));
     }
@@ -322,15 +341,15 @@ impl Session {
     }
 
     /// The next thing to send. All of it before time goes on.
-    pub(super) fn poll_transmit(&mut self) -> Option<Transmit> {
+    pub fn poll_transmit(&mut self) -> Option<Transmit> {
         self.transmits.pop_front()
     }
 
-    pub(super) fn poll_event(&mut self) -> Option<Event> {
+    pub fn poll_event(&mut self) -> Option<Event> {
         self.events.pop_front()
     }
 
-    pub(super) fn poll_timeout(&self) -> Option<Instant> {
+    pub fn poll_timeout(&self) -> Option<Time> {
         let requests = self.requests.iter().map(|request| request.due(self.stream)).min();
         let own = (self.state == State::Allocated).then(|| {
             let sweep = self.swept + SWEEP_EVERY;
@@ -343,7 +362,7 @@ impl Session {
         requests.into_iter().chain(own).min()
     }
 
-    pub(super) fn handle_timeout(&mut self, now: Instant) {
+    pub fn handle_timeout(&mut self, now: Time) {
         self.repeat(now);
         if self.state != State::Allocated {
             return;
@@ -362,7 +381,7 @@ impl Session {
     }
 
     /// In time for the lifetime; and sooner when nothing is heard, more so when something was sent.
-    fn refresh_due(&self) -> Instant {
+    fn refresh_due(&self) -> Time {
         let silent = self.heard.max(self.refreshed) + SILENT_AFTER;
         let due = (self.refreshed + self.lifetime / 2).min(silent);
         self.unanswered.map_or(due, |since| due.min(since + DOUBT_AFTER))
@@ -372,7 +391,7 @@ impl Session {
         self.requests.iter().any(|request| matches!(request.question, Question::Refresh(_)))
     }
 
-    fn repeat(&mut self, now: Instant) {
+    fn repeat(&mut self, now: Time) {
         let mut at = 0;
         while let Some(request) = self.requests.get_mut(at) {
             if now < request.due(self.stream) {
@@ -389,7 +408,7 @@ impl Session {
         }
     }
 
-    fn handle_unanswered(&mut self, now: Instant, request: &Request) {
+    fn handle_unanswered(&mut self, now: Time, request: &Request) {
         match request.question {
             Question::Allocate(_) => {
                 let what = "the relay does not answer";
@@ -399,26 +418,32 @@ impl Session {
             // other things were heard: it is the answer that was lost, or a long queue
             Question::Refresh(_) if self.heard > request.began && now < self.refreshed + self.lifetime => {}
             Question::Refresh(_) => {
-                let what = format!("nothing came from the relay for {:.1} s", (now - self.heard).as_secs_f32());
+                let what = format!("nothing came from the relay for {:.1} s", now.since(self.heard).as_secs_f32());
                 self.end(Event::Failed(Error::new(Reason::RelayLost, Stage::Relay, what)));
             }
             Question::ChannelBind(_, peer) => self.dropped += self.peers.handle_failed(peer, None) as u64,
         }
     }
 
+    /// What is kept now; never more than [`Held::MOST`].
+    pub fn held(&self) -> Held {
+        Held { requests: self.requests.len(), peers: self.peers.len(), waiting: self.peers.waiting() }
+    }
+
     /// Peers that are remembered, and channels that are bound.
-    pub(super) fn peers(&self, now: Instant) -> (usize, usize) {
+    pub fn peers(&self, now: Time) -> (usize, usize) {
         (self.peers.len(), self.peers.bound(now))
     }
 }
 
 impl Request {
     /// When it is sent again, or given up.
-    fn due(&self, stream: bool) -> Instant {
+    fn due(&self, stream: bool) -> Time {
         match (stream, self.tries) {
             (true, _) => self.began + PATIENCE,
             (false, tries) if tries < TRIES => self.sent + RTO * (1 << (tries - 1)),
-            (false, _) => self.began + PATIENCE,
+            // counted from the last try: where the timer came late, that one waits for its answer too
+            (false, _) => self.sent + LAST_TRY,
         }
     }
 }
@@ -445,9 +470,10 @@ fn refused(code: u16, text: &str) -> Error {
 }
 
 fn said(code: u16, text: &str) -> String {
-    match text {
-        "" => code.to_string(),
-        text => format!("{code} {text}"),
+    match (code, text) {
+        (NO_CODE, _) => "an error without a code".to_owned(),
+        (code, "") => code.to_string(),
+        (code, text) => format!("{code} {text}"),
     }
 }
 
@@ -457,6 +483,8 @@ const RTO: Duration = Duration::from_millis(250);
 /// At 0, 250, 750 and 1750 ms; as many as an alive relay with a tenth of its packets lost misses once in 10,000 times.
 const TRIES: u32 = 4;
 /// After the last try as long as it would take to the next one.
+const LAST_TRY: Duration = Duration::from_millis(2000);
+/// All tries together.
 const PATIENCE: Duration = Duration::from_millis(3750);
 /// RFC 8656 section 7.2.
 const DEFAULT_LIFETIME: Duration = Duration::from_secs(600);
@@ -475,6 +503,8 @@ const MAX_REQUESTS: usize = 64;
 /// Credentials once, and two nonces that were stale on arrival.
 const MAX_RENEWALS: u32 = 3;
 const TRY_ALTERNATE: u16 = 300;
+/// RFC 8489 section 6.3.4: an error response that names no code fails its transaction all the same.
+const NO_CODE: u16 = 0;
 const UNAUTHORIZED: u16 = 401;
 const UNKNOWN_ATTRIBUTE: u16 = 420;
 const ALLOCATION_MISMATCH: u16 = 437;

@@ -173,6 +173,7 @@ pub(super) fn decode(message: &[u8]) -> Option<Incoming<'_>> {
             }
             XOR_MAPPED_ADDRESS => reply.mapped = Some(unxor(value, transaction)?),
             LIFETIME => reply.lifetime = Some(u32::from_be_bytes(value.try_into().ok()?)),
+            REALM | NONCE if value.len() > MAX_QUOTED => return None,
             REALM => reply.realm = Some(value),
             NONCE => reply.nonce = Some(value),
             ALTERNATE_SERVER => reply.alternate = address(value, [0; 16]),
@@ -324,6 +325,8 @@ const DRAFT_ADDITIONAL_ADDRESS_FAMILY: u16 = 0x8032;
 const MAX_RELAYED: usize = 2;
 /// RFC 8489 section 14.8: a reason phrase has fewer than 128 characters.
 const MAX_TEXT: usize = 128;
+/// RFC 8489 sections 14.9 and 14.10: what a realm or a nonce may take. Every request repeats both.
+const MAX_QUOTED: usize = 763;
 /// A Refresh: header 20, LIFETIME 8, a name, realm and nonce of some 30 bytes each, MESSAGE-INTEGRITY 24.
 const USUAL_SIZE: usize = 192;
 

@@ -7,12 +7,15 @@ use stun_types::message::{
 };
 
 use super::*;
+use crate::turn::message::{Writer, DATA, DATA_ATTRIBUTE, XOR_PEER_ADDRESS, XOR_RELAYED_ADDRESS};
 
-const REALM: &str = "wonderland";
+const START: Time = Time::from_millis(1 << 30);
+const REALM: &[u8] = b"wonderland";
 
 /// Answers what it is asked; what it does not like is set beforehand.
 struct Server {
     nonce: &'static [u8],
+    realm: &'static [u8],
     /// Codes for the next authenticated requests.
     errors: VecDeque<u16>,
     signs: bool,
@@ -21,7 +24,7 @@ struct Server {
 
 impl Server {
     fn new() -> Self {
-        Self { nonce: b"one", errors: VecDeque::new(), signs: true, seen: Vec::new() }
+        Self { nonce: b"one", realm: REALM, errors: VecDeque::new(), signs: true, seen: Vec::new() }
     }
 
     fn answer(&mut self, request: &[u8]) -> Vec<u8> {
@@ -42,8 +45,10 @@ impl Server {
             answer.push_attribute_unchecked(&RawAttribute::new(AttributeType::new(kind), value));
         };
         if let Some(code) = code {
-            add(0x0009, &[0, 0, (code / 100) as u8, (code % 100) as u8, b'n', b'o']);
-            add(0x0014, REALM.as_bytes());
+            if code != NO_CODE {
+                add(0x0009, &[0, 0, (code / 100) as u8, (code % 100) as u8, b'n', b'o']);
+            }
+            add(0x0014, self.realm);
             add(0x0015, self.nonce);
             if code == 300 {
                 // 192.0.2.7:3478, as it is
@@ -58,7 +63,7 @@ impl Server {
             add(0x000d, &attribute(request, 0x000d).unwrap_or_else(|| 600_u32.to_be_bytes().to_vec()));
         }
         if code.is_none() && self.signs {
-            let credentials = LongTermKeyCredentials::new("alice".into(), "secret".into(), REALM.into());
+            let credentials = LongTermKeyCredentials::new("alice".into(), "secret".into(), "wonderland".into());
             let key = credentials.make_key(IntegrityAlgorithm::Sha1);
             answer.add_message_integrity_with_key(&key, IntegrityAlgorithm::Sha1).unwrap();
         }
@@ -79,7 +84,7 @@ fn attribute(message: &[u8], wanted: u16) -> Option<Vec<u8>> {
 }
 
 struct Test {
-    now: Instant,
+    now: Time,
     session: Session,
     server: Server,
     /// Nothing gets through.
@@ -90,7 +95,7 @@ struct Test {
 
 impl Test {
     fn new() -> Self {
-        let now = Instant::now();
+        let now = START;
         let session = Session::new(now, "alice", "secret", false, [7; 32]);
         Self { now, session, server: Server::new(), dead: false, carried: 0 }
     }
@@ -170,6 +175,26 @@ fn a_success_without_signature_is_not_believed() {
 }
 
 #[test]
+fn a_success_that_says_it_is_about_credentials_is_not_believed_either() {
+    let mut test = Test::new();
+    let first = test.session.poll_transmit().unwrap();
+    let challenge = test.server.answer(&first.contents);
+    test.session.handle_packet(test.now, &challenge);
+    let question = test.session.poll_transmit().unwrap().contents;
+    let transaction = *question[8..].first_chunk().unwrap();
+    for code in [UNAUTHORIZED, STALE_NONCE] {
+        let mut lie = Writer::new(MessageClass::Success, 0x003, transaction);
+        lie.put_error(code);
+        lie.put_address(XOR_RELAYED_ADDRESS, ([192, 0, 2, 66], 5).into());
+        test.session.handle_packet(test.now, &lie.finish());
+        assert_eq!(test.session.poll_event(), None, "{code}");
+    }
+    let answer = test.server.answer(&question);
+    test.session.handle_packet(test.now, &answer);
+    assert!(matches!(test.session.poll_event(), Some(Event::Allocated(_))));
+}
+
+#[test]
 fn a_server_that_does_not_answer_is_asked_four_times() {
     let mut test = Test::new();
     test.dead = true;
@@ -184,7 +209,7 @@ fn a_server_that_does_not_answer_is_asked_four_times() {
         test.now = test.session.poll_timeout().unwrap();
         test.session.handle_timeout(test.now);
     };
-    assert_eq!((error.reason, sent, test.now - begun), (Reason::RelayUnreachable, TRIES, PATIENCE));
+    assert_eq!((error.reason, sent, test.now.since(begun)), (Reason::RelayUnreachable, TRIES, PATIENCE));
 }
 
 #[test]
@@ -235,7 +260,7 @@ fn a_relay_that_dies_under_traffic_is_noticed_within_five_seconds() {
         }
     };
     assert_eq!(error.reason, Reason::RelayLost);
-    assert!(test.now - died < Duration::from_secs(5), "{:?}", test.now - died);
+    assert!(test.now.since(died) < Duration::from_secs(5), "{:?}", test.now.since(died));
 }
 
 #[test]
@@ -323,6 +348,90 @@ fn a_server_may_name_another_in_its_place() {
     test.server.errors.push_back(300);
     let error = failed(test.pass(Duration::from_secs(400)));
     assert!(error.to_string().contains("300"), "{error}");
+}
+
+#[test]
+fn an_error_without_a_code_ends_what_was_asked() {
+    let mut test = Test::allocated();
+    test.server.errors = VecDeque::from([NO_CODE]);
+    test.send(1);
+    assert_eq!(test.settle(), None);
+    assert_eq!((test.session.dropped, test.session.held().waiting), (1, 0));
+    test.pass(REFUSED_FOR);
+    test.send(1);
+    test.settle();
+    assert_eq!(test.carried, 1, "and it is asked for again");
+    let mut test = Test::new();
+    test.server.errors = VecDeque::from([NO_CODE]);
+    let error = failed(test.settle());
+    assert!(error.reason == Reason::RelayRefused && error.detail.contains("without a code"), "{error}");
+    let mut test = Test::allocated();
+    test.server.errors = VecDeque::from([NO_CODE]);
+    test.session.delete(test.now);
+    assert_eq!(test.settle(), Some(Event::Deleted));
+}
+
+#[test]
+fn a_realm_that_is_no_text_does_not_take_the_credentials_away() {
+    let mut test = Test::allocated();
+    test.send(1);
+    test.server.realm = &[0xff];
+    test.server.errors = VecDeque::from([UNAUTHORIZED]);
+    assert_eq!(test.settle(), None);
+    assert_eq!(test.server.seen, vec![(9, 401)], "nothing to ask with");
+    test.send(2);
+    test.server.signs = false;
+    assert_eq!(test.settle(), None);
+    assert_eq!((test.server.seen.last(), test.carried), (Some(&(9, 0)), 0), "a success without signature");
+}
+
+#[test]
+fn a_realm_or_nonce_that_would_fill_every_request_is_not_taken() {
+    let mut test = Test::new();
+    test.server.realm = &[b'a'; 764];
+    assert_eq!(failed(test.pass(PATIENCE)).reason, Reason::RelayUnreachable);
+    let mut test = Test::new();
+    test.server.realm = &[b'a'; 763];
+    test.server.signs = false;
+    assert_eq!(test.settle(), None);
+    assert_eq!(test.server.seen, vec![(3, 401), (3, 0)]);
+}
+
+#[test]
+fn a_timer_that_comes_late_leaves_the_last_try_its_time() {
+    let mut test = Test::new();
+    test.dead = true;
+    for tries in 1..=TRIES {
+        assert_eq!(test.settle(), None, "after {tries}");
+        test.now += Duration::from_secs(60);
+        test.session.handle_timeout(test.now);
+        let next = test.session.poll_timeout();
+        assert!(next.is_none_or(|next| next > test.now), "it would be called again at once");
+    }
+    assert_eq!(failed(test.settle()).reason, Reason::RelayUnreachable);
+}
+
+#[test]
+fn data_indications_are_taken_from_addresses_that_were_asked_for_and_as_long_as_there_is_an_allocation() {
+    let data = |ip: [u8; 4]| {
+        let mut message = Writer::new(MessageClass::Indication, DATA, [1; 12]);
+        message.put_address(XOR_PEER_ADDRESS, (ip, 9).into());
+        message.put(DATA_ATTRIBUTE, b"hello");
+        message.finish()
+    };
+    let (ours, other) = (data([198, 51, 100, 1]), data([198, 51, 100, 2]));
+    let mut test = Test::new();
+    assert_eq!(test.session.handle_packet(test.now, &ours), None, "there is no allocation");
+    let mut test = Test::allocated();
+    assert_eq!(test.session.handle_packet(test.now, &ours), None, "nobody asked for it");
+    test.send(1);
+    test.settle();
+    let peer = ([198, 51, 100, 1], 9).into();
+    assert_eq!(test.session.handle_packet(test.now, &ours), Some((peer, &b"hello"[..])), "from any port");
+    assert_eq!(test.session.handle_packet(test.now, &other), None);
+    test.session.delete(test.now);
+    assert_eq!(test.session.handle_packet(test.now, &ours), None);
+    assert_eq!(test.session.handle_packet(test.now, &[0x40, 0, 0, 1, 9]), None);
 }
 
 #[test]

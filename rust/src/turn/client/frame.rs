@@ -2,11 +2,11 @@
 
 use std::net::SocketAddr;
 
-use crate::net::Datagrams;
+use crate::addr::Datagrams;
 
 /// Bytes that leave together: one write to a stream, or equal datagrams of `segment` bytes, the last perhaps shorter.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Transmit {
+pub struct Transmit {
     pub contents: Vec<u8>,
     pub segment: usize,
     /// Datagrams for peers in it; none in a request.
@@ -55,19 +55,37 @@ pub(super) fn next_length(stream: &[u8]) -> Result<Option<usize>, NotTurn> {
     }
 }
 
+/// Hands over the whole frames and messages that a stream begins with, and takes them out of it. What remains is less than one:
+/// below 64 KiB.
+pub fn take_frames(stream: &mut Vec<u8>, mut each: impl FnMut(&[u8])) -> Result<(), NotTurn> {
+    let mut taken = 0;
+    let end = loop {
+        let rest = stream.get(taken..).unwrap_or_default();
+        match next_length(rest) {
+            Ok(Some(length)) if length <= rest.len() => {
+                each(&rest[..length]);
+                taken += length;
+            }
+            other => break other.map(|_| ()),
+        }
+    };
+    stream.drain(..taken);
+    end
+}
+
 /// The stream holds something else.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct NotTurn;
+pub struct NotTurn;
 
 /// Datagrams one after the other become batches: of one peer, of one size, the last perhaps shorter.
 #[derive(Debug, Default)]
-pub(super) struct Batches {
+pub struct Batches {
     open: Option<Datagrams>,
     done: Vec<Datagrams>,
 }
 
 impl Batches {
-    pub(super) fn push(&mut self, peer: SocketAddr, datagram: &[u8]) {
+    pub fn push(&mut self, peer: SocketAddr, datagram: &[u8]) {
         if datagram.is_empty() {
             return; // uTP and STUN have none such, and a batch cannot say it
         }
@@ -86,7 +104,7 @@ impl Batches {
     }
 
     /// What has come together.
-    pub(super) fn drain(&mut self) -> impl Iterator<Item = Datagrams> + '_ {
+    pub fn drain(&mut self) -> impl Iterator<Item = Datagrams> + '_ {
         self.done.extend(self.open.take());
         self.done.drain(..)
     }

@@ -4,11 +4,12 @@
 //! address. It is repeated before the permission ends, for as long as datagrams go or come.
 
 use std::collections::{HashMap, VecDeque};
-use std::net::SocketAddr;
-use std::time::{Duration, Instant};
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
 
 use super::frame::CHANNELS;
-use crate::net::Datagrams;
+use crate::addr::Datagrams;
+use crate::time::Time;
 
 /// The peers of an allocation.
 #[derive(Debug)]
@@ -24,13 +25,13 @@ pub(super) struct Peers {
 struct Peer {
     channel: u16,
     /// The last datagram, either way.
-    used: Instant,
+    used: Time,
     /// When the server last confirmed the channel.
-    bound: Option<Instant>,
+    bound: Option<Time>,
     /// A request is under way.
     asking: bool,
     /// The server does not want it: it is not asked again before then.
-    refused: Option<Instant>,
+    refused: Option<Time>,
     waiting: VecDeque<Datagrams>,
 }
 
@@ -57,11 +58,11 @@ impl Peers {
     }
 
     /// Channels that carry datagrams now.
-    pub(super) fn bound(&self, now: Instant) -> usize {
+    pub(super) fn bound(&self, now: Time) -> usize {
         self.table.values().filter(|peer| peer.is_bound(now)).count()
     }
 
-    pub(super) fn handle_outgoing(&mut self, now: Instant, datagrams: Datagrams) -> Verdict {
+    pub(super) fn handle_outgoing(&mut self, now: Time, datagrams: Datagrams) -> Verdict {
         let full = self.waiting >= MAX_WAITING;
         let Some(peer) = self.find_or_add(now, datagrams.peer) else { return Verdict::Drop };
         peer.used = now;
@@ -82,15 +83,26 @@ impl Peers {
         verdict
     }
 
+    /// Batches that wait.
+    pub(super) fn waiting(&self) -> usize {
+        self.waiting
+    }
+
+    /// Whether the server was asked to let this address send to us. A permission is for all ports of an address (RFC 8656 section
+    /// 9): behind a symmetric NAT a peer comes from another one than it was asked for with.
+    pub(super) fn permits(&self, ip: IpAddr) -> bool {
+        self.table.keys().any(|peer| peer.ip() == ip)
+    }
+
     /// Whose channel it is.
-    pub(super) fn handle_incoming(&mut self, now: Instant, channel: u16) -> Option<SocketAddr> {
+    pub(super) fn handle_incoming(&mut self, now: Time, channel: u16) -> Option<SocketAddr> {
         let address = *self.channels.get(&channel)?;
         self.table.get_mut(&address)?.used = now;
         Some(address)
     }
 
     /// The server has bound a channel: what has waited may leave through it.
-    pub(super) fn handle_bound(&mut self, now: Instant, address: SocketAddr) -> Option<(u16, VecDeque<Datagrams>)> {
+    pub(super) fn handle_bound(&mut self, now: Time, address: SocketAddr) -> Option<(u16, VecDeque<Datagrams>)> {
         let peer = self.table.get_mut(&address)?;
         (peer.asking, peer.bound, peer.refused) = (false, Some(now), None);
         self.waiting -= peer.waiting.len();
@@ -98,7 +110,7 @@ impl Peers {
     }
 
     /// It did not, and is not asked again before `until`. How many batches are lost with it.
-    pub(super) fn handle_failed(&mut self, address: SocketAddr, until: Option<Instant>) -> usize {
+    pub(super) fn handle_failed(&mut self, address: SocketAddr, until: Option<Time>) -> usize {
         let Some(peer) = self.table.get_mut(&address) else { return 0 };
         (peer.asking, peer.refused) = (false, until);
         if until.is_some() {
@@ -109,18 +121,18 @@ impl Peers {
     }
 
     /// Forgets who is long gone, and says whose channels are to be bound again now: at most `room`.
-    pub(super) fn sweep(&mut self, now: Instant, room: usize) -> Vec<(u16, SocketAddr)> {
+    pub(super) fn sweep(&mut self, now: Time, room: usize) -> Vec<(u16, SocketAddr)> {
         let channels = &mut self.channels;
         self.table.retain(|_, peer| {
-            let keep = peer.asking || now.saturating_duration_since(peer.last()) < FORGOTTEN_AFTER;
+            let keep = peer.asking || now.since(peer.last()) < FORGOTTEN_AFTER;
             if !keep {
                 channels.remove(&peer.channel);
             }
             keep
         });
         let due = self.table.iter_mut().filter(|(_, peer)| {
-            let wanted = now.saturating_duration_since(peer.used) < IDLE_AFTER;
-            let old = peer.bound.is_some_and(|at| now.saturating_duration_since(at) >= BIND_AGAIN_AFTER);
+            let wanted = now.since(peer.used) < IDLE_AFTER;
+            let old = peer.bound.is_some_and(|at| now.since(at) >= BIND_AGAIN_AFTER);
             wanted && old && !peer.asking
         });
         due.take(room)
@@ -131,7 +143,7 @@ impl Peers {
             .collect()
     }
 
-    fn find_or_add(&mut self, now: Instant, address: SocketAddr) -> Option<&mut Peer> {
+    fn find_or_add(&mut self, now: Time, address: SocketAddr) -> Option<&mut Peer> {
         if !self.table.contains_key(&address) {
             if self.table.len() >= MAX_PEERS {
                 return None;
@@ -157,22 +169,22 @@ impl Peers {
 }
 
 impl Peer {
-    fn is_bound(&self, now: Instant) -> bool {
-        self.bound.is_some_and(|at| now.saturating_duration_since(at) < PERMISSION)
+    fn is_bound(&self, now: Time) -> bool {
+        self.bound.is_some_and(|at| now.since(at) < PERMISSION)
     }
 
-    fn last(&self) -> Instant {
+    fn last(&self) -> Time {
         self.bound.map_or(self.used, |bound| bound.max(self.used))
     }
 }
 
 /// Each costs one request every four minutes and some hundred bytes. A node speaks with fewer; a peer that roams is another one
 /// with each address, and is remembered for 15 minutes.
-const MAX_PEERS: usize = 1024;
+pub(super) const MAX_PEERS: usize = 1024;
 /// Batches that wait for the answer to the first request: a round trip's worth of the first pings, SYNs and TLS.
 const MAX_WAITING_EACH: usize = 16;
 /// Of all peers: 8 MiB, if each were full.
-const MAX_WAITING: usize = 128;
+pub(super) const MAX_WAITING: usize = 128;
 /// RFC 8656 section 9: the lifetime of a permission, which ends before the channel does (10 min).
 const PERMISSION: Duration = Duration::from_secs(300);
 /// With the sweep every 15 s and a lost request or two the permission never ends in between.
@@ -186,13 +198,15 @@ const FORGOTTEN_AFTER: Duration = Duration::from_secs(900);
 mod tests {
     use super::*;
 
+    const START: Time = Time::from_millis(1 << 30);
+
     fn to(port: u16) -> Datagrams {
         Datagrams { peer: ([192, 0, 2, 1], port).into(), contents: vec![port as u8; 10], stride: 10 }
     }
 
     #[test]
     fn the_first_datagrams_wait_and_the_oldest_make_room() {
-        let (mut peers, now) = (Peers::new(), Instant::now());
+        let (mut peers, now) = (Peers::new(), START);
         assert!(matches!(peers.handle_outgoing(now, to(1)), Verdict::Bind(0x4000)));
         for _ in 1..MAX_WAITING_EACH {
             assert!(matches!(peers.handle_outgoing(now, to(1)), Verdict::Wait(0)));
@@ -207,7 +221,7 @@ mod tests {
 
     #[test]
     fn a_refused_peer_is_left_alone_for_a_while() {
-        let (mut peers, now) = (Peers::new(), Instant::now());
+        let (mut peers, now) = (Peers::new(), START);
         peers.handle_outgoing(now, to(1));
         let until = now + Duration::from_secs(30);
         assert_eq!(peers.handle_failed(to(1).peer, Some(until)), 1);
@@ -217,13 +231,13 @@ mod tests {
 
     #[test]
     fn channels_are_bound_again_while_they_are_used_and_let_go_when_not() {
-        let (mut peers, start) = (Peers::new(), Instant::now());
+        let (mut peers, start) = (Peers::new(), START);
         for port in [1, 2] {
             peers.handle_outgoing(start, to(port));
             peers.handle_bound(start, to(port).peer);
         }
         let later = start + BIND_AGAIN_AFTER;
-        assert!(peers.sweep(later.checked_sub(Duration::from_secs(1)).unwrap(), 9).is_empty());
+        assert!(peers.sweep(later - Duration::from_secs(1), 9).is_empty());
         peers.handle_outgoing(later, to(1));
         assert_eq!(peers.sweep(later, 1).len(), 1, "no more than there is room for");
         assert_eq!(peers.sweep(later, 9).len(), 1);
@@ -240,7 +254,7 @@ mod tests {
 
     #[test]
     fn a_full_table_takes_nobody_else_and_numbers_are_not_used_twice() {
-        let (mut peers, now) = (Peers::new(), Instant::now());
+        let (mut peers, now) = (Peers::new(), START);
         let mut seen = std::collections::HashSet::new();
         for port in 0..MAX_PEERS as u16 {
             match peers.handle_outgoing(now, to(port)) {
