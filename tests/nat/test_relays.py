@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from coturn import Coturn, why_no_coturn
 from driver import HANG, Node
-from lab import Lab
+from lab import Host, Lab
 from meeting import Meeting
 from test_survival import Flow, Record
 
@@ -153,6 +153,49 @@ def test_a_stream_goes_from_relay_to_direct_and_back_and_to_another_relay(lab: L
         flow.survives("relay killed", relay_of(flow, used, relays).kill)
         assert relayed(flow), flow.a.peer(flow.b.node_id)
         flow.ends_well()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lab", [("symmetric", "symmetric", 20)], indirect=True, ids=["symmetric"])
+@pytest.mark.parametrize("who", ["a", "b"], ids=["dialler", "acceptor"])
+def test_another_network_beside_the_one_in_use_ends_no_way_over_a_relay(who: str, lab: Lab, record_property: Record):
+    """The relay is asked anew, as it would be in another network, and all moves there before the old way ends."""
+    with lab:
+        relay = Coturn(lab.hosts["relay"])
+        flow = Flow(lab, record_property, Meeting(lab.hosts["server"], relays=[relay.uris]))
+        node = getattr(flow, who)
+        assert relayed(flow), flow.story()
+        (before,) = sockets(node)
+        flow.survives("a second interface", lambda: (second_interface(node.host), until_changed(node, before)))
+        flow.survives("the old way ends", lambda: time.sleep(ENDED_SECONDS))
+        assert relayed(flow), flow.story()
+        kinds = {event["event"] for event in node.ask("events")["events"]}
+        assert "RelayLost" not in kinds, flow.story()
+        flow.ends_well()
+
+
+# the old allocation is given back 10 s after the new one came
+ENDED_SECONDS = 12.0
+
+
+def second_interface(host: Host) -> None:
+    """Of a network that leads nowhere: all that was there works on."""
+    host.run("ip", "link", "add", "second", "type", "veth", "peer", "name", "nowhere")
+    host.run("ip", "address", "add", "10.77.0.1/24", "dev", "second")
+    for device in ("second", "nowhere"):
+        host.run("ip", "link", "set", device, "up")
+
+
+def sockets(node: Node) -> list[int]:
+    """The relays that a node uses, by the numbers of their sockets."""
+    return [one["socket"] for one in node.ask("status")["status"]["relays"] if one["socket"] is not None]
+
+
+def until_changed(node: Node, before: int) -> None:
+    deadline = time.monotonic() + HANG
+    while before in sockets(node):
+        assert time.monotonic() < deadline, node.ask("status")
+        time.sleep(0.05)
 
 
 def relay_of(flow: Flow, path: dict[str, Any], relays: dict[str | None, Coturn]) -> Coturn:
