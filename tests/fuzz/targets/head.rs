@@ -1,11 +1,12 @@
-//! The CONNECT head, in whatever pieces it comes.
+//! The CONNECT head, in whatever pieces it comes; and what a proxy answers to ours.
 
 use keynet::error::Reason;
-use keynet::http_connect::{answer, Credentials, HeadBuffer, Request, Target};
+use keynet::http_connect::{answer, Credentials, HeadBuffer, Reply, Request, Target};
 
 /// The first byte chooses cap and pieces; the rest is what the client sends. User and password are `user` and `pass`.
 pub fn requests(data: &[u8]) {
     let Some((choice, sent)) = data.split_first() else { return };
+    check_reply(sent);
     let max = if choice & 1 == 0 { 16 << 10 } else { 256 };
     let credentials = Credentials::new("user", "pass").expect("no colon in it");
     let whole = collect(sent, usize::MAX, max);
@@ -57,6 +58,21 @@ fn check_request(request: &Request) {
         Ok(again) => assert_eq!(again, request.target),
         // "service" may be left out, and means 0 then, but 0 cannot be written
         Err(error) => assert_eq!(*service_port, 0, "{text}: {error}"),
+    }
+}
+
+/// Nothing but a 2xx opens a tunnel, and what people are shown is short and does nothing to their terminal.
+fn check_reply(head: &[u8]) {
+    match Reply::parse(head) {
+        Reply::Established => {
+            let text = head.trim_ascii_start();
+            assert!(text.starts_with(b"HTTP/1.") && text[8..].trim_ascii_start().starts_with(b"2"));
+        }
+        Reply::Refused { status, phrase } => {
+            assert!(!(200..300).contains(&status) && phrase.chars().count() <= 128);
+            assert!(!phrase.contains(char::is_control));
+        }
+        Reply::NotHttp => {}
     }
 }
 

@@ -13,6 +13,8 @@ mod pair;
 mod path;
 mod stun;
 mod turn;
+mod turn_client;
+mod turn_pair;
 mod whereabouts;
 
 /// The body of a target: any input is legal.
@@ -33,4 +35,6 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("whereabouts", whereabouts::any_two),
     ("discovery", discovery::questions),
     ("turn", turn::operations),
+    ("turn_client", turn_client::operations),
+    ("turn_pair", turn_pair::operations),
 ];

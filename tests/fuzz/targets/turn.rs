@@ -41,7 +41,7 @@ struct Run {
 }
 
 #[derive(Default)]
-struct Numbers(BTreeMap<(u64, u8), u16>);
+pub(super) struct Numbers(pub BTreeMap<(u64, u8), u16>);
 
 impl Sockets for Numbers {
     fn open(&mut self, allocation: AllocationId, family: Family, _: bool) -> Result<SocketAddr, NoSocket> {
@@ -133,8 +133,8 @@ impl Run {
                     self.nonces[n] = nonce.to_vec();
                 }
                 assert!(message.integrity().is_none() || may_be_signed, "a stranger was served");
-                // who echoes a nonce has proven where it is
-                if !may_be_signed && !client.link.is_stream() {
+                // who echoes a nonce, or has an allocation, has proven where it is
+                if !may_be_signed && !client.link.is_stream() && !self.server.serves(&client) {
                     self.balance.entry(network(n)).or_default().1 += answer.len();
                 }
             }
