@@ -163,7 +163,7 @@ def _which(relay: RelayStatus | None, used: PathStatus, meeting: Meeting | None)
         return f"the other node's, at {used.address.rpartition(':')[0]}"
     blocked = meeting is not None and meeting.own_nat == _BLOCKED and relay.transport != "udp"
     why = ", as no UDP passes here" if blocked else ""
-    return f"this node's, {relay.relay}, by {relay.transport}{_round_trip(relay.rtt)}{why}"
+    return f"this node's, {relay.relay}, by {relay.way}{_round_trip(relay.rtt)}{why}"
 
 
 def _standing(path: PathStatus) -> str:

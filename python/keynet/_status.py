@@ -140,6 +140,8 @@ class RelayStatus:
     """`PathStatus.socket` of paths through it; None: it is not in use."""
     transport: str | None
     """How this node speaks to it: "udp", "tcp" or "tls"."""
+    proxy: str | None
+    """host:port of the HTTP proxy (`https_proxy`) that it is reached through; None: it is reached without."""
     addresses: tuple[str, ...]
     """What it keeps for this node."""
     rtt: float | None
@@ -155,6 +157,12 @@ class RelayStatus:
     """Addresses that it carries to and from."""
     error: KeynetError | None
     """Why it is not in use, or was lost."""
+
+    @property
+    def way(self) -> str:
+        """`transport` and `proxy` in words."""
+        through = "" if self.proxy is None else f" through the HTTP proxy {self.proxy}"
+        return f"{self.transport}{through}"
 
 
 @dataclasses.dataclass(frozen=True)

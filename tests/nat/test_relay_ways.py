@@ -76,7 +76,7 @@ def test_a_node_whose_only_way_out_is_an_http_proxy_calls_and_is_called(account:
         (relay,) = relays(a)
         assert (relay["relay"], relay["transport"]) == (server.address, "tls")
         explanation = a.ask("explain", node=b.node_id)["explanation"]
-        assert f"Which relay: this node's, {server.address}, by tls" in explanation
+        assert f"Which relay: this node's, {server.address}, by tls through the HTTP proxy " in explanation
         assert "as no UDP passes here" in explanation
         asked = proxy.asked()
         assert (f"{server.address}:{RELAY_TLS}", 200) in asked

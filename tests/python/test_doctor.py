@@ -97,7 +97,7 @@ def nat(mapping: str = "endpoint-independent", ports: str = "preserved") -> dict
 def relay(transport: str | None = "tls", *, introduction: bool = False, error: str | None = None) -> keynet.RelayStatus:
     failure = None if error is None else _from_core("relay_refused", "relay", None, None, error)
     socket = 32768 if error is None else None
-    return keynet.RelayStatus("203.0.113.9", socket, transport, (), 0.02, introduction, 0, 0, 0, 0, failure)
+    return keynet.RelayStatus("203.0.113.9", socket, transport, None, (), 0.02, introduction, 0, 0, 0, 0, failure)
 
 
 def status(

@@ -158,13 +158,13 @@ def test_a_relayed_path_is_told_as_one() -> None:
     ],
 )
 def test_which_relay_it_is(socket: int, transport: str, own_nat: str, said: str) -> None:
-    own = {"relay": "relay.example.org", "socket": 32768, "transport": transport, "addresses": ["203.0.113.9:5"]}
+    own = {"relay": "relay.example.org", "socket": 32768, "transport": transport, "proxy": None}
     numbers = {"bytes_in": 0, "bytes_out": 0, "dropped": 0, "peers": 1, "rtt": 0.03}
     explanation = explained(
         paths=[path("203.0.113.99:49152", in_use=True, relayed=True, socket=socket)],
         connected=True,
         meeting=meeting(relayed=True, outcome="met", error=None, own_nat=own_nat),
-        relays=[{**own, **numbers, "introduction": False, "error": None}],
+        relays=[{**own, **numbers, "addresses": ["203.0.113.9:5"], "introduction": False, "error": None}],
     )
     (line,) = [line for line in explanation.text.splitlines() if line.startswith("Which relay: ")]
     assert line.endswith(said)

@@ -255,6 +255,7 @@ def test_the_table(alice: keynet.Identity) -> None:
         "relay": "relay.example.org",
         "socket": 32768,
         "transport": "tls",
+        "proxy": "proxy.example.org:3128",
         "addresses": ["203.0.113.99:49152"],
         "rtt": 0.03,
         "introduction": False,
@@ -271,7 +272,7 @@ def test_the_table(alice: keynet.Identity) -> None:
     assert lines[0].endswith(alice.node_id)
     text = "\n".join(lines)
     for part in (
-        "keeps 203.0.113.99:49152, by tls",
+        "keeps 203.0.113.99:49152, by tls through the HTTP proxy proxy.example.org:3128",
         "not in use: relay lost",
         "192.0.2.2:4433 (host)",
         "seen as 203.0.113.1",

@@ -245,7 +245,7 @@ def _verdict(findings: Findings, nat: NatBehaviour, nat_by: str, peers: list[Pro
     if findings.visits and not reached:
         return ExitCode.UNREACHED, "No rendezvous was reached: nodes that are known by their key alone cannot be found."
     if nat.udp_blocked and relay is not None:
-        by = f"over the relay {relay.relay}, by {relay.transport}"
+        by = f"over the relay {relay.relay}, by {relay.way}"
         return ExitCode.OK, f"This network lets no UDP through: peers will be reached {by}."
     if nat_by == "nothing":
         return (
@@ -371,7 +371,7 @@ def _relay_words(relay: RelayStatus) -> str:
     if relay.socket is not None:
         rtt = "" if relay.rtt is None else f", round trip {milliseconds(relay.rtt)}"
         use = ", leads to the rendezvous" if relay.introduction else ""
-        return f"{relay.relay}: reached by {relay.transport}{rtt}{use}"
+        return f"{relay.relay}: reached by {relay.way}{rtt}{use}"
     return f"{relay.relay}: " + (f"not reached: {relay.error}" if relay.error is not None else "in reserve")
 
 

@@ -173,7 +173,7 @@ def _relays(status: Status) -> Iterator[str]:
         if one.socket is not None:
             use = "leads to the rendezvous" if one.introduction else f"keeps {', '.join(one.addresses)}"
             rtt = "" if one.rtt is None else f", round trip {milliseconds(one.rtt)}"
-            yield f"{head}{use}, by {one.transport}{rtt}; {one.bytes_in} bytes in, {one.bytes_out} out"
+            yield f"{head}{use}, by {one.way}{rtt}; {one.bytes_in} bytes in, {one.bytes_out} out"
         else:
             yield head + (f"not in use: {one.error}" if one.error is not None else "in reserve")
 

@@ -83,6 +83,7 @@ fn relay(py: Python<'_>, status: RelayStatus) -> PyResult<Bound<'_, PyDict>> {
     dict.set_item("relay", status.relay)?;
     dict.set_item("socket", status.via.map(|Via(socket)| socket))?;
     dict.set_item("transport", status.transport.map(|transport| transport.name()))?;
+    dict.set_item("proxy", status.proxy)?;
     dict.set_item("addresses", status.addresses.iter().map(ToString::to_string).collect::<Vec<_>>())?;
     dict.set_item("rtt", status.rtt.map(|rtt| rtt.as_secs_f64()))?;
     dict.set_item("introduction", status.introduction)?;

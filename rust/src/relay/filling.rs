@@ -195,6 +195,7 @@ impl Inner {
         let (via, addresses, transport, rtt) =
             (wire.via, allocation.relayed.clone(), allocation.transport, allocation.rtt);
         tracing::info!(relay = known.name, %transport, ?addresses, ?rtt, "relay in use");
+        let proxy = allocation.proxy.clone();
         let carrier = allocation.carry(wire);
         let (mut watched, inner) = (carrier.state(), Arc::downgrade(self));
         tokio::spawn(async move {
@@ -207,7 +208,7 @@ impl Inner {
         let (relay, introduction) = (known.name.clone(), known.introduction);
         let standing = Standing::Current;
         let mut state = self.lock();
-        state.in_use.add(InUse { relay, introduction, via, addresses, transport, rtt, carrier, standing });
+        state.in_use.add(InUse { relay, introduction, via, addresses, transport, proxy, rtt, carrier, standing });
         let now = Instant::now();
         if let Some(via) = instead_of {
             state.in_use.give_up(via, now);

@@ -33,6 +33,8 @@ pub struct RelayStatus {
     /// Of paths that go through it; `None`: it is not in use.
     pub via: Option<Via>,
     pub transport: Option<Transport>,
+    /// `host:port` of the HTTP proxy that it is reached through.
+    pub proxy: Option<String>,
     /// What it keeps for this node.
     pub addresses: Vec<SocketAddr>,
     pub rtt: Option<Duration>,
@@ -233,7 +235,8 @@ impl Inner {
     pub fn tell(&self) {
         let state = self.lock();
         let (any, in_use) = (state.in_use.any(), state.in_use.have());
-        let looking = state.known.iter().any(|known| !known.introduction && known.error.is_none());
+        let soon = Instant::now() + self.config.patience;
+        let looking = state.known.iter().any(|known| !known.introduction && known.is_hoped_for(soon));
         drop(state);
         let progress = Progress { in_use, any, looking };
         self.progress.send_if_modified(|old| std::mem::replace(old, progress) != progress);
@@ -252,6 +255,7 @@ impl Inner {
             relay: name.to_owned(),
             via: one.map(|one| one.via),
             transport: one.map(|one| one.transport),
+            proxy: one.and_then(|one| one.proxy.clone()),
             addresses: one.map(|one| one.addresses.clone()).unwrap_or_default(),
             rtt: one.map(|one| one.rtt),
             stats: one.map(|one| one.carrier.stats()).unwrap_or_default(),

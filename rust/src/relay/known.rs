@@ -127,6 +127,11 @@ impl Known {
         self.retry
     }
 
+    /// Whether it may come into use by then: it has not failed, or is tried again.
+    pub fn is_hoped_for(&self, until: Instant) -> bool {
+        self.error.is_none() || self.is_due(until)
+    }
+
     /// Attempts without success, one after the other.
     pub fn failures(&self) -> u32 {
         self.failures

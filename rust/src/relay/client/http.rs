@@ -63,6 +63,11 @@ impl HttpProxy {
         Ok(Self { host: host.to_owned(), port, authorization })
     }
 
+    /// `host:port`.
+    pub fn place(&self) -> String {
+        format!("{}:{}", self.host, self.port)
+    }
+
     /// Asks for a connection to `authority`, and waits until it stands. Not a byte behind the answer is taken.
     pub(super) async fn connect<S: AsyncRead + AsyncWrite + Unpin>(
         &self,
@@ -107,7 +112,7 @@ impl HttpProxy {
     }
 
     fn failed(&self, reason: Reason, what: &str) -> Error {
-        Error::new(reason, Stage::Relay, format!("the HTTP proxy {}:{}: {what}", self.host, self.port))
+        Error::new(reason, Stage::Relay, format!("the HTTP proxy {}: {what}", self.place()))
     }
 }
 

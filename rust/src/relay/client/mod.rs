@@ -93,13 +93,16 @@ pub struct Allocation {
     /// What we are connected to: the relay, or the HTTP proxy before it.
     pub server: SocketAddr,
     pub transport: Transport,
+    /// `host:port` of the HTTP proxy that it goes through.
+    pub proxy: Option<String>,
     lease: Lease,
 }
 
 impl Allocation {
     fn new(spec: &RelaySpec, server: SocketAddr, lease: Lease, granted: Granted) -> Self {
         let (relayed, mapped, rtt) = (granted.relayed, granted.mapped, granted.rtt);
-        Self { relayed, mapped, rtt, server, transport: spec.uri.transport, lease }
+        let proxy = spec.proxy.as_ref().map(HttpProxy::place);
+        Self { relayed, mapped, rtt, server, transport: spec.uri.transport, proxy, lease }
     }
 
     /// Starts the task that carries what the wire brings, until the wire closes, the relay is gone, or the carrier is dropped.

@@ -190,7 +190,13 @@ fn most_telling(errors: Vec<Error>) -> Error {
         Reason::RelayRefused => 1,
         _ => 2,
     };
-    let details: Vec<&str> = errors.iter().map(|error| error.detail.as_str()).take(MAX_DETAILS).collect();
+    let mut details: Vec<&str> = Vec::new();
+    for error in &errors {
+        // the addresses of one name fail alike
+        if details.len() < MAX_DETAILS && !details.contains(&error.detail.as_str()) {
+            details.push(&error.detail);
+        }
+    }
     let details = details.join("; ");
     match errors.into_iter().max_by_key(rank) {
         Some(error) => Error { detail: details, ..error },
@@ -270,6 +276,7 @@ mod tests {
         let errors = vec![
             error(Reason::RelayUnreachable, "udp: silence"),
             error(Reason::RelayRefused, "tcp: 401"),
+            error(Reason::RelayUnreachable, "tls: silence"),
             error(Reason::RelayUnreachable, "tls: silence"),
         ];
         let told = most_telling(errors);
