@@ -485,7 +485,7 @@ pub struct RelayServerConfig {
     pub max_allocations_per_user: usize,
     /// The same for one source network (IPv4 /24, IPv6 /56): an office full of nodes.
     pub max_allocations_per_network: usize,
-    /// Allocations by introduction credentials, which anybody may know.
+    /// Allocations by introduction credentials, which anybody may know; one source network has half of them at most.
     pub max_introductions: usize,
     /// Peers (IP addresses, and channels) of one allocation.
     pub max_permissions: usize,

@@ -236,6 +236,12 @@ impl Run {
                     assert!(self.relayed.is_empty() && (1..=2).contains(&granted.relayed.len()));
                     self.relayed = granted.relayed;
                 }
+                Event::Redirected(alternate) => {
+                    assert!(self.relayed.is_empty(), "an allocation that stands is not moved");
+                    let name = alternate.domain.as_deref().unwrap_or("none");
+                    assert!(name.len() < 256 && !name.contains(char::is_control), "{name:?}");
+                    self.ended = true;
+                }
                 Event::Deleted => self.ended = true,
                 Event::Failed(error) => {
                     assert!(error.detail.len() < 1_024 && !error.detail.contains(char::is_control), "{error}");

@@ -238,6 +238,7 @@ impl Run {
                     assert_eq!(granted.mapped, Some(self.client().address));
                     self.allocated = true;
                 }
+                Event::Redirected(alternate) => panic!("our server sends nobody away: {alternate:?}"),
                 Event::Deleted => self.over = true,
                 Event::Failed(error) => {
                     assert!(!self.smooth, "{error}");

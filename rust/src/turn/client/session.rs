@@ -278,8 +278,8 @@ impl Session {
             }
             Question::Allocate(_) => self.end(match reply.alternate.filter(|_| code == TRY_ALTERNATE) {
                 Some(server) => {
-                    let domain = reply.alternate_domain.and_then(|name| std::str::from_utf8(name).ok());
-                    Event::Redirected(Alternate { server: unmapped(server), domain: domain.map(str::to_owned) })
+                    let domain = reply.alternate_domain.and_then(host_name);
+                    Event::Redirected(Alternate { server: unmapped(server), domain })
                 }
                 None => Event::Failed(refused(code, text)),
             }),
@@ -453,6 +453,13 @@ fn count(datagrams: &Datagrams) -> u64 {
 }
 
 /// The server's own words, and what can be done where that is not the same for all codes.
+/// A name that may stand in a certificate (RFC 1035 section 2.3.4). What is none counts as if it were not there.
+fn host_name(bytes: &[u8]) -> Option<String> {
+    let may_be = |byte: &u8| byte.is_ascii_alphanumeric() || b"-._".contains(byte);
+    let name = std::str::from_utf8(bytes).ok()?;
+    ((1..=253).contains(&bytes.len()) && bytes.iter().all(may_be)).then(|| name.to_owned())
+}
+
 fn refused(code: u16, text: &str) -> Error {
     let advice = match code {
         UNAUTHORIZED => ": the user or the password is wrong, or its time has passed (check the clocks)",

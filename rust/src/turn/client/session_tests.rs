@@ -343,6 +343,7 @@ fn a_server_may_name_another_in_its_place() {
     let alternate = Alternate { server: ([192, 0, 2, 7], 3478).into(), domain: Some("b.example".to_owned()) };
     assert_eq!(test.settle(), Some(Event::Redirected(alternate)));
     assert!(test.session.is_over(), "there is nothing to give back");
+    assert_eq!([&b"b.example\r\n"[..], b"", &[b'a'; 254]].map(host_name), [None, None, None]);
     // of an allocation that stands this says nothing
     let mut test = Test::allocated();
     test.server.errors.push_back(300);

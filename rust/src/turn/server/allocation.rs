@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::users::Owner;
 use super::{Client, Family};
+use crate::addr::network_of;
 use crate::bucket::Bucket;
 use crate::time::Time;
 use crate::turn::credentials::Key;
@@ -57,6 +58,11 @@ impl Allocation {
             channels: HashMap::new(),
             numbers: HashMap::new(),
         }
+    }
+
+    /// Where it counts: its source network, and whether the credentials are those of introductions.
+    pub fn network(&self) -> ([u8; 8], bool) {
+        (network_of(self.client.address.ip()), self.owner == Owner::Introduction)
     }
 
     pub fn has(&self, family: Family) -> bool {

@@ -22,7 +22,6 @@ mod users;
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 
-use crate::addr::network_of;
 use crate::bucket::Bucket;
 use crate::config::RelayServerConfig;
 use crate::time::Time;
@@ -170,7 +169,8 @@ pub struct Server {
     relayed: HashMap<SocketAddr, AllocationId>,
     /// Allocations of each user and of each network.
     of_owner: HashMap<Owner, usize>,
-    of_network: HashMap<[u8; 8], usize>,
+    /// Those with introduction credentials are counted by themselves.
+    of_network: HashMap<([u8; 8], bool), usize>,
     next: u64,
     swept: Time,
     stats: Stats,
@@ -340,7 +340,7 @@ impl Server {
         self.clients.insert(allocation.client, id);
         self.relayed.extend(allocation.relayed.iter().flatten().map(|address| (*address, id)));
         *self.of_owner.entry(allocation.owner.clone()).or_default() += 1;
-        *self.of_network.entry(network_of(allocation.client.address.ip())).or_default() += 1;
+        *self.of_network.entry(allocation.network()).or_default() += 1;
         self.stats.allocated += 1;
         self.allocations.insert(id, allocation);
     }
@@ -353,7 +353,7 @@ impl Server {
             sockets.close(id, Family::of(address.ip()));
         }
         one_less(&mut self.of_owner, &allocation.owner);
-        one_less(&mut self.of_network, &network_of(allocation.client.address.ip()));
+        one_less(&mut self.of_network, &allocation.network());
     }
 }
 

@@ -227,16 +227,20 @@ impl Server {
         if self.allocations.len() >= self.config.max_allocations {
             return Err(508);
         }
-        let most = match owner {
-            Owner::Introduction => self.config.max_introductions,
-            Owner::Listed(_) | Owner::Limited(_) => self.config.max_allocations_per_user,
-        };
         let network = network_of(request.client.address.ip());
-        let here = self.of_network.get(&network).copied().unwrap_or(0);
-        if self.of_owner.get(owner).copied().unwrap_or(0) >= most || here >= self.config.max_allocations_per_network {
-            return Err(486);
+        let here = |introduced| self.of_network.get(&(network, introduced)).copied().unwrap_or(0);
+        let (most, has_share) = match owner {
+            // who has a network of his own leaves the others half of what everybody may have
+            Owner::Introduction => {
+                (self.config.max_introductions, here(true) < self.config.max_introductions.div_ceil(2))
+            }
+            Owner::Listed(_) | Owner::Limited(_) => (self.config.max_allocations_per_user, true),
+        };
+        let has_room = here(true) + here(false) < self.config.max_allocations_per_network;
+        match has_share && has_room && self.of_owner.get(owner).copied().unwrap_or(0) < most {
+            true => Ok(()),
+            false => Err(486),
         }
-        Ok(())
     }
 
     /// RFC 8656 section 8.2.

@@ -198,6 +198,18 @@ fn introductions_have_a_quota() {
 }
 
 #[test]
+fn one_network_does_not_have_all_introductions() {
+    let config = RelayServerConfig { max_introductions: 4, ..RelayServerConfig::default() };
+    let mut world = World::with(config, |_| {});
+    let mut code = |network: u8, host: u8| {
+        let guest = world.guest(&format!("192.0.{network}.{host}:5000"), "keynet", "keynet");
+        world.ask(&guest, stun::ALLOCATE, &[udp()]).code
+    };
+    assert_eq!([code(1, 1), code(1, 2), code(1, 3)], [0, 0, 486]);
+    assert_eq!(code(2, 1), 0, "there is room for others");
+}
+
+#[test]
 fn a_connection_that_ends_takes_its_allocation_along() {
     let mut world = World::new();
     let client = Client { link: Link::Stream(7), ..stranger("192.0.2.1:5000") };
