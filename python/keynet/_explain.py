@@ -83,6 +83,8 @@ def nat(summary: str) -> str:
 
 
 _BLOCKED = "UDP is blocked"
+_FIRST_RELAY = 0x8000
+"""`PathStatus.socket` of the first path through a relay of this node."""
 _SUMMARY = re.compile(r"(no NAT|NAT|NAT unknown), mapping ([a-z-]+), filtering ([a-z-]+), ports (.+)")
 _ANYBODY = " that lets anybody in"
 _LETS_IN = {
@@ -159,6 +161,8 @@ def _why(used: PathStatus, proven: Sequence[PathStatus]) -> str:
 
 
 def _which(relay: RelayStatus | None, used: PathStatus, meeting: Meeting | None) -> str:
+    if relay is None and used.socket >= _FIRST_RELAY:
+        return "one of this node's that another has taken the place of"
     if relay is None:
         return f"the other node's, at {used.address.rpartition(':')[0]}"
     blocked = meeting is not None and meeting.own_nat == _BLOCKED and relay.transport != "udp"

@@ -312,7 +312,8 @@ def _rendezvous(raw: Mapping[str, Any]) -> RendezvousStatus:
 
 
 def _relay(raw: Mapping[str, Any]) -> RelayStatus:
-    return _plain(RelayStatus, raw, addresses=tuple(raw["addresses"]), error=_error(raw["error"]))
+    # a node of an older version does not say it
+    return _plain(RelayStatus, {"proxy": None, **raw}, addresses=tuple(raw["addresses"]), error=_error(raw["error"]))
 
 
 def _meeting(raw: Mapping[str, Any]) -> Meeting:

@@ -108,6 +108,20 @@ fn a_relay_that_dies_is_replaced_by_another() {
 }
 
 #[test]
+fn a_relay_of_weight_0_is_for_want_of_others() {
+    run(async {
+        let (one, drained) = (Turn::start(41), Turn::start(42));
+        let kept = Kept::start(2, vec![one.spec("tcp"), RelaySpec { weight: 0, ..drained.spec("udp") }]);
+        kept.uses(&[41]).await;
+        // both have answered by then
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        kept.uses(&[41]).await;
+        one.server.close().await;
+        kept.uses(&[42]).await;
+    });
+}
+
+#[test]
 fn after_a_change_of_network_what_was_in_use_stays_until_there_is_another() {
     run(async {
         let relay = Turn::start(18);

@@ -145,6 +145,7 @@ class Service(rpc.RendezvousServicer):
                             self._name_relays(registration)
                     case "uses":
                         registration.uses = self._loads.change(registration.uses, message.uses.relays[:MAX_USES])
+                        await asyncio.sleep(self._settings.refusal_pause)
                     case _:
                         detail = "neither a Signal nor a Refresh nor a Uses"
                         registration.end(grpc.StatusCode.INVALID_ARGUMENT, detail)

@@ -91,6 +91,8 @@ impl State {
         let wanted = if known.introduction { have == 0 } else { have < at_once };
         match wanted {
             _ if self.in_use.uses(known.key()) => None,
+            // those that are to be drained are for want of others
+            true if known.weight() == 0 && have > 0 => None,
             true => Some(Wish::Use),
             false => (!known.introduction && !known.asked && known.weight() > 0).then_some(Wish::Look),
         }
@@ -126,7 +128,9 @@ impl Inner {
     /// What time and the network have brought since the last time.
     fn begin(&self, filling: &mut Filling) {
         let mut state = self.lock();
-        state.in_use.settle(Instant::now(), self.config.at_once);
+        if state.in_use.settle(Instant::now(), self.config.at_once) {
+            let _ = self.events.send(RelayEvent::Changed);
+        }
         if filling.network != state.network {
             *filling = Filling { network: state.network, ..Filling::default() };
         }
@@ -172,10 +176,12 @@ impl Inner {
         filling.answered = others;
         while let Some((known, allocation)) = filling.take_best() {
             let state = self.lock();
-            let room = state.in_use.have() < self.config.at_once;
+            let have = state.in_use.have();
+            let room = have < self.config.at_once;
             let instead_of = state.in_use.farther_than(allocation.rtt, allocation.transport);
             drop(state);
             match (room, instead_of) {
+                (true, _) if known.weight() == 0 && have > 0 => {}
                 (true, _) => self.take(&known, allocation, None),
                 (false, Some(via)) if known.weight() > 0 => self.take(&known, allocation, Some(via)),
                 (false, _) => {}
@@ -235,7 +241,9 @@ impl Inner {
             let Some(error) = error else { continue };
             tracing::info!(relay, was_current, %error, "relay lost");
             if !was_current {
-                continue; // another is in use there, or asked for
+                // another is in use there, or asked for
+                let _ = self.events.send(RelayEvent::Changed);
+                continue;
             }
             self.note(Key { host: &relay, introduction }, Err(error.clone()));
             let _ = self.events.send(RelayEvent::Lost { relay, error });

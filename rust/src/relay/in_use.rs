@@ -136,14 +136,19 @@ impl<C> InUses<C> {
     }
 
     /// What is due: those that were replaced go; those that were doubted for long enough have shown that they work.
-    pub fn settle(&mut self, now: Instant, at_once: usize) {
+    ///
+    /// True: one is given up that may be in use still.
+    pub fn settle(&mut self, now: Instant, at_once: usize) -> bool {
+        let mut given_up = false;
         self.0.retain(|one| !matches!(one.standing, Standing::Replaced(until) if until <= now));
         for at in 0..self.0.len() {
             if matches!(self.0[at].standing, Standing::Doubted(until) if until <= now) {
                 let room = self.0[at].introduction || self.have() < at_once;
+                given_up |= !room;
                 self.0[at].standing = if room { Standing::Current } else { Standing::Replaced(now + LINGER) };
             }
         }
+        given_up
     }
 
     /// When something is due.

@@ -21,8 +21,16 @@ use crate::path::{Candidate, CandidateKind, OwnRelay};
 /// What happens to relays.
 #[derive(Clone, Debug)]
 pub enum RelayEvent {
-    Connected { relay: String, addresses: Vec<SocketAddr> },
-    Lost { relay: String, error: Error },
+    /// Another is in use, or one less, without a loss that anybody has to be told of.
+    Changed,
+    Connected {
+        relay: String,
+        addresses: Vec<SocketAddr>,
+    },
+    Lost {
+        relay: String,
+        error: Error,
+    },
 }
 
 /// How it stands with one relay.
@@ -131,8 +139,16 @@ impl Relays {
         }
     }
 
-    /// The rendezvous at this host needs no such way any more.
-    pub fn dismiss(&self, host: &str) {
+    /// The rendezvous at `host` is reached without a relay again: the way to it is given back, and relays that are spoken to by other
+    /// means than UDP are asked anew.
+    pub fn udp_is_back(&self, host: Option<&str>) {
+        host.into_iter().for_each(|host| self.dismiss(host));
+        if self.status().iter().any(|one| one.via.is_some() && one.transport != Some(Transport::Udp)) {
+            self.network_changed();
+        }
+    }
+
+    fn dismiss(&self, host: &str) {
         let mut state = self.inner.lock();
         state.known.retain(|known| !known.introduction || known.name != host);
         state.in_use.retain(|one| !one.introduction || one.relay != host);

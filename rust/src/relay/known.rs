@@ -146,6 +146,8 @@ impl Known {
                 self.retry = Some(Instant::now() + pause.min(config.retry_most));
                 self.failures = self.failures.saturating_add(1);
                 self.error = Some(error);
+                // whoever comes back may be nearer than those in use
+                self.asked = false;
             }
         }
     }
@@ -216,6 +218,8 @@ mod tests {
             Err(Error::new(crate::error::Reason::RelayRefused, crate::error::Stage::Relay, "")),
             &RelayConfig::default(),
         );
+        assert!(!old.asked, "when it comes back it may be nearer than those in use");
+        old.asked = true;
         let mut new = Known::group(specs(&["turn:a.example"]), None).remove(0);
         new.keep_history_of(&old);
         assert!(new.asked && new.failures() == 1 && !new.is_due(Instant::now()));

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::mpsc;
 use tokio::time::{sleep, timeout, timeout_at, Instant};
@@ -50,14 +51,15 @@ impl Exchange {
     /// Sends one step of the exchange.
     fn say(&self, to: NodeId, body: Vec<u8>) -> Said {
         let signal = Signal { node: to.public_key().to_vec(), exchange: self.id.to_vec(), body };
-        Said { sent: self.inner.send_everywhere(&signal), at: Instant::now(), signal }
+        let pause = self.inner.config.repeat_after;
+        Said { sent: self.inner.send_everywhere(&signal), at: Instant::now(), pause, times: 1, signal }
     }
 
     /// What comes next; as long as nothing does, what was `said` is said again now and then: a session with a rendezvous may break
     /// with a signal under way.
     async fn hear(&mut self, said: &mut Said) -> Option<(usize, Heard)> {
         loop {
-            let Ok(heard) = timeout_at(said.at + self.inner.config.repeat_after, self.heard.recv()).await else {
+            let Ok(heard) = timeout_at(said.at + said.pause, self.heard.recv()).await else {
                 self.repeat(said);
                 continue;
             };
@@ -68,6 +70,9 @@ impl Exchange {
     fn repeat(&self, said: &mut Said) {
         said.sent = said.sent.max(self.inner.send_everywhere(&said.signal));
         said.at = Instant::now();
+        said.times += 1;
+        // who does not answer may have more to answer than he can
+        said.pause *= 2;
     }
 
     /// Says Go again to a peer that repeats its Answer.
@@ -89,6 +94,9 @@ struct Said {
     signal: Signal,
     /// The last time.
     at: Instant,
+    /// Until the next.
+    pause: Duration,
+    times: u32,
     /// To so many rendezvous nodes.
     sent: usize,
 }
@@ -181,6 +189,7 @@ impl Inner {
         let config = self.peers.tls_config();
         // one word each: a rendezvous that lies does not speak for the others
         let mut refused: HashMap<usize, Error> = HashMap::new();
+        let mut late = None;
         while refused.len() < invite.sent {
             let Ok(Some((place, heard))) = timeout_at(until, exchange.hear(invite)).await else { break };
             let error = match heard {
@@ -191,13 +200,18 @@ impl Inner {
                     }
                 }
                 Heard::Body(body) => Error::new(declined(&body), Stage::Rendezvous, "the node declined to meet"),
+                // the first may have been delivered: then an answer is on its way
+                Heard::Undelivered(cause, detail) if invite.times > 1 => {
+                    late = Some(explain(cause, detail));
+                    continue;
+                }
                 Heard::Undelivered(cause, detail) => explain(cause, detail),
             };
             refused.entry(place).or_insert(error);
         }
         let silence = || Error::new(Reason::PeerOffline, Stage::Rendezvous, "it did not answer the invitation");
         // what somebody said for sure says more than that others do not know it
-        let mut refused: Vec<_> = refused.into_values().collect();
+        let mut refused: Vec<_> = refused.into_values().chain(late).collect();
         refused.sort_by_key(|error| error.reason == Reason::PeerOffline);
         Err(refused.into_iter().next().unwrap_or_else(silence))
     }

@@ -6,7 +6,7 @@ use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::broadcast;
-use tokio::time::{interval, Instant, MissedTickBehavior};
+use tokio::time::{interval, sleep, Instant, MissedTickBehavior};
 use zeroize::Zeroizing;
 
 use super::station::{split_address, Station};
@@ -138,6 +138,7 @@ impl Inner {
                     self.meet_over_new_relay();
                     self.leave_old_relays(&mut moved);
                 }
+                Ok(RelayEvent::Changed) => self.leave_old_relays(&mut moved),
                 Ok(RelayEvent::Lost { relay, error }) => self.publish(RendezvousEvent::RelayLost { relay, error }),
                 Err(broadcast::error::RecvError::Lagged(_)) => {}
                 Err(broadcast::error::RecvError::Closed) => return,
@@ -160,16 +161,22 @@ impl Inner {
     fn leave_old_relays(self: &Arc<Self>, moved: &mut HashSet<(NodeId, Via)>) {
         let leaving = self.relays.leaving();
         moved.retain(|(_, via)| leaving.contains(via));
-        let net = &self.peers.net;
-        for node in net.relayed_nodes().into_iter().take(MAX_AGAIN) {
+        let (net, mut begun) = (&self.peers.net, 0);
+        for node in net.relayed_nodes() {
             let via = net.paths(&node).into_iter().find(|path| path.in_use && leaving.contains(&path.via));
             let Some(via) = via.map(|path| path.via) else { continue };
             // a rendezvous is dialled by its station, when the way to it ends
-            if self.stations.iter().any(|one| one.server.node == node) || !moved.insert((node, via)) {
+            if self.stations.iter().any(|one| one.server.node == node) || begun >= MAX_AGAIN {
                 continue;
             }
+            if !moved.insert((node, via)) {
+                continue;
+            }
+            let round = begun / UPGRADES_A_ROUND;
+            begun += 1;
             let (inner, leaving) = (self.clone(), leaving.clone());
             tokio::spawn(async move {
+                sleep(LOOK_EVERY * round as u32).await;
                 let deadline = Instant::now() + inner.config.direct_timeout;
                 match inner.meet(node, deadline).await {
                     Ok(()) => inner.peers.net.leave(&leaving),

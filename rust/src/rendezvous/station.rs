@@ -149,16 +149,42 @@ impl Station {
         }
     }
 
-    /// One session, along a way that is `better` than that of the session before, if there is one.
-    async fn session(&self, inner: &Arc<Inner>, better: Option<Box<Better>>) -> Result<Ended> {
-        let dial = self.dial(inner.config.connect_timeout);
-        let (node, deadline) = (dial.node, dial.deadline);
-        let (mut link, before) = match better {
-            Some(better) => (better.link, Some(better.before)),
-            None => (self.reach(inner, &dial).await?, None),
+    /// One session: the one that is `better` than that before, if there is one.
+    async fn session(&self, inner: &Arc<Inner>, better: Option<Box<Established>>) -> Result<Ended> {
+        let is_better = better.is_some();
+        let established = match better {
+            Some(better) => *better,
+            None => {
+                let dial = self.dial(inner.config.connect_timeout);
+                let link = self.reach(inner, &dial).await?;
+                self.establish(inner, link, dial.deadline).await?
+            }
         };
-        link.open(&Open { service_port: SERVICE_PORT, node: Some(node), priority: Priority::Interactive }, deadline)
-            .await?;
+        let Established { streams, welcome, from, rtt, relayed } = established;
+        let (node, observed) = (self.server.node, welcome.observed.parse().ok().filter(|_| !relayed));
+        {
+            let mut state = self.lock();
+            state.session = Some(Session { messages: streams.messages.clone(), from, observed, rtt });
+            state.error = None;
+            state.tried = true;
+        }
+        tracing::info!(%node, address = %from, relayed, observed = welcome.observed, "rendezvous connected");
+        inner.welcomed(&welcome, from, observed);
+        if is_better {
+            // what was found out while no UDP got through no longer holds
+            let host = split_address(&self.server.address).map(|(host, _)| host);
+            inner.relays.udp_is_back(host);
+            inner.look.notify_one();
+        }
+        inner.publish(RendezvousEvent::Connected { node, address: from, observed });
+        inner.progress.notify_waiters();
+        self.serve(inner, streams, &welcome, relayed).await
+    }
+
+    /// Registers over a link.
+    async fn establish(&self, inner: &Inner, mut link: Link, deadline: Instant) -> Result<Established> {
+        let open = Open { service_port: SERVICE_PORT, node: Some(self.server.node), priority: Priority::Interactive };
+        link.open(&open, deadline).await?;
         let (from, rtt) = (link.address, link.rtt());
         // what it sees then is an address of the relay
         let relayed = link.utp().route().via.is_relay();
@@ -173,36 +199,13 @@ impl Station {
             };
             Ok((incoming, welcome))
         };
-        let (incoming, welcome) = match timeout(inner.config.connect_timeout, registered).await {
-            Ok(result) => result.map_err(|status| map_status(&status))?,
-            Err(_) => return Err(unreachable("the rendezvous did not welcome this node in time")),
-        };
-        let observed = welcome.observed.parse().ok().filter(|_| !relayed);
-        {
-            let mut state = self.lock();
-            state.session = Some(Session { messages: messages.clone(), from, observed, rtt });
-            state.error = None;
-            state.tried = true;
+        match timeout(inner.config.connect_timeout, registered).await {
+            Ok(Ok((incoming, welcome))) => {
+                Ok(Established { streams: Streams { incoming, messages }, welcome, from, rtt, relayed })
+            }
+            Ok(Err(status)) => Err(map_status(&status)),
+            Err(_) => Err(unreachable("the rendezvous did not welcome this node in time")),
         }
-        tracing::info!(%node, address = %from, relayed, observed = welcome.observed, "rendezvous connected");
-        inner.welcomed(&welcome, from, observed);
-        if before.is_some() {
-            self.udp_is_back(inner);
-        }
-        inner.publish(RendezvousEvent::Connected { node, address: from, observed });
-        inner.progress.notify_waiters();
-        // the rendezvous has put this session in the place of the one before
-        drop(before);
-        self.serve(inner, Streams { incoming, messages }, &welcome, relayed).await
-    }
-
-    /// What was found out while no UDP got through no longer holds.
-    fn udp_is_back(&self, inner: &Inner) {
-        if let Some((host, _)) = split_address(&self.server.address) {
-            inner.relays.dismiss(host);
-        }
-        inner.relays.network_changed();
-        inner.look.notify_one();
     }
 
     fn dial(&self, within: Duration) -> Dial {
@@ -243,8 +246,8 @@ impl Station {
         }
     }
 
-    /// Dials a rendezvous that is reached over a relay without it, now and then, until it answers.
-    async fn leave_relay(&self, inner: &Inner) -> Link {
+    /// Registers without a relay at a rendezvous that is reached over one: tries it now and then, until it works.
+    async fn leave_relay(&self, inner: &Inner) -> Box<Established> {
         let mut network = inner.surroundings.network();
         network.mark_unchanged();
         let mut pause = inner.relay_config.upgrade_after;
@@ -252,8 +255,13 @@ impl Station {
             if let Ok(Ok(())) = timeout(pause, network.changed()).await {
                 pause = inner.relay_config.upgrade_after;
             }
-            match inner.peers.dial_unrelayed(&self.dial(inner.config.connect_timeout)).await {
-                Ok(link) => return link,
+            let dial = self.dial(inner.config.connect_timeout);
+            let registered = async {
+                let link = inner.peers.dial_unrelayed(&dial).await?;
+                self.establish(inner, link, dial.deadline).await
+            };
+            match registered.await {
+                Ok(established) => return Box::new(established),
                 Err(error) => tracing::debug!(%error, "the rendezvous still needs a relay"),
             }
             pause = (pause * 2).min(inner.relay_config.upgrade_most);
@@ -269,13 +277,25 @@ impl Station {
         loop {
             tokio::select! {
                 message = streams.incoming.message() => match message {
-                    Ok(Some(RendezvousMessage { kind: Some(kind) })) => inner.handle(self, kind),
-                    Ok(Some(_)) => {}
+                    Ok(Some(message)) => self.handle(inner, message),
                     Ok(None) => return Ok(Ended::ByServer),
+                    // another registration of this node counts now: most likely the one that is on its way
+                    Err(status) if relayed && status.code() == Code::Aborted => {
+                        return match timeout(LAST_WORDS, &mut leaving).await {
+                            Ok(better) => Ok(Ended::Better(better)),
+                            Err(_) => Err(map_status(&status)),
+                        };
+                    }
                     Err(status) => return Err(map_status(&status)),
                 },
                 () = self.renew.notified() => return Ok(Ended::Renewed),
-                link = &mut leaving, if relayed => return Ok(Ended::Better(Box::new(Better { link, before: streams }))),
+                better = &mut leaving, if relayed => {
+                    // what was said before the other session counted
+                    while let Ok(Ok(Some(message))) = timeout(LAST_WORDS, streams.incoming.message()).await {
+                        self.handle(inner, message);
+                    }
+                    return Ok(Ended::Better(better));
+                }
                 _ = refresh.tick() => {
                     let message = NodeMessage { kind: Some(FromNode::Refresh(Refresh {})) };
                     if streams.messages.send(message).await.is_err() {
@@ -283,6 +303,12 @@ impl Station {
                     }
                 }
             }
+        }
+    }
+
+    fn handle(&self, inner: &Arc<Inner>, message: RendezvousMessage) {
+        if let Some(kind) = message.kind {
+            inner.handle(self, kind);
         }
     }
 
@@ -295,14 +321,18 @@ impl Station {
 enum Ended {
     ByServer,
     Renewed,
-    /// There is a way without a relay.
-    Better(Box<Better>),
+    /// There is a session without a relay.
+    Better(Box<Established>),
 }
 
-struct Better {
-    link: Link,
-    /// The session stands until the next one does.
-    before: Streams,
+/// A session that has begun.
+struct Established {
+    streams: Streams,
+    welcome: Welcome,
+    /// Where the rendezvous is.
+    from: SocketAddr,
+    rtt: Duration,
+    relayed: bool,
 }
 
 /// The two directions of a session; it ends when they are dropped.
@@ -335,5 +365,7 @@ const SERVICE_PORT: u16 = 7_348;
 const AGENT: &str = concat!("keynet/", env!("CARGO_PKG_VERSION"));
 /// Messages on their way out: each is one step of an exchange, and a rendezvous takes 20 a second.
 const QUEUE: usize = 64;
+/// The end of a session that another has replaced comes a round trip after that one's beginning.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 /// A refresh once a day is as good as none.
 const MAX_REFRESH: u32 = 86_400;

@@ -219,6 +219,28 @@ async def test_a_step_that_is_lost_is_said_again(kind: int, alice: keynet.Identi
         assert len({signal.exchange for _, signal in one.heard}) == 1
 
 
+async def test_a_refusal_of_what_is_said_again_ends_nothing(alice: keynet.Identity, bob: keynet.Identity) -> None:
+    """The first invitation was delivered; the answer is late."""
+    async with liar() as one, node(alice, one) as a, node(bob, one):
+        said = dict.fromkeys((INVITE, ANSWER, GO), 0)
+
+        def refuses(to: bytes, signal: pb.Signal) -> None:
+            kind = signal.body[0]
+            said[kind] += 1
+            if kind == INVITE and said[kind] > 1:
+                refusal = pb.Undelivered(node=to, exchange=signal.exchange, cause=pb.CAUSE_OFFLINE, detail="gone")
+                sender = one.server._registry.by_leaf(keynet.NodeId.from_public_key(signal.node))
+                assert sender is not None
+                sender.reply(pb.RendezvousMessage(undelivered=refusal))
+            elif kind != ANSWER or said[kind] > 2:
+                one.honestly(to, signal)
+
+        one.lie = refuses
+        assert (await a.ping(bob.node_id, timeout=AMPLE)).node_id == bob.node_id
+        assert said[INVITE] > 1
+        assert len({signal.exchange for _, signal in one.heard}) == 1
+
+
 async def test_nobody_answers_for_somebody_else(
     alice: keynet.Identity, bob: keynet.Identity, mallory: keynet.Identity
 ) -> None:
