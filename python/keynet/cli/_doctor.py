@@ -7,6 +7,7 @@ import dataclasses
 import datetime
 import ipaddress
 import time
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from .. import _explain, _keynet, sync
@@ -127,7 +128,7 @@ def look(options: argparse.Namespace, out: Output) -> Findings:
     if settings["stun"]:
         out.note(f"asking {', '.join(settings['stun'])} what the NAT does")
     discovered, stun_error = _discover(settings["stun"], options.timeout)
-    if not settings["rendezvous"]:
+    if not settings["rendezvous"] and not settings["relays"]:
         return Findings(discovered, now=now, stun_error=stun_error)
     with proxy:
         visits = tuple(_visit(proxy, text, options.timeout, out) for text in settings["rendezvous"])
@@ -167,7 +168,9 @@ def _settled(proxy: sync.Proxy, port_mapping: bool, timeout: float) -> Status:
         told = status.nat is not None and status.nat.mapping != "unknown"
         registered = all(one.connected or one.error is not None for one in status.rendezvous)
         mapped = not port_mapping or _mapped(status) is not None
-        if (told and registered and mapped) or time.monotonic() >= deadline:
+        relays = status.relays
+        relayed = any(one.socket is not None for one in relays) or all(one.error is not None for one in relays)
+        if (told and registered and mapped and relayed) or time.monotonic() >= deadline:
             return status
         time.sleep(_LOOK_EVERY)
 
@@ -332,7 +335,7 @@ def words(findings: Findings, report: Report) -> str:
     lines.append(f"NAT           {_nat_words(report)}")
     lines.append(f"port mapping  {_mapping_words(report)}")
     lines += [f"rendezvous    {_visit_words(visit)}" for visit in findings.visits] or ["rendezvous    none named"]
-    lines += [f"relay         {_relay_words(relay)}" for relay in _relays(findings)] or ["relay         none known"]
+    lines += [f"relay         {words}" for words in _relay_words(_relays(findings))] or ["relay         none known"]
     if report.clock_is_wrong:
         lines.append(f"clock         {findings.now:%Y-%m-%d %H:%M} UTC: wrong")
     lines += ["", "peers will be reached"]
@@ -367,12 +370,15 @@ def _mapping_words(report: Report) -> str:
     return f"the router forwards {report.mapped}" if report.mapped else "no router offers it (PCP, NAT-PMP, UPnP)"
 
 
-def _relay_words(relay: RelayStatus) -> str:
-    if relay.socket is not None:
-        rtt = "" if relay.rtt is None else f", round trip {milliseconds(relay.rtt)}"
-        use = ", leads to the rendezvous" if relay.introduction else ""
-        return f"{relay.relay}: reached by {relay.way}{rtt}{use}"
-    return f"{relay.relay}: " + (f"not reached: {relay.error}" if relay.error is not None else "in reserve")
+def _relay_words(relays: Sequence[RelayStatus]) -> Iterator[str]:
+    reserve = "in reserve" if any(one.socket is not None for one in relays) else "no answer yet"
+    for relay in relays:
+        if relay.socket is not None:
+            rtt = "" if relay.rtt is None else f", round trip {milliseconds(relay.rtt)}"
+            use = ", leads to the rendezvous" if relay.introduction else ""
+            yield f"{relay.relay}: reached by {relay.way}{rtt}{use}"
+        else:
+            yield f"{relay.relay}: " + (f"not reached: {relay.error}" if relay.error is not None else reserve)
 
 
 def _visit_words(visit: Visit) -> str:

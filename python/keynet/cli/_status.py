@@ -168,6 +168,7 @@ def _rendezvous(status: Status) -> Iterator[str]:
 
 
 def _relays(status: Status) -> Iterator[str]:
+    reserve = "in reserve" if any(one.socket is not None for one in status.relays) else "no answer yet"
     for one in status.relays:
         head = f"relay       {one.relay}: "
         if one.socket is not None:
@@ -175,7 +176,7 @@ def _relays(status: Status) -> Iterator[str]:
             rtt = "" if one.rtt is None else f", round trip {milliseconds(one.rtt)}"
             yield f"{head}{use}, by {one.way}{rtt}; {one.bytes_in} bytes in, {one.bytes_out} out"
         else:
-            yield head + (f"not in use: {one.error}" if one.error is not None else "in reserve")
+            yield head + (f"not in use: {one.error}" if one.error is not None else reserve)
 
 
 def _rows(name: str, peer: PeerStatus, rate: Rate) -> Iterator[tuple[str, ...]]:

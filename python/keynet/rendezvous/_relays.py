@@ -16,6 +16,8 @@ __all__ = ["OwnRelay", "Relay", "credentials"]
 
 _MAX_URIS = 4
 """rendezvous.proto."""
+_PARAMETERS = ("transport", "key")
+"""What the URI of a relay says to a node: RFC 7065, and the name of the certificate's key."""
 _MAX_WEIGHT = 65_535
 """RFC 2782."""
 
@@ -39,10 +41,17 @@ class Relay:
 
     def __post_init__(self) -> None:
         if isinstance(self.uris, str) or not 0 < len(self.uris) <= _MAX_URIS:
-            raise invalid(f"a relay has 1 to {_MAX_URIS} URIs, in a list")
+            raise invalid(f"a relay has 1 to {_MAX_URIS} URIs, in a list: turn:HOST or turns:HOST, not {self.uris!r}")
         for uri in self.uris:
             if not uri.startswith(("turn:", "turns:")):
                 raise invalid(f"a relay is turn:HOST or turns:HOST, not {uri!r}")
+            if "@" in uri:
+                raise invalid(
+                    f"a relay that a rendezvous names has no user: names are made from the secret, not {uri!r}"
+                )
+            parameters = [one.partition("=")[0] for one in uri.partition("?")[2].split("&")] if "?" in uri else []
+            if unknown := [name for name in parameters if name not in _PARAMETERS]:
+                raise invalid(f"a relay's URI has {' and '.join(_PARAMETERS)}, not {', '.join(unknown)}: {uri!r}")
         if not self.secret:
             raise invalid("a relay needs the secret that it shares with the rendezvous")
         if self.seconds < 60:

@@ -123,7 +123,10 @@ class Service(rpc.RendezvousServicer):
         self._stats.add("registrations")
         for earlier in self._registry.add(registration):
             self._stats.add("replaced")
-            earlier.end(grpc.StatusCode.ABORTED, "the node has registered again, and that stream counts")
+            earlier.end(
+                grpc.StatusCode.ABORTED,
+                "the node has registered again, and that stream counts (an identity is for one program at a time)",
+            )
         _log.debug("node %s at %s", registration.leaf, observed)
 
     async def _read(self, context: Context, registration: Registration) -> None:

@@ -374,7 +374,12 @@ impl Inner {
                 Some(error) => format!("; no relay was reached: {error}"),
                 None => "; no relay is known".to_owned(),
             };
-            let text = "no rendezvous node and no STUN server has ever answered, and nothing else came by UDP";
+            let places: Vec<_> = self.stations.iter().map(|station| station.server.address.as_str()).collect();
+            let text = format!(
+                "no rendezvous node ({}) and no STUN server has ever answered, and nothing else came by UDP, unless \
+                 these addresses are wrong or nothing runs there",
+                places.join(", ")
+            );
             return Error::new(Reason::UdpBlocked, Stage::Rendezvous, format!("{text}{relays}"));
         }
         let errors = self.stations.iter().filter_map(|station| station.status().error);

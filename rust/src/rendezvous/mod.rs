@@ -219,6 +219,7 @@ impl Rendezvous {
     /// Gives back what the gateway opened.
     pub async fn close(&self) {
         self.tasks.iter().for_each(JoinHandle::abort);
+        self.inner.stations.iter().for_each(|station| station.end());
         tokio::join!(self.inner.surroundings.close(), self.inner.relays.close(RELEASE));
     }
 }

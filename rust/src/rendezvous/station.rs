@@ -89,6 +89,11 @@ impl Station {
         }
     }
 
+    /// Lets go of the session: whoever could still send would keep its connection open.
+    pub fn end(&self) {
+        self.lock().session = None;
+    }
+
     /// Whether it is in a network of ours, and not on the internet.
     pub fn is_inside(&self) -> bool {
         self.lock().session.as_ref().is_some_and(|session| is_local(unmapped(session.from).ip()))

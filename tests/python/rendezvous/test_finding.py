@@ -108,6 +108,16 @@ def command(*arguments: str, **environment: str) -> subprocess.CompletedProcess[
 
 
 @pytest.mark.usefixtures("runtime")
+async def test_leaving_waits_for_no_session_with_a_rendezvous(
+    rendezvous: keynet.rendezvous.Server, alice: keynet.Identity
+) -> None:
+    """Nothing is open, so there is nothing to wait for until the end of the time for that."""
+    node = proxy(alice, rendezvous=[rendezvous.address], limits={"drain_timeout": 3600}, **QUIET)
+    async with node:
+        await registered(node)
+        await asyncio.wait_for(node.close(), 60)
+
+
 async def test_a_dial_that_is_shorter_than_the_registration_says_what_it_waited_for(
     alice: keynet.Identity, bob: keynet.Identity, mallory: keynet.Identity
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import socket
 import sys
 from typing import Any
@@ -159,3 +160,11 @@ async def test_the_command_line_runs_one() -> None:
     _, said = await process.communicate()
     assert process.returncode == 2
     assert b"need --relay" in said
+
+
+@pytest.mark.parametrize(
+    "uri", ["turn:user:pw@relay.example", "turn:relay.example:3478?weight=3", "http://relay.example"]
+)
+def test_what_no_node_could_use_is_refused_at_once(uri: str) -> None:
+    with pytest.raises(keynet.InvalidArgument, match=re.escape(repr(uri))):
+        keynet.rendezvous.Relay([uri], "secret")
