@@ -157,9 +157,11 @@ def _relays(status: Status) -> Iterable[Metric]:
 
 
 def _peers(status: Status, *, per_peer: bool) -> Iterable[Metric]:
-    peers = GaugeMetricFamily("keynet_peers", "Peers, by the path in use.", labels=["path"])
+    peers = GaugeMetricFamily("keynet_peers", "Peers beside rendezvous nodes, by the path in use.", labels=["path"])
+    servers = {one.node_id for one in status.rendezvous}
+    others = [peer for peer in status.peers if peer.node_id not in servers]
     for path in ("direct", "relayed", "none"):
-        peers.add_metric([path], sum(_path(peer) == path for peer in status.peers))
+        peers.add_metric([path], sum(_path(peer) == path for peer in others))
     yield peers
     if not per_peer:
         return
@@ -169,7 +171,7 @@ def _peers(status: Status, *, per_peer: bool) -> Iterable[Metric]:
     carried = CounterMetricFamily(
         "keynet_peer_bytes", "Datagrams of connections.", labels=[*labels, "direction", "path"]
     )
-    for peer in status.peers[:MAX_PEERS]:
+    for peer in others[:MAX_PEERS]:
         if peer.path is not None and peer.path.rtt is not None:
             rtt.add_metric([peer.node_id], peer.path.rtt)
         relayed.add_metric([peer.node_id], int(_path(peer) == "relayed"))
