@@ -100,10 +100,9 @@ impl PathTable {
         let ids: Vec<_> = self.remotes.values().filter(using).map(|remote| remote.id).collect();
         for id in ids {
             let Some(remote) = self.remotes.get_mut(&id) else { continue };
-            let lately = |path: &super::remote::Path| path.proven && now.since(path.heard) <= self.config.ping_idle;
-            let others = remote.paths.iter().enumerate().filter(|(_, path)| !leaves(path.route) && lately(path));
-            let best = others.min_by_key(|(_, path)| (remote.is_relayed(path.route), now.since(path.heard)));
-            let Some(index) = best.map(|(index, _)| index) else { continue };
+            let lately = self.config.ping_idle;
+            let stays = remote.best_of(now, |path| !leaves(path.route) && now.since(path.heard) <= lately);
+            let Some(index) = stays else { continue };
             remote.paths.iter_mut().filter(|path| leaves(path.route)).for_each(|path| path.left = true);
             self.move_to(now, id, index);
             self.look_again(id);
@@ -118,11 +117,7 @@ impl PathTable {
         for id in ids {
             let Some(remote) = self.remotes.get_mut(&id).filter(|remote| !remote.lost) else { continue };
             if remote.route().is_some_and(|route| route.via == via) {
-                let others = remote.paths.iter().enumerate().filter(|(_, path)| path.route.via != via && path.proven);
-                let best = others
-                    .min_by_key(|(_, path)| (remote.is_relayed(path.route), now.since(path.heard)))
-                    .map(|(index, _)| index);
-                if let Some(index) = best {
+                if let Some(index) = remote.best_of(now, |path| path.route.via != via) {
                     self.move_to(now, id, index);
                 } else if let Some(node) = remote.node().filter(|_| remote.holds > 0 && !remote.silent) {
                     remote.silent = true;

@@ -128,6 +128,13 @@ impl Remote {
         self.paths.iter().position(|path| path.route == route)
     }
 
+    /// Of the proven paths for which this holds rather a direct one than one over a relay, and then the one heard last.
+    pub(super) fn best_of(&self, now: Time, suits: impl Fn(&Path) -> bool) -> Option<usize> {
+        let paths = self.paths.iter().enumerate().filter(|(_, path)| path.proven && suits(path));
+        let best = paths.min_by_key(|(_, path)| (self.is_relayed(path.route), now.since(path.heard)));
+        best.map(|(index, _)| index)
+    }
+
     /// Whether a relay of either side carries what goes this way.
     pub(super) fn is_relayed(&self, route: Route) -> bool {
         route.via.is_relay() || self.relays.contains(&route.to)

@@ -90,12 +90,15 @@ impl State {
         let have = self.in_use.have();
         let wanted = if known.introduction { have == 0 } else { have < at_once };
         match wanted {
-            _ if self.in_use.uses(known.key()) => None,
-            // those that are to be drained are for want of others
-            true if known.weight() == 0 && have > 0 => None,
+            _ if self.in_use.uses(known.key()) || !self.may_take(known) => None,
             true => Some(Wish::Use),
-            false => (!known.introduction && !known.asked && known.weight() > 0).then_some(Wish::Look),
+            false => (!known.introduction && !known.asked).then_some(Wish::Look),
         }
+    }
+
+    /// Those that are to be drained are for want of others.
+    fn may_take(&self, known: &Known) -> bool {
+        known.weight() > 0 || self.in_use.have() == 0
     }
 }
 
@@ -176,15 +179,15 @@ impl Inner {
         filling.answered = others;
         while let Some((known, allocation)) = filling.take_best() {
             let state = self.lock();
-            let have = state.in_use.have();
-            let room = have < self.config.at_once;
+            let may_take = state.may_take(&known);
+            let room = state.in_use.have() < self.config.at_once;
             let instead_of = state.in_use.farther_than(allocation.rtt, allocation.transport);
             drop(state);
             match (room, instead_of) {
-                (true, _) if known.weight() == 0 && have > 0 => {}
+                _ if !may_take => {}
                 (true, _) => self.take(&known, allocation, None),
-                (false, Some(via)) if known.weight() > 0 => self.take(&known, allocation, Some(via)),
-                (false, _) => {}
+                (false, Some(via)) => self.take(&known, allocation, Some(via)),
+                (false, None) => {}
             }
         }
         if self.lock().in_use.have() == 0 {

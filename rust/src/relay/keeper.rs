@@ -143,7 +143,8 @@ impl Relays {
     /// means than UDP are asked anew.
     pub fn udp_is_back(&self, host: Option<&str>) {
         host.into_iter().for_each(|host| self.dismiss(host));
-        if self.status().iter().any(|one| one.via.is_some() && one.transport != Some(Transport::Udp)) {
+        let otherwise = self.inner.lock().in_use.chosen().any(|one| one.transport != Transport::Udp);
+        if otherwise {
             self.network_changed();
         }
     }
