@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 
 use keynet::addr::NodeId;
 use keynet::error::Reason;
-use keynet::relay::client::{allocate, race, HttpProxy, RelaySpec};
+use keynet::relay::client::{allocate, reach, HttpProxy, RelaySpec};
 use keynet::relay::Transport;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -38,26 +38,8 @@ fn where_udp_is_swallowed_another_way_is_found() {
         let Some(coturn) = Coturn::start(v4(), &[]) else { return };
         let black_hole = Peer::bind(v4()).await;
         let ways = vec![spec(&format!("turn:a:b@{}", black_hole.address())), coturn.spec("tcp"), coturn.spec("tls")];
-        let allocation = race(vec![ways], &options()).await.unwrap();
+        let allocation = reach(ways, &options()).await.unwrap();
         assert_eq!(allocation.transport, Transport::Tcp);
-    });
-}
-
-#[test]
-fn of_several_relays_one_that_answers_is_taken_and_the_others_are_given_back() {
-    run(async {
-        let quota = ["user-quota=1"];
-        let Some(one) = Coturn::start(v4(), &quota) else { return };
-        let Some(two) = Coturn::start(v4(), &quota) else { return };
-        let dead = Peer::bind(v4()).await;
-        let relays =
-            vec![vec![spec(&format!("turn:a:b@{}", dead.address()))], vec![one.spec("udp")], vec![two.spec("udp")]];
-        let allocation = race(relays, &options()).await.unwrap();
-        let loser = if allocation.server.port() == one.port { &two } else { &one };
-        crate::support::within("the loser's allocation", async {
-            while allocate(loser.spec("tcp"), &options()).await.is_err() {}
-        })
-        .await;
     });
 }
 
@@ -118,7 +100,7 @@ fn every_failure_of_a_race_is_told() {
         refused.password = "wrong".to_owned().into();
         let closed = std::net::TcpListener::bind((v4(), 0)).unwrap().local_addr().unwrap();
         let ways = vec![spec(&format!("turn:a:b@{closed}?transport=tcp")), refused];
-        let error = race(vec![ways], &options()).await.expect_err("an allocation");
+        let error = reach(ways, &options()).await.expect_err("an allocation");
         assert_eq!(error.reason, Reason::RelayRefused);
         assert!(error.detail.contains(&closed.to_string()) && error.detail.contains("401"), "{error}");
     });

@@ -5,12 +5,12 @@ use std::time::Duration;
 use keynet::addr::Via;
 use keynet::config::{RelayConfig, RelayServerConfig};
 use keynet::net::{Incoming, Net, NetConfig};
-use keynet::relay::client::RelaySpec;
+use keynet::relay::client::{allocate, RelaySpec};
 use keynet::relay::{RelayStatus, Relays};
 use tokio::net::TcpListener;
 
-use crate::coturn::{spec, v4};
-use crate::support::{allocated, run, within};
+use crate::coturn::{spec, v4, Coturn};
+use crate::support::{allocated, options, run, within, Peer};
 use crate::turn::{at, far, host, Turn};
 
 /// Longer than any test runs.
@@ -73,6 +73,22 @@ fn a_relay_that_does_not_answer_holds_up_none_that_is_named_later() {
         kept.relays.offer("two", vec![two.spec("udp")], FOR_EVER);
         kept.uses(&[11, 12]).await;
         assert!(kept.of(13).error.is_none(), "it is waited for still");
+    });
+}
+
+#[test]
+fn of_several_relays_one_that_answers_is_taken_and_the_others_are_given_back() {
+    run(async {
+        let quota = ["user-quota=1"];
+        let Some(one) = Coturn::start(host(43), &quota) else { return };
+        let Some(two) = Coturn::start(host(44), &quota) else { return };
+        let dead = Peer::bind(host(45)).await;
+        let relays = vec![spec(&format!("turn:a:b@{}", dead.address())), one.spec("udp"), two.spec("udp")];
+        let kept = Kept::start(1, relays);
+        kept.until(|kept| !kept.relays.hosts().is_empty()).await;
+        let loser = if kept.relays.hosts() == [one.ip.to_string()] { &two } else { &one };
+        within("the loser's allocation", async { while allocate(loser.spec("tcp"), &options()).await.is_err() {} })
+            .await;
     });
 }
 

@@ -9,7 +9,7 @@ use std::time::Duration;
 use tokio::task::{Id, JoinError, JoinSet};
 use tokio::time::{sleep_until, Instant};
 
-use super::client::{choose, reach, Allocation, CarryState, Options, MAX_RELAYS, WINDOW};
+use super::client::{choose, reach, Allocation, CarryState, Options};
 use super::in_use::{InUse, Standing};
 use super::keeper::{Inner, RelayEvent, State};
 use super::known::{Key, Known};
@@ -256,3 +256,7 @@ impl Inner {
 
 /// Whoever names new relays all the time does not make his clients ask all the time: of a rendezvous that is 8 in 10 s.
 const LOOK_EVERY: Duration = Duration::from_secs(10);
+/// How long relays that are farther away may still answer: those that come later lie behind the first by as much.
+const WINDOW: Duration = Duration::from_millis(100);
+/// A node needs one; some more are there in case.
+const MAX_RELAYS: usize = 16;

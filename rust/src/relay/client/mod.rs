@@ -34,7 +34,7 @@ use lease::Lease;
 
 pub use carry::{Carrier, CarryState, CarryStats};
 pub use http::HttpProxy;
-pub use race::{choose, is_clearly_nearer, race, reach, MAX_RELAYS, WINDOW};
+pub use race::{choose, is_clearly_nearer, reach};
 
 /// A relay, one way to it, and who we are there.
 #[derive(Clone)]
@@ -123,5 +123,5 @@ pub const USUAL_WEIGHT: u32 = 100;
 ///
 /// Errors: `RelayUnreachable`, `RelayRefused`; those of TLS; `InvalidArgument`.
 pub async fn allocate(spec: RelaySpec, options: &Options) -> Result<Allocation> {
-    race(vec![vec![spec]], options).await
+    reach(vec![spec], options).await
 }

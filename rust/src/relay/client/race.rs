@@ -1,5 +1,5 @@
 //! Which relay, and how: the ways to one relay are tried one after the other without waiting long for each (as RFC 8305 does with
-//! addresses), and of several relays the nearest is taken.
+//! addresses), and of several relays that have answered the nearest is chosen.
 
 use std::future::Future;
 use std::net::SocketAddr;
@@ -10,42 +10,6 @@ use tokio::time::{sleep_until, timeout_at, Instant};
 
 use super::{connect, redirect, Allocation, Options, RelaySpec};
 use crate::error::{Error, Reason, Result, Stage};
-
-/// Allocates at the best of several relays. Each is given by the ways that lead to it, the preferred one first; what is not chosen
-/// is given back.
-///
-/// Errors: the most telling failure, with all of them in its text; `InvalidArgument`, for more than there may be.
-pub async fn race(relays: Vec<Vec<RelaySpec>>, options: &Options) -> Result<Allocation> {
-    if relays.len() > MAX_RELAYS {
-        return Err(Error::new(Reason::InvalidArgument, Stage::Setup, format!("more than {MAX_RELAYS} relays")));
-    }
-    let mut running = JoinSet::new();
-    for ways in relays {
-        let (weight, options) = (ways.first().map_or(0, |way| way.weight), options.clone());
-        running.spawn(async move { reach(ways, &options).await.map(|allocation| (weight, allocation)) });
-    }
-    let (mut answered, mut failed): (Vec<(u32, Allocation)>, _) = (Vec::new(), Vec::new());
-    let mut until = None;
-    loop {
-        tokio::select! {
-            done = running.join_next() => match done {
-                Some(Ok(Ok(answer))) => {
-                    until.get_or_insert(Instant::now() + WINDOW);
-                    answered.push(answer);
-                }
-                Some(Ok(Err(error))) => failed.push(error),
-                Some(Err(broken)) => failed.push(panicked(&broken)),
-                None => break,
-            },
-            () = sleep_until(until.unwrap_or_else(Instant::now)), if until.is_some() => break,
-        }
-    }
-    let known: Vec<_> = answered.iter().map(|(weight, allocation)| (allocation.rtt, *weight)).collect();
-    match choose(&known) {
-        Some(best) => Ok(answered.swap_remove(best).1),
-        None => Err(most_telling(failed)),
-    }
-}
 
 /// Allocates at one relay, by whichever of the ways leads to it, the preferred one first.
 ///
@@ -206,12 +170,8 @@ fn most_telling(errors: Vec<Error>) -> Error {
 
 /// RFC 8305 section 5: the recommended delay between connection attempts.
 const STEP: Duration = Duration::from_millis(250);
-/// How long relays that are farther away may still answer: those that come later lie behind the first by as much.
-pub const WINDOW: Duration = Duration::from_millis(100);
 /// Round trips that differ by less say nothing about distance.
 const ABOUT: Duration = Duration::from_millis(2);
-/// A node needs one; some more are there in case.
-pub const MAX_RELAYS: usize = 16;
 /// UDP, TCP, TLS, TLS through a proxy, and as many on other ports.
 const MAX_WAYS: usize = 8;
 /// So that an error can be read.
