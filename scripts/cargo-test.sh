@@ -10,11 +10,16 @@ long) ignored_nextest=all ignored_cargo="--include-ignored" ;;
 *) echo "usage: cargo-test.sh default|long" >&2; exit 2 ;;
 esac
 
+# Building may need the proxy of this network; a test must not meet it.
+apart() { env -u http_proxy -u https_proxy -u all_proxy -u no_proxy -u HTTP_PROXY -u HTTPS_PROXY -u ALL_PROXY -u NO_PROXY "$@"; }
+
 if cargo nextest --version >/dev/null 2>&1; then
-    cargo nextest run --locked --profile "$kind" --run-ignored "$ignored_nextest"
+    cargo nextest run --locked --no-run
+    apart cargo nextest run --locked --profile "$kind" --run-ignored "$ignored_nextest"
     # nextest does not run the examples in the documentation
-    cargo test --locked --quiet --doc
+    apart cargo test --locked --quiet --doc
 else
+    cargo test --locked --no-run
     # shellcheck disable=SC2086 # empty means no argument
-    cargo test --locked --no-fail-fast -- $ignored_cargo
+    apart cargo test --locked --no-fail-fast -- $ignored_cargo
 fi

@@ -13,3 +13,8 @@ echo "installing the development tools into $folder"
 # pip reads dependency groups since 25.1
 "$folder/bin/python" -m pip install --quiet --upgrade "pip>=25.1"
 "$folder/bin/python" -m pip install --quiet --group dev
+# its tests are skipped, and named at the end, where there is no wheel for this Python
+"$folder/bin/python" -m pip install --quiet --only-binary :all: --group interop 2>/dev/null ||
+    echo "not installed, and not tested against: libtorrent has no wheel for $("$interpreter" -V) on this machine" >&2
+# what this checkout was called before: its command has the name of today's
+"$folder/bin/python" -m pip uninstall --quiet --yes keynet 2>/dev/null || true
