@@ -19,6 +19,7 @@ from ._identity import Identity
 from ._info import ConnectionInfo, Limits, PathInfo, PingReport, Priority, ProxyStats, _connection, _ping_report
 from ._node import NodeId
 from ._runtime import call
+from ._repr import shown
 from ._status import PathExplanation, Status, _explanation, _status
 from .errors import ForkedError, InvalidArgument, KeynetError, ProxyClosedError
 
@@ -259,7 +260,7 @@ class BaseProxy:
         state = "closed" if self._ended else "not started"
         if self._core is not None:
             state = f"forward {self.forward_address}, proxy {self.proxy_address}"
-        return f"<{type(self).__module__}.{type(self).__qualname__} {self.node_id.short} {state}>"
+        return shown(self, self.node_id.short, state)
 
 
 class Proxy(BaseProxy):
@@ -332,14 +333,14 @@ class Proxy(BaseProxy):
 
         A reader that is too slow finds an `EventsDropped` in place of the oldest.
         """
-        return EventStream(self._running.subscribe())
+        return EventStream(self._running.subscribe(), f"of {self.node_id.short}")
 
 
 class EventStream(AsyncIterator[Event]):
     """The events of a proxy, from `Proxy.events`."""
 
-    def __init__(self, core: _keynet.EventStream) -> None:
-        self._core = core
+    def __init__(self, core: _keynet.EventStream, whose: str = "") -> None:
+        self._core, self._whose = core, whose
 
     def __aiter__(self) -> EventStream:
         return self
@@ -354,6 +355,9 @@ class EventStream(AsyncIterator[Event]):
 class Forward:
     """A local listener for one service of one node, from `Proxy.forward`."""
 
+    def __repr__(self) -> str:
+        return shown(self, self._whose)
+
     def __init__(self, core: _keynet.Forward) -> None:
         self._core = core
 
@@ -365,6 +369,9 @@ class Forward:
     async def close(self) -> None:
         """Stops listening. Connections that stand go on. May be called again."""
         await call(self._core.close)
+
+    def __repr__(self) -> str:
+        return shown(self, self.address)
 
     async def __aenter__(self) -> Forward:
         return self

@@ -23,6 +23,7 @@ from ._node import NodeId
 from ._plain import plain
 from ._proxy import BaseProxy
 from ._reasons import Reason, Stage
+from ._repr import shown
 from ._status import PathExplanation, Status, _explanation, _status
 from .errors import BindError, InternalError, InvalidArgument, KeynetError, ProxyClosedError, _from_core
 
@@ -65,6 +66,9 @@ class StatusServer(Runs):
     def path(self) -> pathlib.Path | None:
         """The socket; None unless it listens."""
         return self._path
+
+    def __repr__(self) -> str:
+        return shown(self, self._proxy.node_id.short, self._path or "not listening")
 
     async def start(self) -> None:
         """Begins to listen. Raises `BindError`."""

@@ -115,6 +115,11 @@ class KeynetError(Exception):
         # OSError formats itself from errno and friends; these errors always have their one sentence
         return str(self.args[0])
 
+    def __repr__(self) -> str:
+        facts = [f"reason={str(self.reason)!r}", f"stage={str(self.stage)!r}"]
+        facts += [f"{name}={str(value)!r}" for name in ("node_id", "address") if (value := getattr(self, name))]
+        return f"{type(self).__name__}({str(self)!r}, {', '.join(facts)})"
+
     def __reduce__(self) -> tuple[object, ...]:
         return (
             _rebuild,

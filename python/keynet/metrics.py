@@ -16,6 +16,7 @@ import prometheus_client
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from ._repr import shown
 from ._keynet import __version__
 from ._proxy import BaseProxy
 from ._reasons import Reason, Stage
@@ -38,6 +39,9 @@ class ProxyCollector(Collector):
 
     def collect(self) -> Iterable[Metric]:
         """What a registry calls at each scrape."""
+    def __repr__(self) -> str:
+        return shown(self, self._proxy)
+
         if not self._proxy.is_running:
             return
         stats, status = self._proxy.stats(), self._proxy.status()
@@ -61,6 +65,9 @@ class StatsCollector(Collector):
 
     def collect(self) -> Iterable[Metric]:
         """What a registry calls at each scrape."""
+    def __repr__(self) -> str:
+        return shown(self, self._prefix)
+
         for name, value in self._stats().items():
             kind = GaugeMetricFamily if name in self._gauges else CounterMetricFamily
             yield kind(f"{self._prefix}_{name}", name.replace("_", " ").capitalize() + ".", value=value)
@@ -80,6 +87,9 @@ class MetricsServer:
 
     def close(self) -> None:
         """Ends it. May be called again."""
+    def __repr__(self) -> str:
+        return shown(self, self.address)
+
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()

@@ -18,6 +18,7 @@ from . import _keynet
 from ._identity import Identity
 from ._lifetime import Runs
 from ._reasons import Reason, Stage
+from ._repr import shown
 from ._runtime import call
 from .errors import InvalidArgument, ProxyClosedError
 
@@ -96,6 +97,7 @@ class RelayServer(Runs):
             raise _invalid("nobody could use this relay: give users=, secret= or introduction_peers=")
         self._identity = identity
         self._core: _keynet.RelayServer | None = None
+        self._closed = False
         self._settings: dict[str, Any] = {
             "listen": _several(listen),
             "tls": _several(tls),
@@ -126,6 +128,11 @@ class RelayServer(Runs):
         """The IP addresses that clients get ports of, as peers call them."""
         return self._started().bound()[2]
 
+    def __repr__(self) -> str:
+        listen = self._settings["listen"] if self._core is None else self.addresses
+        state = "not started" if self._core is None else "closed" if self._closed else "running"
+        return shown(self, ",".join(listen), state)
+
     def stats(self) -> dict[str, int]:
         """Counters since the start by name; `allocations` and `connections` are those of now."""
         return self._started().stats()
@@ -150,6 +157,7 @@ class RelayServer(Runs):
     async def close(self) -> None:
         """Ends all allocations. May be called again."""
         if self._core is not None:
+            self._closed = True
             await call(self._core.close)
 
     def _started(self) -> _keynet.RelayServer:

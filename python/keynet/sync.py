@@ -19,6 +19,7 @@ from ._events import Event, _event
 from ._info import PathInfo, PingReport, _ping_report
 from ._node import NodeId
 from ._proxy import BaseProxy
+from ._repr import shown
 from .errors import ForkedError, InvalidArgument, OperationCancelled
 
 __all__ = ["EventStream", "Forward", "Proxy"]
@@ -88,14 +89,14 @@ class Proxy(BaseProxy):
 
         A reader that is too slow finds an `EventsDropped` in place of the oldest.
         """
-        return EventStream(self._running.subscribe())
+        return EventStream(self._running.subscribe(), f"of {self.node_id.short}")
 
 
 class EventStream(Iterator[Event]):
     """The events of a proxy, from `Proxy.events`. Iterating waits for the next one."""
 
-    def __init__(self, core: _keynet.EventStream) -> None:
-        self._core = core
+    def __init__(self, core: _keynet.EventStream, whose: str = "") -> None:
+        self._core, self._whose = core, whose
 
     def __iter__(self) -> EventStream:
         return self
@@ -122,6 +123,9 @@ class EventStream(Iterator[Event]):
 
 class Forward:
     """A local listener for one service of one node, from `Proxy.forward`."""
+    def __repr__(self) -> str:
+        return shown(self, self._whose)
+
 
     def __init__(self, core: _keynet.Forward) -> None:
         self._core = core
@@ -134,6 +138,9 @@ class Forward:
     def close(self) -> None:
         """Stops listening. Connections that stand go on. May be called again."""
         self._core.close(None)
+    def __repr__(self) -> str:
+        return shown(self, self.address)
+
 
     def __enter__(self) -> Forward:
         return self

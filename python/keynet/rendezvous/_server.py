@@ -24,6 +24,7 @@ from .._info import Limits
 from .._lifetime import Runs
 from .._node import NodeId
 from .._proxy import Proxy
+from .._repr import shown
 from ._group import Group
 from ._limits import MAX_MESSAGE, Settings, port_of
 from ._registry import Registry
@@ -135,6 +136,9 @@ class Server(Runs):
         """
         host, _, port = self._proxy.proxy_address.rpartition(":")
         return f"{self.node_id}@{_outside(host)}:{port}"
+
+    def __repr__(self) -> str:
+        return shown(self, self.address if self._proxy.is_running else f"{self.node_id} not running")
 
     def stats(self) -> dict[str, int]:
         """Counters since the start, and how many nodes are registered now."""
