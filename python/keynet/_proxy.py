@@ -14,12 +14,13 @@ from typing import Any, Literal
 
 from . import _keynet
 from ._access import AccessCallable, Allow, _Gatekeeper, _split
+from ._channels import Drains
 from ._events import Event, _event
 from ._identity import Identity
 from ._info import ConnectionInfo, Limits, PathInfo, PingReport, Priority, ProxyStats, _connection, _ping_report
 from ._node import NodeId
-from ._runtime import call
 from ._repr import shown
+from ._runtime import call
 from ._status import PathExplanation, Status, _explanation, _status
 from .errors import ForkedError, InvalidArgument, KeynetError, ProxyClosedError
 
@@ -105,6 +106,7 @@ class BaseProxy:
         self._starting = False
         self._ended = False
         self._node_id = identity.node_id
+        self._channels = Drains()
 
     # -- who and where -----------------------------------------------------------------------------------------------
 
@@ -285,11 +287,13 @@ class Proxy(BaseProxy):
     async def close(self, *, drain: bool = True) -> None:
         """Ends it. `drain` lets open connections end by themselves for `drain_timeout` first; otherwise they are reset.
 
-        May be called again, and from several tasks; all return when it is closed. Cancelling it does not
-        stop the closing.
+        Draining closes the channels that `keynet.grpc` made for this proxy, each when no call is on it. May be called
+        again, and from several tasks; all return when it is closed. Cancelling it does not stop the closing.
         """
         core = self._closing = self._ending() or getattr(self, "_closing", None)
         if core is not None:
+            if drain:
+                self._channels.begin()
             await call(lambda loop: core.close(drain, loop))
 
     async def __aenter__(self) -> Proxy:
@@ -351,12 +355,12 @@ class EventStream(AsyncIterator[Event]):
                 return _event(*raw)
         raise StopAsyncIteration
 
+    def __repr__(self) -> str:
+        return shown(self, self._whose)
+
 
 class Forward:
     """A local listener for one service of one node, from `Proxy.forward`."""
-
-    def __repr__(self) -> str:
-        return shown(self, self._whose)
 
     def __init__(self, core: _keynet.Forward) -> None:
         self._core = core
@@ -366,12 +370,12 @@ class Forward:
         """Where it listens: "host:port" or "unix:/path"."""
         return self._core.address()
 
+    def __repr__(self) -> str:
+        return shown(self, self.address)
+
     async def close(self) -> None:
         """Stops listening. Connections that stand go on. May be called again."""
         await call(self._core.close)
-
-    def __repr__(self) -> str:
-        return shown(self, self.address)
 
     async def __aenter__(self) -> Forward:
         return self

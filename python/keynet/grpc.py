@@ -1,4 +1,4 @@
-"""Helpers for gRPC (needs grpcio: `pip install keynet[grpc]`).
+"""Helpers for gRPC (needs grpcio: `pip install 'pykeynet[grpc]'`).
 
 Nothing here is needed to use gRPC through keynet: the public channel option
 `("grpc.http_proxy", proxy.forward_url)` with the target "<node id>.keynet:<port>" does it too. These helpers are
@@ -14,6 +14,7 @@ words why a call failed.
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import contextlib
 import contextvars
@@ -26,14 +27,17 @@ import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from typing import Any
 
-import grpc
-import grpc.aio
-
+from ._channels import Calls, drain_aio
+from ._extras import needed_by
 from ._info import ConnectionInfo
 from ._node import NodeId
 from ._proxy import BaseProxy, _running_proxies
 from ._reasons import Reason, Stage
 from .errors import KeynetError, ProxyClosedError, RequestError
+
+with needed_by("keynet.grpc", "grpc"):
+    import grpc
+    import grpc.aio
 
 __all__ = [
     "Explanation",
@@ -105,11 +109,18 @@ def channel(
 
     keynet encrypts and authenticates; without `credentials` gRPC itself adds nothing. Call credentials need
     `credentials=grpc.local_channel_credentials()`. `options` come on top of those of `channel_options` and win.
+
+    Leaving the proxy's context in good order closes the channel when no call is on it any more.
     """
     where, arguments = proxy_target(proxy), _merged(channel_options(proxy, node_id, port), options)
     if credentials is not None:
-        return grpc.secure_channel(where, credentials, options=arguments, compression=compression)
-    return grpc.insecure_channel(where, options=arguments, compression=compression)
+        plain = grpc.secure_channel(where, credentials, options=arguments, compression=compression)
+    else:
+        plain = grpc.insecure_channel(where, options=arguments, compression=compression)
+    calls = Calls()
+    made = grpc.intercept_channel(plain, _Counting(calls))
+    proxy._channels.add(made, calls.drain)
+    return made
 
 
 def aio_channel(
@@ -125,8 +136,53 @@ def aio_channel(
     """A plain `grpc.aio.Channel` to a node's service, through the proxy; see `channel`."""
     where, arguments = proxy_target(proxy), _merged(channel_options(proxy, node_id, port), options)
     if credentials is not None:
-        return grpc.aio.secure_channel(where, credentials, arguments, compression, interceptors)
-    return grpc.aio.insecure_channel(where, arguments, compression, interceptors)
+        made = grpc.aio.secure_channel(where, credentials, arguments, compression, interceptors)
+    else:
+        made = grpc.aio.insecure_channel(where, arguments, compression, interceptors)
+    with contextlib.suppress(RuntimeError):  # made outside of a loop: nobody knows where it could be closed
+        loop = asyncio.get_running_loop()
+        proxy._channels.add(made, lambda channel: drain_aio(channel, loop))
+    return made
+
+
+class _ProxyClosed(grpc.RpcError):
+    """A call on a channel whose proxy is closed, in the words of gRPC: nobody is told to catch anything else."""
+
+    def code(self) -> grpc.StatusCode:
+        return grpc.StatusCode.UNAVAILABLE
+
+    def details(self) -> str:
+        return "the keynet proxy that this channel goes through is closed"
+
+    def __str__(self) -> str:
+        return self.details()
+
+
+class _Counting(
+    grpc.UnaryUnaryClientInterceptor,
+    grpc.UnaryStreamClientInterceptor,
+    grpc.StreamUnaryClientInterceptor,
+    grpc.StreamStreamClientInterceptor,
+):
+    """Tells how many calls are on a channel."""
+
+    def __init__(self, calls: Calls) -> None:
+        self._calls = calls
+
+    def _count(self, continuation: Any, details: Any, request: Any) -> Any:
+        if not self._calls.began():
+            raise _ProxyClosed()
+        try:
+            call = continuation(details, request)
+        except BaseException:
+            self._calls.ended()
+            raise
+        call.add_done_callback(self._calls.ended)
+        return call
+
+    # one function for all four kinds
+    intercept_unary_unary = intercept_unary_stream = _count  # type: ignore[assignment]
+    intercept_stream_unary = intercept_stream_stream = _count  # type: ignore[assignment]
 
 
 # for `explain`: the nodes that channels were made for, the newest last

@@ -45,10 +45,13 @@ class Proxy(BaseProxy):
     def close(self, *, drain: bool = True) -> None:
         """Ends it. `drain` lets open connections end by themselves for `drain_timeout` first; otherwise they are reset.
 
-        May be called again, and from several threads; all return when it is closed.
+        Draining closes the channels that `keynet.grpc` made for this proxy, each when no call is on it. May be called
+        again, and from several threads; all return when it is closed.
         """
         core = self._closing = self._ending() or getattr(self, "_closing", None)
         if core is not None:
+            if drain:
+                self._channels.begin()
             core.close(drain, None)
 
     def __enter__(self) -> Proxy:
@@ -120,12 +123,12 @@ class EventStream(Iterator[Event]):
                 return _event(*raw)
         return None
 
-
-class Forward:
-    """A local listener for one service of one node, from `Proxy.forward`."""
     def __repr__(self) -> str:
         return shown(self, self._whose)
 
+
+class Forward:
+    """A local listener for one service of one node, from `Proxy.forward`."""
 
     def __init__(self, core: _keynet.Forward) -> None:
         self._core = core
@@ -135,12 +138,12 @@ class Forward:
         """Where it listens: "host:port" or "unix:/path"."""
         return self._core.address()
 
-    def close(self) -> None:
-        """Stops listening. Connections that stand go on. May be called again."""
-        self._core.close(None)
     def __repr__(self) -> str:
         return shown(self, self.address)
 
+    def close(self) -> None:
+        """Stops listening. Connections that stand go on. May be called again."""
+        self._core.close(None)
 
     def __enter__(self) -> Forward:
         return self
