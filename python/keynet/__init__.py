@@ -4,8 +4,12 @@
     async with keynet.Proxy(identity, rendezvous=["v…@rendezvous.example.org:7348"]) as proxy:
         async with keynet.grpc.aio_channel(proxy, friend) as channel: ...
 
-`keynet.sync.Proxy` is the blocking twin; `keynet.grpc` (needs grpcio) has the helpers for clients and servers.
+`keynet.sync.Proxy` is the blocking twin; `keynet.grpc` (needs grpcio) has the helpers for clients and servers;
+`keynet.relay`, `keynet.rendezvous`, `keynet.metrics` and `keynet.tracing` are loaded when they are first used.
 """
+
+import importlib as _importlib
+import typing as _typing
 
 from . import sync
 from ._access import ANYONE, AccessRequest, Allow, Anyone
@@ -89,6 +93,27 @@ from .errors import (
     UnknownNode,
     Unreachable,
 )
+
+if _typing.TYPE_CHECKING:
+    from . import grpc as grpc
+    from . import metrics as metrics
+    from . import relay as relay
+    from . import rendezvous as rendezvous
+    from . import tracing as tracing
+
+# They need packages of others, or are for few programs: `keynet.grpc` is loaded when it is first used.
+_LAZY = frozenset({"grpc", "metrics", "relay", "rendezvous", "tracing"})
+
+
+def __getattr__(name: str) -> object:
+    if name in _LAZY:
+        return _importlib.import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY})
+
 
 __all__ = [
     # a node

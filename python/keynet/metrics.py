@@ -1,4 +1,4 @@
-"""Metrics for Prometheus (needs `pip install keynet[metrics]`).
+"""Metrics for Prometheus (needs `pip install 'pykeynet[metrics]'`).
 
     server = keynet.metrics.serve("127.0.0.1:9464", keynet.metrics.ProxyCollector(proxy))
 
@@ -12,16 +12,18 @@ import threading
 import wsgiref.simple_server
 from collections.abc import Callable, Iterable, Mapping
 
-import prometheus_client
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
-from prometheus_client.registry import Collector
-
-from ._repr import shown
+from ._extras import needed_by
 from ._keynet import __version__
 from ._proxy import BaseProxy
 from ._reasons import Reason, Stage
+from ._repr import shown
 from ._status import PeerStatus, Status
 from .errors import BindError, InvalidArgument
+
+with needed_by("keynet.metrics", "metrics"):
+    import prometheus_client
+    from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+    from prometheus_client.registry import Collector
 
 __all__ = ["MetricsServer", "ProxyCollector", "StatsCollector", "serve"]
 
@@ -37,11 +39,11 @@ class ProxyCollector(Collector):
     def __init__(self, proxy: BaseProxy, *, per_peer: bool = True) -> None:
         self._proxy, self._per_peer = proxy, per_peer
 
-    def collect(self) -> Iterable[Metric]:
-        """What a registry calls at each scrape."""
     def __repr__(self) -> str:
         return shown(self, self._proxy)
 
+    def collect(self) -> Iterable[Metric]:
+        """What a registry calls at each scrape."""
         if not self._proxy.is_running:
             return
         stats, status = self._proxy.stats(), self._proxy.status()
@@ -63,11 +65,11 @@ class StatsCollector(Collector):
     def __init__(self, prefix: str, stats: Callable[[], Mapping[str, int]], gauges: Iterable[str] = ()) -> None:
         self._prefix, self._stats, self._gauges = prefix, stats, frozenset(gauges)
 
-    def collect(self) -> Iterable[Metric]:
-        """What a registry calls at each scrape."""
     def __repr__(self) -> str:
         return shown(self, self._prefix)
 
+    def collect(self) -> Iterable[Metric]:
+        """What a registry calls at each scrape."""
         for name, value in self._stats().items():
             kind = GaugeMetricFamily if name in self._gauges else CounterMetricFamily
             yield kind(f"{self._prefix}_{name}", name.replace("_", " ").capitalize() + ".", value=value)
@@ -85,11 +87,11 @@ class MetricsServer:
         host, port = self._server.server_address[:2]
         return f"{host!s}:{port}"
 
-    def close(self) -> None:
-        """Ends it. May be called again."""
     def __repr__(self) -> str:
         return shown(self, self.address)
 
+    def close(self) -> None:
+        """Ends it. May be called again."""
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()

@@ -1,4 +1,4 @@
-"""OpenTelemetry traces of connections (needs `pip install keynet[tracing]`).
+"""OpenTelemetry traces of connections (needs `pip install 'pykeynet[tracing]'`).
 
     async with keynet.Proxy(identity) as proxy, keynet.tracing.traced(proxy): ...
 
@@ -11,12 +11,14 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 
-from opentelemetry import trace
-
 from ._events import ConnectionOpened, ConnectionRefused
+from ._extras import needed_by
 from ._info import ConnectionInfo, Role
 from ._keynet import __version__
 from ._proxy import EventStream, Proxy
+
+with needed_by("keynet.tracing", "tracing"):
+    from opentelemetry import trace
 
 __all__ = ["traced"]
 

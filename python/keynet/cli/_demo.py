@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from .._extras import install, needed_by
 from ._common import invalid
 from ._output import Output
 
@@ -16,7 +17,7 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
         help="run two nodes, a gRPC server and a gRPC client on this machine",
         description="Starts four processes: a plain gRPC server, two keynet nodes and a plain gRPC client; "
         "makes all four kinds of calls "
-        "through them, measures, and shows what happened. Needs: pip install keynet[demo].",
+        f"through them, measures, and shows what happened. Needs: {install('demo')}.",
     )
     parser.add_argument("--calls", type=int, default=500, metavar="N", help="unary calls to measure (default 500)")
     parser.add_argument("--mebibytes", type=int, default=64, metavar="N", help="MiB to stream each way (default 64)")
@@ -26,10 +27,10 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace, out: Output) -> int:
     try:
-        import google.protobuf  # noqa: F401
-        import grpc  # noqa: F401
+        with needed_by("the demo", "demo"):
+            from ..demo import client  # noqa: F401
     except ImportError as missing:
-        raise invalid(f"the demo needs grpcio and protobuf ({missing}): pip install 'keynet[demo]'") from None
+        raise invalid(str(missing)) from None
     from ..demo.run import Demo
 
     return Demo(out, calls=max(1, options.calls), mebibytes=max(1, options.mebibytes), ipv6=options.ipv6).run()

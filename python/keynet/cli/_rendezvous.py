@@ -9,6 +9,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from .._access import ANYONE, Allow
+from .._extras import install
 from .._node import NodeId
 from ._common import add_identity, invalid, load_identity
 from ._output import Output
@@ -25,7 +26,7 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
         parents=[common],
         help="run a rendezvous: nodes that register there find each other by their node ids",
         description="Runs a rendezvous until Ctrl-C, and prints what nodes are to be told: NODE@HOST:PORT. With -v it "
-        "also prints what happens, and counters every minute. Needs: pip install keynet[rendezvous].",
+        f"also prints what happens, and counters every minute. Needs: {install('rendezvous')}.",
     )
     add_identity(parser)
     parser.add_argument("--listen", default="[::]:7348", metavar="ADDRESS", help="UDP address (default [::]:7348)")
@@ -102,11 +103,9 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace, out: Output) -> int:
     try:
-        import google.protobuf  # noqa: F401
-        import grpc  # noqa: F401
+        from ..rendezvous import Server, Settings
     except ImportError as missing:
-        raise invalid(f"a rendezvous needs grpcio and protobuf ({missing}): pip install 'keynet[rendezvous]'") from None
-    from ..rendezvous import Server, Settings
+        raise invalid(str(missing)) from None
 
     settings = Settings()
     if options.max_nodes is not None:

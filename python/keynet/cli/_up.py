@@ -11,6 +11,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from .._access import ANYONE, Allow
+from .._extras import install
 from .._node import NodeId
 from .._proxy import Proxy
 from .._status_server import StatusServer
@@ -120,7 +121,7 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
     )
     add_finding(parser)
     parser.add_argument(
-        "--metrics", metavar="ADDRESS", help="answer Prometheus at this TCP address (pip install keynet[metrics])"
+        "--metrics", metavar="ADDRESS", help=f"answer Prometheus at this TCP address ({install('metrics')})"
     )
     parser.set_defaults(run=run)
 
@@ -165,7 +166,7 @@ def _measure(proxy: Proxy, listen: str | None) -> MetricsServer | None:
     try:
         from .. import metrics
     except ImportError as missing:
-        raise invalid(f"--metrics needs prometheus-client ({missing}): pip install 'keynet[metrics]'") from None
+        raise invalid(f"--metrics: {missing}") from None
     return metrics.serve(listen, metrics.ProxyCollector(proxy))
 
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from google.protobuf.message import DecodeError
 
+from .._extras import needed_by
 from .._node import NodeId
 from ._limits import MAX_MESSAGE, Settings, invalid
 from ._registry import Settle
@@ -222,9 +223,10 @@ class Group:
 def _checked(url: str) -> str:
     """Refuses what is no address of a NATS server, and tells if the client for it is missing."""
     try:
-        import nats  # noqa: F401
-    except ImportError:
-        raise invalid("a group needs nats-py: pip install 'keynet[rendezvous]'") from None
+        with needed_by("a group of rendezvous nodes", "rendezvous"):
+            import nats  # noqa: F401
+    except ImportError as missing:
+        raise invalid(str(missing)) from None
     try:
         parts = urllib.parse.urlsplit(url)
         valid = parts.scheme in ("nats", "tls") and parts.hostname and (parts.port is None or parts.port > 0)
