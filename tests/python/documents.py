@@ -11,7 +11,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("benches/*.md")])
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-_NOT_RUN = re.compile(r"<!-- not run: (\S.*?) -->\n$", re.DOTALL)
+_NOT_RUN = re.compile(r"^<!-- not run: (\S(?:(?!-->).)*) -->\n\Z", re.DOTALL | re.MULTILINE)
 
 
 @dataclasses.dataclass(frozen=True)
