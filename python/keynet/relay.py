@@ -53,6 +53,7 @@ class RelayLimits(TypedDict, total=False):
     answers_per_second_per_network: int
     max_connections: int
     max_connections_per_network: int
+    handshakes_per_second_per_network: int
     connection_timeout: float
     write_queue: int
 
@@ -65,7 +66,8 @@ class RelayServer(Runs):
       its key (PEM); without that it shows the one of `identity`, which clients know by its key.
     - `users`: passwords by name.
     - `secret`: whoever knows it can make names that end, as coturn's use-auth-secret has it: the name is
-      "<seconds since 1970>:<whom>", the password base64(HMAC-SHA1(secret, name)).
+      "<seconds since 1970>:<whom>", the password base64(HMAC-SHA1(secret, name)). Several, 4 at most: the one in use
+      first, then those before it whose names have not ended yet.
     - `introduction_peers`: "host:port" of rendezvous nodes. With the public name and password "keynet" they can be
       reached through this relay, and nothing else.
     - `allowed_peers`: networks ("192.168.0.0/16") whose addresses may be reached although they are not of the open
@@ -85,7 +87,7 @@ class RelayServer(Runs):
         identity: Identity | None = None,
         realm: str | None = None,
         users: Mapping[str, str] | None = None,
-        secret: str | None = None,
+        secret: str | Sequence[str] | None = None,
         introduction_peers: Sequence[str] = (),
         allowed_peers: Sequence[str] = (),
         relay_addresses: Sequence[str] = (),
@@ -93,7 +95,7 @@ class RelayServer(Runs):
         ports: tuple[int, int] | None = None,
         limits: RelayLimits | None = None,
     ) -> None:
-        if not users and secret is None and not introduction_peers:
+        if not users and not _secrets(secret) and not introduction_peers:
             raise _invalid("nobody could use this relay: give users=, secret= or introduction_peers=")
         self._identity = identity
         self._core: _keynet.RelayServer | None = None
@@ -104,7 +106,7 @@ class RelayServer(Runs):
             "certificate": None if certificate is None else tuple(map(_contents, certificate)),
             "realm": realm,
             "users": dict(users or {}),
-            "secret": secret,
+            "secrets": _secrets(secret),
             "introduction_peers": list(introduction_peers),
             "allowed_peers": list(allowed_peers),
             "relay_addresses": list(relay_addresses),
@@ -141,11 +143,19 @@ class RelayServer(Runs):
         self,
         users: Mapping[str, str] | None = None,
         *,
-        secret: str | None = None,
+        secret: str | Sequence[str] | None = None,
         introduction_peers: Sequence[str] = (),
     ) -> None:
         """Replaces all accounts. Allocations live on until their clients refresh them."""
-        self._started().set_users(dict(users or {}), secret, list(introduction_peers))
+        self._started().set_users(dict(users or {}), _secrets(secret), list(introduction_peers))
+
+    def set_secret(self, secret: str | Sequence[str]) -> None:
+        """Other secrets, the one in use first; raises `InvalidArgument` for more than 4.
+
+        Unlike `set_users` it leaves allocations alone that were made with a secret before: they live on for as long as
+        they are refreshed.
+        """
+        self._started().set_secrets(_secrets(secret))
 
     async def start(self) -> None:
         """Binds the sockets and begins. Raises `BindError`, `InvalidArgument`."""
@@ -183,6 +193,10 @@ def _core(identity: Identity | None) -> _keynet.Identity | None:
 
 def _several(addresses: str | Sequence[str]) -> list[str]:
     return [addresses] if isinstance(addresses, str) else list(addresses)
+
+
+def _secrets(secret: str | Sequence[str] | None) -> list[str]:
+    return [] if secret is None else _several(secret)
 
 
 def _contents(file: str | pathlib.Path) -> bytes:

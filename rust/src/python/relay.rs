@@ -26,7 +26,7 @@ struct Settings {
     certificate: Option<(Vec<u8>, Vec<u8>)>,
     realm: Option<String>,
     users: HashMap<String, String>,
-    secret: Option<String>,
+    secrets: Vec<String>,
     introduction_peers: Vec<String>,
     allowed_peers: Vec<String>,
     relay_addresses: Vec<String>,
@@ -59,7 +59,7 @@ impl Settings {
         };
         let users = Users {
             listed: self.users,
-            secret: self.secret,
+            secrets: bounded(self.secrets)?,
             introduction_peers: addresses("introduction_peers", &self.introduction_peers)?,
         };
         let network =
@@ -79,6 +79,17 @@ impl Settings {
 fn addresses(name: &str, texts: &[String]) -> Result<Vec<SocketAddr>> {
     texts.iter().map(|text| socket_address(name, text)).collect()
 }
+
+/// A wrong password costs a try of each.
+fn bounded(secrets: Vec<String>) -> Result<Vec<String>> {
+    match secrets.len() > MAX_SECRETS || secrets.iter().any(String::is_empty) {
+        true => Err(invalid(format!("secret: {MAX_SECRETS} at most, the one in use first, and none of them empty"))),
+        false => Ok(secrets),
+    }
+}
+
+/// One in use, and those that are on their way out.
+const MAX_SECRETS: usize = 4;
 
 fn ips(name: &str, texts: &[String]) -> Result<Vec<IpAddr>> {
     let one = |text: &String| text.parse().map_err(|_| invalid(format!("{name}: {text:?} is not an IP address")));
@@ -117,6 +128,7 @@ limits! {
     "answers_per_second_per_network" => answers_per_second_per_network, count;
     "max_connections" => max_connections, count;
     "max_connections_per_network" => max_connections_per_network, count;
+    "handshakes_per_second_per_network" => handshakes_per_second_per_network, count;
     "connection_timeout" => connection_timeout, seconds;
     "write_queue" => write_queue, count;
 }
@@ -179,11 +191,18 @@ impl RelayServer {
         &self,
         py: Python<'_>,
         users: HashMap<String, String>,
-        secret: Option<String>,
+        secrets: Vec<String>,
         introduction_peers: Vec<String>,
     ) -> PyResult<()> {
         let introduction_peers = addresses("introduction_peers", &introduction_peers).or_raise(py)?;
-        self.0.get().or_raise(py)?.set_users(Users { listed: users, secret, introduction_peers });
+        let secrets = bounded(secrets).or_raise(py)?;
+        self.0.get().or_raise(py)?.set_users(Users { listed: users, secrets, introduction_peers });
+        Ok(())
+    }
+
+    fn set_secrets(&self, py: Python<'_>, secrets: Vec<String>) -> PyResult<()> {
+        let secrets = bounded(secrets).or_raise(py)?;
+        self.0.get().or_raise(py)?.set_secrets(secrets);
         Ok(())
     }
 

@@ -6,6 +6,7 @@ mod filling;
 mod in_use;
 mod keeper;
 mod known;
+mod segments;
 pub mod server;
 mod uri;
 

@@ -69,7 +69,7 @@ impl Run {
         };
         let users = Users {
             listed: NAMES[..2].iter().map(|name| (name.to_string(), "p".to_owned())).collect(),
-            secret: None,
+            secrets: vec![],
             introduction_peers: vec![introduction()],
         };
         let setup = Setup { users, allowed_peers: vec![], own: vec![own(Family::V4), own(Family::V6)] };

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import ssl
 import time
 from typing import Any
@@ -25,9 +26,17 @@ class Received(asyncio.DatagramProtocol):
         self.queue.put_nowait((data, address))
 
 
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
+
+
 @pytest.mark.parametrize("transport", ["udp", "tcp", "tls"])
-async def test_datagrams_come_back(transport: str, alice: keynet.Identity) -> None:
-    async with echo("127.0.0.1") as peer, loopback_relay(tls="127.0.0.1:0", identity=alice) as relay:
+@pytest.mark.parametrize("one_port", [False, True], ids=["two ports", "one port"])
+async def test_datagrams_come_back(transport: str, one_port: bool, alice: keynet.Identity) -> None:
+    listen = f"127.0.0.1:{free_port() if one_port else 0}"
+    async with echo("127.0.0.1") as peer, loopback_relay(listen=listen, tls=listen, identity=alice) as relay:
         address = relay.tls_addresses[0] if transport == "tls" else relay.addresses[0]
         context: ssl.SSLContext | None = None
         if transport == "tls":

@@ -2,7 +2,7 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use tokio::net::{lookup_host, TcpStream};
+use tokio::net::{lookup_host, TcpSocket, TcpStream};
 
 use super::link::{DatagramLink, Link, StreamLink};
 use super::{tls, Options, RelaySpec};
@@ -10,7 +10,7 @@ use crate::addr::unmapped;
 use crate::error::{Error, Reason, Result, Stage};
 use crate::net::socket::Socket;
 use crate::path::{is_for_everybody, sendable};
-use crate::relay::Transport;
+use crate::relay::{segments, Transport};
 
 /// The addresses of what is connected to, the relay or the proxy before it: families take turns, as the resolver orders them
 /// (RFC 8305 section 4).
@@ -71,7 +71,7 @@ pub(super) async fn connect(spec: &RelaySpec, address: SocketAddr, authority: &s
         let socket = Socket::bind(SocketAddr::new(any, 0), &options.socket)?;
         return Ok(Link::Datagrams(DatagramLink::new(socket, address)));
     }
-    let mut stream = TcpStream::connect(address).await.map_err(|error| unreachable(error.to_string()))?;
+    let mut stream = open(address).await.map_err(|error| unreachable(error.to_string()))?;
     // what is written is a whole batch: nothing is gained by waiting for more
     stream.set_nodelay(true).map_err(|error| unreachable(error.to_string()))?;
     if let Some(proxy) = &spec.proxy {
@@ -81,6 +81,12 @@ pub(super) async fn connect(spec: &RelaySpec, address: SocketAddr, authority: &s
         Transport::Tls => StreamLink::new(Box::new(tls::connect(&spec.uri, stream).await?)),
         Transport::Udp | Transport::Tcp => StreamLink::new(Box::new(stream)),
     }))
+}
+
+async fn open(address: SocketAddr) -> std::io::Result<TcpStream> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    segments::limit(&socket);
+    socket.connect(address).await
 }
 
 /// Of a name with more, the first are as good as any.

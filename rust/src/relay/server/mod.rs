@@ -6,14 +6,16 @@
 //! | `stream` | clients over TCP and TLS |
 //! | `relayed` | peers |
 //! | `frames` | ChannelData in bulk |
-//! | `port` | a UDP socket with GSO and GRO; buffers |
+//! | `port`, `ports` | a UDP socket with GSO and GRO; buffers; which ports of relayed addresses are free |
 //! | `table` | sockets of relayed addresses, connections of clients |
 //!
 //! Data moves in batches: what the kernel puts together from one sender is looked up once, gets or loses its headers in one
 //! buffer, and leaves in one system call. The lock is held for the look-up only.
 
 mod frames;
+mod handshakes;
 mod port;
+mod ports;
 mod relayed;
 mod setup;
 mod stream;
@@ -21,6 +23,7 @@ mod table;
 pub mod tls;
 mod udp;
 
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
@@ -77,6 +80,9 @@ pub(super) struct Shared {
     wires: Mutex<Vec<Vec<u8>>>,
     start: Instant,
     counters: Counters,
+    handshakes: handshakes::Handshakes,
+    /// What this machine is called by its operator, beside its interfaces' addresses.
+    names: Vec<IpAddr>,
 }
 
 pub(super) struct Core {
@@ -94,7 +100,7 @@ struct Counters {
 impl RelayServer {
     /// Binds inside a tokio runtime.
     pub fn bind(options: RelayOptions, config: RelayServerConfig) -> Result<Self> {
-        let (shared, listeners, bound) = setup::bind(options, config)?;
+        let (shared, doors, bound) = setup::bind(options, config)?;
         let closing = watch::Sender::new(false);
         let mut tasks = JoinSet::new();
         let mut spawn = |task: std::pin::Pin<Box<dyn std::future::Future<Output = ()> + Send>>| {
@@ -110,10 +116,11 @@ impl RelayServer {
         for place in 0..shared.udp.len() {
             spawn(Box::pin(udp::serve(shared.clone(), place as u8)));
         }
-        for (listener, tls) in listeners {
-            spawn(Box::pin(stream::accept(shared.clone(), listener, tls)));
+        for door in doors {
+            spawn(Box::pin(stream::accept(shared.clone(), door)));
         }
         spawn(Box::pin(sweep(shared.clone())));
+        spawn(Box::pin(follow_addresses(shared.clone())));
         Ok(Self { state: Mutex::new(State::Running(shared, tasks)), bound, closing })
     }
 
@@ -133,6 +140,13 @@ impl RelayServer {
     pub fn set_users(&self, users: turn::Users) {
         if let State::Running(shared, _) = &*self.state() {
             shared.core().server.set_users(users);
+        }
+    }
+
+    /// Other secrets for names that end, from now on; allocations under those before go on.
+    pub fn set_secrets(&self, secrets: Vec<String>) {
+        if let State::Running(shared, _) = &*self.state() {
+            shared.core().server.set_secrets(secrets);
         }
     }
 
@@ -275,6 +289,23 @@ async fn sweep(shared: Arc<Shared>) {
     }
 }
 
+/// This machine's addresses change while it runs: what has become its own is no peer any more.
+async fn follow_addresses(shared: Arc<Shared>) {
+    let mut last = Vec::new();
+    loop {
+        tokio::time::sleep(LOOK).await;
+        let names = shared.names.clone();
+        // reading them blocks for a moment
+        let Ok(own) = tokio::task::spawn_blocking(move || setup::own(&names)).await else { return };
+        if own != last {
+            shared.core().server.set_own(own.clone());
+            last = own;
+        }
+    }
+}
+
+/// How long an address that the machine has been given may pass for somebody else's. Reading them is a few system calls.
+const LOOK: std::time::Duration = std::time::Duration::from_secs(2);
 /// As often as the server looks for what has expired.
 const SWEEP: std::time::Duration = std::time::Duration::from_secs(1);
 /// Receive calls before other tasks have their turn: 16 buffers each.

@@ -6,13 +6,14 @@ use std::sync::Arc;
 
 use super::frames;
 use super::port::{Buffers, Port};
+use super::ports::Lent;
 use super::{Shared, BATCHES};
 use crate::addr::unmapped;
 use crate::turn::channel::HEADER;
 use crate::turn::server::{data_indication, AllocationId, Client, Framing};
 
 /// Ends by being aborted.
-pub async fn serve(shared: Arc<Shared>, allocation: AllocationId, port: Arc<Port>) {
+pub async fn serve(shared: Arc<Shared>, allocation: AllocationId, port: Arc<Lent>) {
     loop {
         if port.readable().await.is_err() {
             return;

@@ -14,6 +14,7 @@ use super::{Core, Counters, Shared};
 use crate::addr::unmapped;
 use crate::config::RelayServerConfig;
 use crate::error::{Error, Reason, Result, Stage};
+use crate::relay::segments;
 use crate::time::Time;
 use crate::turn::server::{Family, Network, Server, Setup, Users};
 
@@ -46,31 +47,52 @@ pub struct Bound {
     pub relayed: Vec<IpAddr>,
 }
 
-pub type Listeners = Vec<(TcpListener, Option<Arc<ServerConfig>>)>;
+/// A port for clients on TCP.
+pub struct Door {
+    pub listener: TcpListener,
+    pub serves: Serves,
+}
 
-pub fn bind(options: RelayOptions, config: RelayServerConfig) -> Result<(Arc<Shared>, Listeners, Bound)> {
+#[derive(Clone)]
+pub enum Serves {
+    Plain,
+    Tls(Arc<ServerConfig>),
+    /// The first byte says which of both it is.
+    Both(Arc<ServerConfig>),
+}
+
+pub fn bind(options: RelayOptions, config: RelayServerConfig) -> Result<(Arc<Shared>, Vec<Door>, Bound)> {
     check(&options, &config)?;
     let mut bound = Bound::default();
     let mut udp = vec![];
-    let mut listeners: Listeners = vec![];
+    let mut doors = vec![];
+    let tls_too =
+        |address: &SocketAddr| options.tls.as_ref().filter(|tls| address.port() != 0 && tls.listen.contains(address));
     for address in &options.listen {
         // `[::]` takes IPv4 too, unless somebody else does
         let only_v6 = options.listen.iter().any(|other| other.is_ipv4() && other.port() == address.port());
         let port = Port::bind(*address, only_v6).map_err(|error| failed("UDP", *address, &error))?;
         // the same port for TCP, also where the system chose it
+        let serves = tls_too(address).map_or(Serves::Plain, |tls| Serves::Both(tls.config.clone()));
         let address = SocketAddr::new(address.ip(), port.local().port());
         let listener = listen(address, only_v6).map_err(|error| failed("TCP", address, &error))?;
         bound.udp.push(port.local());
         bound.tcp.push(listener.local_addr().unwrap_or(address));
+        if matches!(serves, Serves::Both(_)) {
+            bound.tls.push(listener.local_addr().unwrap_or(address));
+        }
         udp.push(port);
-        listeners.push((listener, None));
+        doors.push(Door { listener, serves });
     }
-    for address in options.tls.iter().flat_map(|tls| &tls.listen) {
-        let v4 = |other: &SocketAddr| other.is_ipv4() && other.port() == address.port();
-        let only_v6 = options.tls.iter().flat_map(|tls| &tls.listen).any(v4);
-        let listener = listen(*address, only_v6).map_err(|error| failed("TLS", *address, &error))?;
-        bound.tls.push(listener.local_addr().unwrap_or(*address));
-        listeners.push((listener, options.tls.as_ref().map(|tls| tls.config.clone())));
+    if let Some(tls) = &options.tls {
+        let plain = &options.listen;
+        for address in tls.listen.iter().filter(|address| address.port() == 0 || !plain.contains(address)) {
+            let v4 = |other: &SocketAddr| other.is_ipv4() && other.port() == address.port();
+            let only_v6 = tls.listen.iter().chain(plain).any(v4);
+            let listener = listen(*address, only_v6).map_err(|error| failed("TLS", *address, &error))?;
+            bound.tls.push(listener.local_addr().unwrap_or(*address));
+            doors.push(Door { listener, serves: Serves::Tls(tls.config.clone()) });
+        }
     }
     let addresses = addresses(&options)?;
     let outward = |family: Family| addresses.external[family as usize].or(addresses.bound[family as usize]);
@@ -79,10 +101,11 @@ pub fn bind(options: RelayOptions, config: RelayServerConfig) -> Result<(Arc<Sha
     getrandom::fill(&mut seed).map_err(|error| {
         Error::new(Reason::Internal, Stage::Setup, format!("the system gives no randomness: {error}"))
     })?;
-    let setup = Setup { own: own(&options, &addresses), users: options.users, allowed_peers: options.allowed_peers };
+    let names = names(&options, &addresses);
+    let setup = Setup { own: own(&names), users: options.users, allowed_peers: options.allowed_peers };
     let server = Server::new(config.clone(), setup, &seed, Time::ZERO);
     let shared = Arc::new_cyclic(|shared| Shared {
-        core: Mutex::new(Core { server, table: Table::new(shared.clone(), addresses, config.ports.clone()) }),
+        core: Mutex::new(Core { server, table: Table::new(shared.clone(), addresses, &config.ports) }),
         udp,
         addresses,
         pool: super::Pool::default(),
@@ -91,9 +114,11 @@ pub fn bind(options: RelayOptions, config: RelayServerConfig) -> Result<(Arc<Sha
         next_link: std::sync::atomic::AtomicU64::new(0),
         start: Instant::now(),
         counters: Counters::default(),
+        names,
+        handshakes: super::handshakes::Handshakes::new(&config),
         config,
     });
-    Ok((shared, listeners, bound))
+    Ok((shared, doors, bound))
 }
 
 fn check(options: &RelayOptions, config: &RelayServerConfig) -> Result<()> {
@@ -127,6 +152,7 @@ fn listen(address: SocketAddr, only_v6: bool) -> io::Result<TcpListener> {
     // connections of the process before may still be in TIME-WAIT
     #[cfg(unix)]
     socket.set_reuse_address(true)?;
+    segments::limit(&socket);
     socket.set_nonblocking(true)?;
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
@@ -187,10 +213,15 @@ fn routed(family: Family) -> Option<IpAddr> {
     socket.local_addr().ok().map(|local| local.ip()).filter(|ip| !ip.is_unspecified())
 }
 
-/// Every address of this machine, and its names.
-fn own(options: &RelayOptions, addresses: &Addresses) -> Vec<IpAddr> {
-    let mut own: Vec<IpAddr> = options.listen.iter().map(|listen| unmapped(*listen).ip()).collect();
-    own.extend(addresses.bound.iter().chain(&addresses.external).flatten());
+/// What this machine is called by its operator.
+fn names(options: &RelayOptions, addresses: &Addresses) -> Vec<IpAddr> {
+    let listen = options.listen.iter().map(|listen| unmapped(*listen).ip());
+    listen.chain(addresses.bound.into_iter().chain(addresses.external).flatten()).collect()
+}
+
+/// Every address of this machine as it is now, and its names.
+pub(super) fn own(names: &[IpAddr]) -> Vec<IpAddr> {
+    let mut own = names.to_vec();
     own.extend(if_addrs::get_if_addrs().unwrap_or_default().iter().map(if_addrs::Interface::ip));
     own.sort_unstable();
     own.dedup();

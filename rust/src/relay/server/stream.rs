@@ -5,14 +5,15 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
-use rustls::ServerConfig;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
+use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 
 use super::frames::Frame;
+use super::setup::{Door, Serves};
 use super::{Core, Shared};
 use crate::addr::network_of;
 use crate::addr::unmapped;
@@ -20,8 +21,8 @@ use crate::turn::channel::{self, frame_length, read_header};
 use crate::turn::server::{Client, Link};
 
 /// Ends by being dropped, and its connections with it.
-pub async fn accept(shared: Arc<Shared>, listener: TcpListener, tls: Option<Arc<ServerConfig>>) {
-    let tls = tls.map(TlsAcceptor::from);
+pub async fn accept(shared: Arc<Shared>, door: Door) {
+    let Door { listener, serves } = door;
     let mut connections = JoinSet::new();
     loop {
         let accepted = tokio::select! {
@@ -37,21 +38,42 @@ pub async fn accept(shared: Arc<Shared>, listener: TcpListener, tls: Option<Arc<
             shared.counters.refused_connections.fetch_add(1, Ordering::Relaxed);
             continue;
         };
-        let tls = tls.clone();
+        let serves = serves.clone();
         connections.spawn(async move {
             let _ = stream.set_nodelay(true);
-            connect(&seat, stream, tls).await;
+            connect(&seat, stream, serves).await;
         });
     }
 }
 
-async fn connect(seat: &Seat, stream: TcpStream, tls: Option<TlsAcceptor>) {
-    let local = stream.local_addr().ok().map(|local| unmapped(local).ip());
+async fn connect(seat: &Seat, stream: TcpStream, serves: Serves) {
+    let (local, shared) = (stream.local_addr().ok().map(|local| unmapped(local).ip()), &seat.shared);
+    let patience = shared.config.connection_timeout;
+    let tls = match serves {
+        Serves::Plain => None,
+        Serves::Tls(config) => Some(config),
+        Serves::Both(config) => match timeout(patience, begins_tls(&stream)).await {
+            Ok(Ok(true)) => Some(config),
+            Ok(Ok(false)) => None,
+            Ok(Err(_)) | Err(_) => return,
+        },
+    };
     let Some(tls) = tls else { return serve(seat, stream, local).await };
-    let handshake = tokio::time::timeout(seat.shared.config.connection_timeout, tls.accept(stream)).await;
-    if let Ok(Ok(stream)) = handshake {
+    if !shared.handshakes.take(seat.address.ip(), shared.now()) {
+        shared.counters.refused_connections.fetch_add(1, Ordering::Relaxed);
+        return;
+    }
+    if let Ok(Ok(stream)) = timeout(patience, TlsAcceptor::from(tls).accept(stream)).await {
         serve(seat, stream, local).await;
     }
+}
+
+/// A record of TLS that holds a handshake begins with 22 (RFC 8446 section 5.1); what TURN says begins with 0 to 3 (STUN) or 64 to 79
+/// (ChannelData).
+async fn begins_tls(stream: &TcpStream) -> std::io::Result<bool> {
+    let mut first = [0];
+    let count = stream.peek(&mut first).await?;
+    Ok(count == 1 && first == [22])
 }
 
 async fn serve<S>(seat: &Seat, stream: S, local: Option<std::net::IpAddr>)

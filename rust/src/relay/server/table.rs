@@ -8,21 +8,21 @@ use std::sync::{Arc, Weak};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
-use super::port::Port;
+use super::ports::{Lent, Ports};
 use super::Shared;
 use crate::turn::server::{AllocationId, Family, NoSocket, Sockets};
 
 pub struct Table {
     shared: Weak<Shared>,
     addresses: Addresses,
-    ports: RangeInclusive<u16>,
+    ports: [Ports; 2],
     relayed: HashMap<(AllocationId, Family), Relayed>,
     links: HashMap<u64, mpsc::Sender<Vec<u8>>>,
     closed: bool,
 }
 
 struct Relayed {
-    port: Arc<Port>,
+    port: Arc<Lent>,
     task: JoinHandle<()>,
 }
 
@@ -56,11 +56,12 @@ impl Addresses {
 }
 
 impl Table {
-    pub fn new(shared: Weak<Shared>, addresses: Addresses, ports: RangeInclusive<u16>) -> Self {
+    pub fn new(shared: Weak<Shared>, addresses: Addresses, ports: &RangeInclusive<u16>) -> Self {
+        let ports = [Ports::new(ports), Ports::new(ports)];
         Self { shared, addresses, ports, relayed: HashMap::new(), links: HashMap::new(), closed: false }
     }
 
-    pub fn port(&self, allocation: AllocationId, family: Family) -> Option<Arc<Port>> {
+    pub fn port(&self, allocation: AllocationId, family: Family) -> Option<Arc<Lent>> {
         self.relayed.get(&(allocation, family)).map(|relayed| relayed.port.clone())
     }
 
@@ -90,24 +91,13 @@ impl Table {
         };
         self.relayed.drain().map(|(_, relayed)| end(relayed)).collect()
     }
-
-    /// A free port, beginning somewhere (RFC 6056 section 3.3.1).
-    fn bind(&self, ip: IpAddr, even: bool) -> Option<Port> {
-        let count = u32::from(self.ports.end().saturating_sub(*self.ports.start())) + 1;
-        let mut random = [0; 4];
-        getrandom::fill(&mut random).ok()?;
-        let first = u32::from_ne_bytes(random) % count;
-        let ports = (0..count).map(|n| self.ports.start().wrapping_add(((first + n) % count) as u16));
-        let mut wanted = ports.filter(|port| !even || port.is_multiple_of(2)).take(ATTEMPTS);
-        wanted.find_map(|port| Port::bind(SocketAddr::new(ip, port), true).ok())
-    }
 }
 
 impl Sockets for Table {
     fn open(&mut self, allocation: AllocationId, family: Family, even: bool) -> Result<SocketAddr, NoSocket> {
         let ip = self.addresses.bound[family as usize].ok_or(NoSocket::Family)?;
         let shared = self.shared.upgrade().filter(|_| !self.closed).ok_or(NoSocket::Full)?;
-        let port = Arc::new(self.bind(ip, even).ok_or(NoSocket::Full)?);
+        let port = Arc::new(self.ports[family as usize].bind(ip, even).ok_or(NoSocket::Full)?);
         let address = self.addresses.outward(port.local());
         let task = tokio::spawn(super::relayed::serve(shared, allocation, port.clone()));
         self.relayed.insert((allocation, family), Relayed { port, task });
@@ -120,9 +110,6 @@ impl Sockets for Table {
         }
     }
 }
-
-/// Ports tried for one allocation. When three of four are taken, that many in a row are once in 10^8.
-const ATTEMPTS: usize = 64;
 
 #[cfg(test)]
 mod tests {

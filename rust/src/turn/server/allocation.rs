@@ -17,6 +17,8 @@ pub struct Allocation {
     /// Name and key it was made or last refreshed with.
     pub name: Box<[u8]>,
     pub key: Key,
+    /// Which accounts of the server these were of: other accounts judge the name anew.
+    pub accounts: u64,
     /// Of the request that made it: one that comes again is answered again.
     pub transaction: [u8; 12],
     /// One of each family at most.
@@ -50,6 +52,7 @@ impl Allocation {
             owner,
             name: name.into(),
             key,
+            accounts: 0,
             transaction: [0; 12],
             relayed: [None; 2],
             expires: Time::ZERO,

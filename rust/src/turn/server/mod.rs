@@ -15,6 +15,8 @@ mod limits;
 mod nonce;
 mod policy;
 mod requests;
+mod shares;
+mod special;
 #[cfg(test)]
 mod tests;
 mod users;
@@ -28,8 +30,10 @@ use crate::time::Time;
 use allocation::Allocation;
 use limits::Strangers;
 use nonce::Nonces;
+use shares::Shares;
 
-pub use policy::{is_public, BadNetwork, Network};
+pub use policy::{BadNetwork, Network};
+pub use special::is_public;
 pub use users::{Account, Owner, Users};
 
 /// Who is at the other end of a transport, and of ours.
@@ -161,15 +165,15 @@ pub struct Setup {
 pub struct Server {
     config: RelayServerConfig,
     setup: Setup,
+    /// Goes up with each [`Self::set_users`].
+    accounts: u64,
     nonces: Nonces,
     strangers: Strangers,
-    bucket: Bucket,
+    shares: Shares,
     allocations: HashMap<AllocationId, Allocation>,
     clients: HashMap<Client, AllocationId>,
     relayed: HashMap<SocketAddr, AllocationId>,
-    /// Allocations of each user and of each network.
-    of_owner: HashMap<Owner, usize>,
-    /// Those with introduction credentials are counted by themselves.
+    /// Allocations of each network; those with introduction credentials are counted by themselves.
     of_network: HashMap<([u8; 8], bool), usize>,
     next: u64,
     swept: Time,
@@ -187,13 +191,13 @@ impl Server {
                 config.networks,
                 now,
             ),
-            bucket: bucket(config.bytes_per_second, now),
+            shares: Shares::new(config.bytes_per_second, now),
             config,
             setup,
+            accounts: 0,
             allocations: HashMap::new(),
             clients: HashMap::new(),
             relayed: HashMap::new(),
-            of_owner: HashMap::new(),
             of_network: HashMap::new(),
             next: 0,
             swept: now,
@@ -208,6 +212,17 @@ impl Server {
     /// New accounts; allocations live on until they are to be refreshed.
     pub fn set_users(&mut self, users: Users) {
         self.setup.users = users;
+        self.accounts += 1;
+    }
+
+    /// Other secrets for names that end; what was allocated under those before lives on for as long as it is refreshed.
+    pub fn set_secrets(&mut self, secrets: Vec<String>) {
+        self.setup.users.secrets = secrets;
+    }
+
+    /// The addresses of the machine, when they have changed: what was a peer of the open internet may be this machine now.
+    pub fn set_own(&mut self, own: Vec<IpAddr>) {
+        self.setup.own = own;
     }
 
     /// `datagrams` of one client for one channel, with so many bytes of payload in all: from which allocation they go, and
@@ -282,6 +297,7 @@ impl Server {
             return;
         }
         self.swept = now;
+        self.shares.count();
         let expired = |allocation: &Allocation| allocation.expires <= now;
         let gone: Vec<_> = self.allocations.iter().filter(|(_, one)| expired(one)).map(|(id, _)| *id).collect();
         for id in gone {
@@ -292,12 +308,12 @@ impl Server {
         }
     }
 
-    /// Takes bytes from both buckets, or from none.
+    /// Takes bytes from what the allocation, its user and all together may have, or from none.
     fn pay(&mut self, id: AllocationId, now: Time, bytes: usize, datagrams: usize) -> Option<()> {
         let allocation = self.allocations.get_mut(&id)?;
         let bytes = bytes as u64;
-        if self.bucket.has(bytes, now) && allocation.bucket.take(bytes, now) {
-            self.bucket.take(bytes, now);
+        if self.shares.may(&allocation.owner, bytes, now) && allocation.bucket.take(bytes, now) {
+            self.shares.take(&allocation.owner, bytes, now);
             return Some(());
         }
         self.stats.dropped_rate += datagrams as u64;
@@ -314,13 +330,20 @@ impl Server {
         if port == Some(0) || peer.is_unspecified() {
             return false;
         }
-        if self.setup.allowed_peers.iter().any(|network| network.contains(peer)) {
+        if self.is_allowed(peer) {
             return true;
         }
         match self.setup.own.contains(&peer) {
             true => port.is_none_or(|port| self.relayed.contains_key(&SocketAddr::new(peer, port))),
             false => is_public(peer),
         }
+    }
+
+    /// Whether the operator has let clients reach this peer. A service of the platform is not meant by who allows all around it.
+    fn is_allowed(&self, peer: IpAddr) -> bool {
+        let around = special::platform(peer);
+        let named = |network: &Network| around.is_none_or(|platform| network.is_within(&platform));
+        self.setup.allowed_peers.iter().any(|network| network.contains(peer) && named(network))
     }
 
     /// A relayed address of ours that was let go may be some other program's port by now.
@@ -336,10 +359,10 @@ impl Server {
         self.setup.users.introduction_peers.contains(&peer)
     }
 
-    fn insert(&mut self, id: AllocationId, allocation: Allocation) {
+    fn insert(&mut self, id: AllocationId, allocation: Allocation, now: Time) {
         self.clients.insert(allocation.client, id);
         self.relayed.extend(allocation.relayed.iter().flatten().map(|address| (*address, id)));
-        *self.of_owner.entry(allocation.owner.clone()).or_default() += 1;
+        self.shares.add(&allocation.owner, now);
         *self.of_network.entry(allocation.network()).or_default() += 1;
         self.stats.allocated += 1;
         self.allocations.insert(id, allocation);
@@ -352,23 +375,23 @@ impl Server {
             self.relayed.remove(address);
             sockets.close(id, Family::of(address.ip()));
         }
-        one_less(&mut self.of_owner, &allocation.owner);
-        one_less(&mut self.of_network, &allocation.network());
-    }
-}
-
-fn one_less<K: Eq + std::hash::Hash>(counts: &mut HashMap<K, usize>, key: &K) {
-    if let Some(count) = counts.get_mut(key) {
-        *count -= 1;
-        if *count == 0 {
-            counts.remove(key);
+        self.shares.remove(&allocation.owner);
+        if let Some(count) = self.of_network.get_mut(&allocation.network()) {
+            *count -= 1;
+            if *count == 0 {
+                self.of_network.remove(&allocation.network());
+            }
         }
     }
 }
 
 /// A quarter of a second at once, and a batch of the largest size in any case.
 fn bucket(bytes_per_second: u64, now: Time) -> Bucket {
-    Bucket::new(bytes_per_second, (bytes_per_second / 4).max(128 << 10), now)
+    Bucket::new(bytes_per_second, burst(bytes_per_second), now)
+}
+
+fn burst(bytes_per_second: u64) -> u64 {
+    (bytes_per_second / 4).max(128 << 10)
 }
 
 /// A peer's datagram for a client without a channel to that peer. `None`: it is too large for a message.

@@ -12,7 +12,6 @@ use super::{bucket, AllocationId, Client, Family, Moment, NoSocket, Outcome, Ser
 use crate::addr::network_of;
 use crate::time::Time;
 use crate::turn::channel;
-use crate::turn::credentials::Key;
 use crate::turn::message::{self as stun, Integrity, Message, Writer};
 
 /// An error code of RFC 8489 or RFC 8656.
@@ -115,11 +114,7 @@ impl Server {
         if self.nonces.judge(nonce, client, moment.now) == Verdict::Stale {
             return Err((438, proven));
         }
-        let account = self.account(moment, client, message.method, name);
-        // a name that does not exist costs as long as a wrong password
-        let key = account.as_ref().map_or(NO_KEY, |account| account.key);
-        let signed = message.is_signed_with(&key);
-        match account.filter(|_| signed) {
+        match self.account(moment, client, message, name) {
             Some(account) => Ok((name, account)),
             None => {
                 self.stats.auth_failures += 1;
@@ -128,18 +123,23 @@ impl Server {
         }
     }
 
-    /// A name that ends is good for what it was given, as long as that is refreshed (as with coturn); only more needs a new one.
-    fn account(&self, moment: Moment, client: &Client, method: u16, name: &[u8]) -> Option<Account> {
+    /// A name that ends is good for what it was given, as long as that is refreshed (as with coturn); only more needs a new one, and a
+    /// secret that is still known.
+    fn account(&self, moment: Moment, client: &Client, message: &Message<'_>, name: &[u8]) -> Option<Account> {
         let allocation = self.clients.get(client).and_then(|id| self.allocations.get(id));
-        let known = allocation.filter(|one| !matches!(method, stun::ALLOCATE | stun::REFRESH) && *one.name == *name);
-        match known {
-            Some(allocation) => Some(Account { key: allocation.key, owner: allocation.owner.clone() }),
-            None => {
-                let own = allocation.filter(|one| *one.name == *name && matches!(one.owner, Owner::Limited(_)));
-                let lasting = method == stun::REFRESH && own.is_some();
-                self.setup.users.find(name, &self.config.realm, if lasting { 0 } else { moment.unix })
-            }
+        let own = allocation.filter(|one| *one.name == *name);
+        let lasts = |one: &Allocation| match message.method {
+            stun::ALLOCATE => false,
+            stun::REFRESH => matches!(one.owner, Owner::Limited(_)) && one.accounts == self.accounts,
+            _ => true,
+        };
+        if let Some(known) = own.filter(|one| lasts(one)) {
+            let account = Account { key: known.key, owner: known.owner.clone() };
+            return message.is_signed_with(&known.key).then_some(account);
         }
+        let lasting = message.method == stun::REFRESH && own.is_some_and(|one| matches!(one.owner, Owner::Limited(_)));
+        let unix = if lasting { 0 } else { moment.unix };
+        self.setup.users.find(name, &self.config.realm, unix, |key| message.is_signed_with(key))
     }
 
     fn serve(&mut self, request: &Request<'_, '_>, sockets: &mut dyn Sockets) -> Result<Writer, Code> {
@@ -204,11 +204,12 @@ impl Server {
         let lifetime = self.lifetime(message.lifetime).max(self.config.default_lifetime.min(self.config.max_lifetime));
         allocation.expires = request.now + lifetime;
         allocation.transaction = message.transaction;
+        allocation.accounts = self.accounts;
         let mut answer = allocated(message, &allocation, lifetime);
         if let Some((family, code)) = refused {
             answer.put_address_error(number(family), code);
         }
-        self.insert(id, allocation);
+        self.insert(id, allocation, request.now);
         Ok(answer)
     }
 
@@ -237,7 +238,7 @@ impl Server {
             Owner::Listed(_) | Owner::Limited(_) => (self.config.max_allocations_per_user, true),
         };
         let has_room = here(true) + here(false) < self.config.max_allocations_per_network;
-        match has_share && has_room && self.of_owner.get(owner).copied().unwrap_or(0) < most {
+        match has_share && has_room && self.shares.allocations(owner) < most {
             true => Ok(()),
             false => Err(486),
         }
@@ -263,6 +264,7 @@ impl Server {
             // the next requests come with this name
             allocation.name = request.name.into();
             allocation.key = request.account.key;
+            allocation.accounts = self.accounts;
             return Ok(answer);
         }
         match only.filter(|_| allocation.relayed.iter().all(Option::is_some)) {
@@ -460,5 +462,3 @@ pub(super) fn data_indication(peer: SocketAddr, data: &[u8], transaction: [u8; 1
 
 /// REQUESTED-TRANSPORT: the protocol number of UDP (RFC 8656 section 18.8).
 const UDP: u8 = 17;
-/// Nobody's.
-const NO_KEY: Key = [0; 16];

@@ -82,7 +82,7 @@ impl World {
     pub fn with(config: RelayServerConfig, change: impl FnOnce(&mut Setup)) -> Self {
         let users = Users {
             listed: [("alice".to_owned(), "secret-a".to_owned()), ("bob".to_owned(), "secret-b".to_owned())].into(),
-            secret: Some("shared".to_owned()),
+            secrets: vec!["shared".to_owned()],
             introduction_peers: vec!["10.9.9.9:7348".parse().unwrap()],
         };
         let own = vec![RELAY_V4.parse().unwrap(), RELAY_V6.parse().unwrap()];
