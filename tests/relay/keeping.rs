@@ -68,9 +68,9 @@ fn a_relay_that_does_not_answer_holds_up_none_that_is_named_later() {
         kept.uses(&[11]).await;
         let dead = TcpListener::bind((host(13), 0)).await.unwrap();
         let uri = format!("turns:a:b@{}", dead.local_addr().unwrap());
-        kept.relays.offer("dead", vec![spec(&uri)], FOR_EVER);
+        kept.relays.offer("dead", vec![spec(&uri)], FOR_EVER, false);
         let _asked = within("it is asked", dead.accept()).await.unwrap();
-        kept.relays.offer("two", vec![two.spec("udp")], FOR_EVER);
+        kept.relays.offer("two", vec![two.spec("udp")], FOR_EVER, false);
         kept.uses(&[11, 12]).await;
         assert!(kept.of(13).error.is_none(), "it is waited for still");
     });
@@ -116,7 +116,7 @@ fn a_relay_that_dies_is_replaced_by_another() {
         let (one, two) = (Turn::start(16), Turn::start(17));
         let kept = Kept::start(1, vec![one.spec("tcp")]);
         kept.uses(&[16]).await;
-        kept.relays.offer("two", vec![two.spec("udp")], FOR_EVER);
+        kept.relays.offer("two", vec![two.spec("udp")], FOR_EVER, false);
         one.server.close().await;
         kept.uses(&[17]).await;
         kept.until(|kept| kept.of(16).error.is_some()).await;
@@ -191,7 +191,7 @@ fn a_relay_that_is_named_later_and_nearer_takes_the_place_of_a_far_one() {
         let kept = Kept::start(1, vec![at(address, "udp")]);
         kept.uses(&[23]).await;
         let before = kept.vias();
-        kept.relays.offer("near", vec![near.spec("udp")], FOR_EVER);
+        kept.relays.offer("near", vec![near.spec("udp")], FOR_EVER, false);
         kept.uses(&[24]).await;
         assert_eq!(kept.relays.leaving(), before, "it carries until those who use it have moved");
         kept.until(|_| one.allocations() == 0).await;
@@ -207,7 +207,7 @@ fn a_relay_that_is_named_later_and_not_nearer_is_asked_and_given_back() {
         let kept = Kept::start(1, vec![at(near, "udp")]);
         kept.uses(&[27]).await;
         let before = kept.vias();
-        kept.relays.offer("farther", vec![at(farther, "udp")], FOR_EVER);
+        kept.relays.offer("farther", vec![at(farther, "udp")], FOR_EVER, false);
         kept.until(|_| two.server.stats().turn.allocated > 0 && two.allocations() == 0).await;
         assert_eq!(kept.vias(), before);
     });

@@ -50,6 +50,8 @@ _SPARE_STREAMS = 256
 """Streams beside those of the registered nodes: newcomers, who have 10 s for their Hello, and those to be refused."""
 _SPARE_FILES = 512
 """Open files beside those of streams: Python, gRPC, NATS and the core have a few dozen."""
+_FAREWELL = 0.5
+"""Seconds in which nodes that are told may move to another rendezvous: a round trip, and the exchange under way."""
 _GRACE = 1.0
 """Seconds in which the streams' last words are written on closing."""
 
@@ -88,9 +90,9 @@ class Server(Runs):
         self._recommended = [f":{port_of(address)}" for address in stun] + list(public_stun)
         for address in public_stun:
             port_of(address)
-        self._own_relay = None if relay is None else OwnRelay(identity, relay)
+        self._own_relay = None if relay is None else OwnRelay(identity, relay, listen=listen)
         if self._own_relay is not None:
-            relays = [*relays, self._own_relay.named]
+            relays = [*relays, *self._own_relay.named]
         self._folder = tempfile.TemporaryDirectory(prefix="keynet-rendezvous-")
         self._backend = f"unix:{pathlib.Path(self._folder.name, 'grpc')}"
         self._proxy = Proxy(
@@ -187,6 +189,7 @@ class Server(Runs):
 
     async def close(self) -> None:
         """Ends it: registered nodes are told, and find another rendezvous. May be called again."""
+        await self._service.farewell(_FAREWELL)
         self._service.close()
         if self._sweeping is not None:
             self._sweeping.cancel()
@@ -206,6 +209,8 @@ class Server(Runs):
         while True:
             await asyncio.sleep(self._settings.refresh * self._settings.expire_after / 4)
             self._service.expire()
+            if self._own_relay is not None:
+                self._own_relay.refresh()
 
     # the registry and the group know each other through these only
     def _appeared(self, name: NodeId) -> None:

@@ -49,9 +49,11 @@ class Service(rpc.RendezvousServicer):
         self._settings, self._registry, self._router, self._stats = settings, registry, router, stats
         self._stun, self._clock, self._peer = stun, clock, peer
         self._relays, self._wall = relays, wall
-        self._loads = Loads({relay.uris[0]: relay.weight for relay in relays})
+        self._loads = Loads({relay.counted_as: relay.weight for relay in relays})
         self._arrivals = Buckets(settings.registrations, settings.max_buckets)
         self._closing = False
+        self._staying: set[Registration] = set()
+        self._heard = asyncio.Event()
 
     async def Register(self, request_iterator: Any, context: Context) -> None:  # noqa: N802
         """A coroutine that reads and writes by itself: gRPC's other form needs two more tasks a stream."""
@@ -71,6 +73,8 @@ class Service(rpc.RendezvousServicer):
         finally:
             reading.cancel()
             self._registry.remove(registration)
+            self._staying.discard(registration)
+            self._heard.set()
             registration.uses = self._loads.change(registration.uses, ())
             with contextlib.suppress(asyncio.CancelledError):
                 await reading
@@ -89,6 +93,24 @@ class Service(rpc.RendezvousServicer):
             self._stats.add("expired")
             self._registry.remove(registration)
             registration.end(grpc.StatusCode.DEADLINE_EXCEEDED, "no Refresh came for too long")
+
+    async def farewell(self, patience: float) -> None:
+        """Tells every node that this rendezvous goes; lets nobody register again.
+
+        Waits until each has left for another rendezvous, or said that it has none (by a Refresh): `patience` seconds
+        at most.
+        """
+        self._closing = True
+        spread = min(_MOST_SPREAD, int(len(self._registry) * _SPREAD_A_NODE))
+        for registration in list(self._registry):
+            registration.reply(pb.RendezvousMessage(going=pb.Going(spread=spread)))
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self._all_have_heard(), patience)
+
+    async def _all_have_heard(self) -> None:
+        while any(one not in self._staying for one in self._registry):
+            self._heard.clear()
+            await self._heard.wait()
 
     def close(self) -> None:
         """Ends every stream, and lets nobody register again."""
@@ -144,6 +166,9 @@ class Service(rpc.RendezvousServicer):
                         await registration.room()
                     case "refresh":
                         self._registry.reclaim(registration)
+                        if self._closing:
+                            self._staying.add(registration)
+                            self._heard.set()
                         if self._clock() >= registration.relays_due:
                             self._name_relays(registration)
                     case "uses":
@@ -165,7 +190,7 @@ class Service(rpc.RendezvousServicer):
         if not self._relays:
             return
         now, weights = self._wall(), self._loads.weights()
-        relays = [relay.message(registration.leaf, now, weights[relay.uris[0]]) for relay in self._relays]
+        relays = [relay.message(registration.leaf, now, weights[relay.counted_as]) for relay in self._relays]
         registration.reply(pb.RendezvousMessage(relays=pb.Relays(relays=relays)))
         registration.relays_due = self._clock() + min(relay.seconds for relay in self._relays) / 2
 
@@ -184,4 +209,8 @@ class Service(rpc.RendezvousServicer):
                     item.settle(*((None, "") if written else (pb.CAUSE_OFFLINE, GONE)))
 
 
+_SPREAD_A_NODE = 0.5
+"""Milliseconds: what a registration costs this process, twice over."""
+_MOST_SPREAD = 10_000
+"""rendezvous.proto."""
 _GOING = "this rendezvous is going away"

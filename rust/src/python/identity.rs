@@ -60,6 +60,11 @@ impl Identity {
         self.0.node_ids().iter().map(ToString::to_string).collect()
     }
 
+    /// A secret that follows from the key.
+    fn derive(&self, py: Python<'_>, purpose: &str, period: u64) -> PyResult<String> {
+        self.0.derive(purpose, period).or_raise(py).map(|secret| secret.to_string())
+    }
+
     /// Seconds since 1970.
     fn not_after(&self) -> f64 {
         convert::timestamp(self.0.not_after())

@@ -89,9 +89,9 @@ impl<C> InUses<C> {
         current.chain(doubted)
     }
 
-    /// What works is to be had anew.
-    pub fn doubt(&mut self, now: Instant) {
-        for one in self.0.iter_mut().filter(|one| one.is_current()) {
+    /// What works is to be had anew: those of which this is said.
+    pub fn doubt(&mut self, now: Instant, whom: impl Fn(&InUse<C>) -> bool) {
+        for one in self.0.iter_mut().filter(|one| one.is_current() && whom(one)) {
             one.standing = Standing::Doubted(now + DOUBTED_FOR);
         }
     }
@@ -217,7 +217,7 @@ mod tests {
     #[test]
     fn what_is_doubted_is_used_until_another_is_there_and_goes_a_while_later() {
         let (mut all, now) = two();
-        all.doubt(now);
+        all.doubt(now, |_| true);
         assert_eq!((all.have(), chosen(&all)), (0, vec![1, 2]));
         all.add(one("b", 3));
         all.replace(now + SECOND, 2);
@@ -231,7 +231,7 @@ mod tests {
     #[test]
     fn when_there_are_as_many_as_wanted_all_that_are_doubted_give_way() {
         let (mut all, now) = two();
-        all.doubt(now);
+        all.doubt(now, |_| true);
         all.add(one("c", 3));
         all.replace(now, 2);
         assert_eq!(replaced(&all), Vec::<u16>::new());
@@ -243,7 +243,7 @@ mod tests {
     #[test]
     fn what_nothing_took_the_place_of_is_as_good_as_before_after_a_while() {
         let (mut all, now) = two();
-        all.doubt(now);
+        all.doubt(now, |_| true);
         all.add(one("c", 3));
         all.replace(now, 2);
         assert_eq!(all.settles_at(), Some(now + DOUBTED_FOR));
@@ -270,7 +270,7 @@ mod tests {
     fn however_often_the_network_changes_few_are_kept() {
         let (mut all, now) = two();
         for n in 3..100 {
-            all.doubt(now);
+            all.doubt(now, |_| true);
             all.add(one("a", n));
             all.replace(now, 2);
         }

@@ -14,7 +14,7 @@ use super::known::{Key, Known};
 use super::Transport;
 use crate::addr::{NodeId, Via};
 use crate::config::RelayConfig;
-use crate::error::{Error, Result};
+use crate::error::{Error, Reason, Result, Stage};
 use crate::net::Net;
 use crate::path::{Candidate, CandidateKind, OwnRelay};
 
@@ -104,7 +104,10 @@ impl Relays {
     }
 
     /// Somebody names relays, good for so long. What it named before and does not name any more is forgotten once it is not in use.
-    pub fn offer(&self, by: &str, specs: Vec<RelaySpec>, good_for: Duration) {
+    ///
+    /// `anew`: he was away himself, and his relays perhaps with him. Those that failed are tried again, and those in use are asked
+    /// whether they still know us.
+    pub fn offer(&self, by: &str, specs: Vec<RelaySpec>, good_for: Duration, anew: bool) {
         let until = Instant::now() + good_for;
         let mut offered = Known::group(specs, Some((by.to_owned(), until)));
         offered.truncate(MAX_OFFERED);
@@ -116,6 +119,12 @@ impl Relays {
             // whoever repeats himself does not make his clients try again sooner
             if let Some(old) = before.iter().find(|old| old.name == new.name) {
                 new.keep_history_of(old);
+                if anew {
+                    new.forgive();
+                }
+            }
+            if anew {
+                state.in_use.iter().filter(|one| one.key() == new.key()).for_each(|one| one.carrier.probe());
             }
             let named = state.known.iter().any(|known| known.key() == new.key());
             if !named && state.known.len() < MAX_KNOWN {
@@ -147,6 +156,19 @@ impl Relays {
         if otherwise {
             self.network_changed();
         }
+    }
+
+    /// The relay at this host is about to end. It is used until others are in its place, and not asked again for a moment.
+    pub fn going(&self, host: &str) {
+        let mut state = self.inner.lock();
+        state.in_use.doubt(Instant::now(), |one| one.relay == host);
+        let error = Error::new(Reason::RelayLost, Stage::Relay, "the relay says that it is about to end");
+        for known in state.known.iter_mut().filter(|known| known.name == host) {
+            known.note(Err(error.clone()), &self.inner.config);
+        }
+        drop(state);
+        self.inner.tell();
+        self.inner.news.notify_one();
     }
 
     fn dismiss(&self, host: &str) {
@@ -217,7 +239,7 @@ impl Relays {
     pub fn network_changed(&self) {
         let mut state = self.inner.lock();
         state.known.iter_mut().for_each(Known::forgive);
-        state.in_use.doubt(Instant::now());
+        state.in_use.doubt(Instant::now(), |_| true);
         state.network += 1;
         drop(state);
         self.inner.tell();

@@ -9,7 +9,7 @@ use super::client::{HttpProxy, RelaySpec};
 use super::{RelayUri, Transport};
 use crate::addr::NodeId;
 use crate::config::RelayConfig;
-use crate::error::{Error, Result};
+use crate::error::{Error, Reason, Result};
 use crate::turn::credentials::{INTRODUCTION_NAME, INTRODUCTION_PASSWORD};
 
 #[derive(Clone, Debug)]
@@ -61,7 +61,10 @@ impl Known {
                 ..RelaySpec::new(uri)
             }
         };
-        let ways = vec![way(Transport::Tcp, TURN), way(Transport::Tls, HTTPS), way(Transport::Tls, TURNS)];
+        // the ports of TURN and of HTTP/3, where the rendezvous' own port is not let out and these are
+        let udp = [way(Transport::Udp, TURN), way(Transport::Udp, HTTPS)];
+        let tcp = [way(Transport::Tcp, TURN), way(Transport::Tls, HTTPS), way(Transport::Tls, TURNS)];
+        let ways = udp.into_iter().chain(tcp).collect();
         let until = Instant::now() + INTRODUCTION_FOR;
         let mut known = Self::new(host.to_owned(), ways, Some((INTRODUCTION_NAME.to_owned(), until)));
         known.introduction = true;
@@ -142,7 +145,11 @@ impl Known {
         match result {
             Ok(()) => (self.error, self.retry, self.failures) = (None, None, 0),
             Err(error) => {
-                let pause = config.retry_after.saturating_mul(1 << self.failures.min(MOST_DOUBLINGS));
+                let pause = match error.reason {
+                    // it worked until just now: most likely it was started anew
+                    Reason::RelayLost if self.failures == 0 => config.retry_after / SOONER,
+                    _ => config.retry_after.saturating_mul(1 << self.failures.min(MOST_DOUBLINGS)),
+                };
                 self.retry = Some(Instant::now() + pause.min(config.retry_most));
                 self.failures = self.failures.saturating_add(1);
                 self.error = Some(error);
@@ -173,6 +180,7 @@ const HTTPS: u16 = 443;
 /// As many as `client::race` takes.
 const MAX_WAYS: usize = 8;
 const MOST_DOUBLINGS: u32 = 16;
+const SOONER: u32 = 8;
 
 #[cfg(test)]
 mod tests {

@@ -13,6 +13,7 @@
 //! ([`crate::tls::introduction`]).
 
 mod exchange;
+mod pause;
 mod relays;
 mod report;
 mod station;
@@ -292,7 +293,7 @@ impl Inner {
     /// A message from a rendezvous.
     fn handle(self: &Arc<Self>, station: &Station, message: FromRendezvous) {
         let (exchange, heard) = match message {
-            FromRendezvous::Welcome(_) => return,
+            FromRendezvous::Welcome(_) | FromRendezvous::Going(_) => return,
             FromRendezvous::Relays(relays) => return self.offered(station, relays),
             FromRendezvous::Signal(signal) => (signal.exchange, Heard::Body(signal.body)),
             FromRendezvous::Undelivered(refused) => {

@@ -113,7 +113,8 @@ impl Inner {
             }
         }
         self.named.lock().unwrap_or_else(PoisonError::into_inner).insert(station.server.node, named);
-        self.relays.offer(&by, specs, Duration::from_secs(seconds.into()));
+        let anew = station.names_relays_anew();
+        self.relays.offer(&by, specs, Duration::from_secs(seconds.into()), anew);
         self.tell_uses(station);
     }
 
@@ -126,6 +127,27 @@ impl Inner {
         if station.tell(FromNode::Uses(Uses { relays: relays.clone() })) {
             named.told = Some(relays);
         }
+    }
+
+    /// A rendezvous is about to end, and the relay beside it: what there is elsewhere is looked for while both still work.
+    pub(super) fn going(&self, station: &Station) {
+        if let Some((host, _)) = split_address(&station.server.address) {
+            self.relays.going(host);
+        }
+        let others = self.stations.iter().filter(|other| !std::ptr::eq(other.as_ref(), station));
+        others.filter(|other| !other.is_connected()).for_each(|other| other.again.notify_one());
+    }
+
+    /// Waits until another rendezvous does what this one did, and nothing is under way by way of it.
+    pub(super) async fn is_elsewhere(&self, station: &Station) {
+        while !(self.has_another(station) && self.exchanges().is_empty()) {
+            sleep(LOOK_AGAIN).await;
+        }
+    }
+
+    pub(super) fn has_another(&self, station: &Station) -> bool {
+        let other = |one: &Arc<Station>| !std::ptr::eq(one.as_ref(), station) && one.is_connected() && !one.is_going();
+        self.stations.iter().any(other)
     }
 
     pub(super) async fn watch_relays(self: Arc<Self>) {
@@ -241,6 +263,8 @@ fn beside(uri: &str, host: &str) -> String {
 const MAX_RELAYS: usize = 8;
 const MAX_URIS: usize = 4;
 const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// A rendezvous that goes waits for half a second.
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
 /// Each is an exchange of at least two signals, of which a rendezvous takes 20 a second.
 const UPGRADES_A_ROUND: usize = 8;
 

@@ -8,7 +8,10 @@ use tokio::sync::{mpsc, Notify};
 use tokio::time::{interval_at, sleep, timeout, timeout_at, Instant, MissedTickBehavior};
 use tonic::{Code, Status, Streaming};
 
-use super::wire::{self, FromNode, FromRendezvous, Hello, NodeMessage, Refresh, RendezvousMessage, Signal, Welcome};
+use super::pause::Pause;
+use super::wire::{
+    self, FromNode, FromRendezvous, Going, Hello, NodeMessage, Refresh, RendezvousMessage, Signal, Welcome,
+};
 use super::{Inner, RendezvousEvent};
 use crate::addr::{unmapped, NodeId};
 use crate::error::{Error, Reason, Result, Stage};
@@ -52,6 +55,10 @@ struct State {
     error: Option<Error>,
     /// An attempt has ended, well or not.
     tried: bool,
+    /// The rendezvous has said that it goes, and how far its nodes are to be spread when they come again.
+    going: Option<Duration>,
+    /// The relays that it names first in a session: it may have been away before.
+    relays_named: bool,
 }
 
 struct Session {
@@ -112,7 +119,7 @@ impl Station {
 
     /// Stays registered until the end of the program; each session's end is an event.
     pub async fn run(self: Arc<Self>, inner: Arc<Inner>) {
-        let mut pause = inner.config.reconnect_after;
+        let mut pause = Pause::new(&inner.config);
         let mut better = None;
         loop {
             let started = Instant::now();
@@ -130,6 +137,7 @@ impl Station {
                 Err(error) => error,
             };
             let error = error.with_node(self.server.node);
+            let reason = error.reason;
             {
                 let mut state = self.lock();
                 state.error = Some(error.clone());
@@ -144,13 +152,16 @@ impl Station {
             });
             inner.progress.notify_waiters();
             if was_connected && started.elapsed() > inner.config.reconnect_most {
-                pause = inner.config.reconnect_after;
+                pause.reset();
             }
+            let wait = match self.lock().going.take() {
+                Some(spread) => pause.after_going(spread, random()),
+                None => pause.after(reason, random()),
+            };
             tokio::select! {
-                () = sleep(pause) => {}
+                () = sleep(wait) => {}
                 () = self.again.notified() => {}
             }
-            pause = (pause * 2).min(inner.config.reconnect_most);
         }
     }
 
@@ -172,6 +183,7 @@ impl Station {
             state.session = Some(Session { messages: streams.messages.clone(), from, observed, rtt });
             state.error = None;
             state.tried = true;
+            (state.going, state.relays_named) = (None, false);
         }
         tracing::info!(%node, address = %from, relayed, observed = welcome.observed, "rendezvous connected");
         inner.welcomed(&welcome, from, observed);
@@ -279,10 +291,11 @@ impl Station {
         refresh.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let leaving = self.leave_relay(inner);
         tokio::pin!(leaving);
+        let mut gone = false;
         loop {
             tokio::select! {
                 message = streams.incoming.message() => match message {
-                    Ok(Some(message)) => self.handle(inner, message),
+                    Ok(Some(message)) => gone |= self.handle(inner, message),
                     Ok(None) => return Ok(Ended::ByServer),
                     // another registration of this node counts now: most likely the one that is on its way
                     Err(status) if relayed && status.code() == Code::Aborted => {
@@ -294,10 +307,12 @@ impl Station {
                     Err(status) => return Err(map_status(&status)),
                 },
                 () = self.renew.notified() => return Ok(Ended::Renewed),
+                // another has what this one had: the rendezvous need not wait for us
+                () = inner.is_elsewhere(self), if gone => return Err(unreachable(GOING)),
                 better = &mut leaving, if relayed => {
                     // what was said before the other session counted
                     while let Ok(Ok(Some(message))) = timeout(LAST_WORDS, streams.incoming.message()).await {
-                        self.handle(inner, message);
+                        let _ = self.handle(inner, message);
                     }
                     return Ok(Ended::Better(better));
                 }
@@ -311,10 +326,35 @@ impl Station {
         }
     }
 
-    fn handle(&self, inner: &Arc<Inner>, message: RendezvousMessage) {
-        if let Some(kind) = message.kind {
-            inner.handle(self, kind);
+    /// Whether the rendezvous goes.
+    fn handle(&self, inner: &Arc<Inner>, message: RendezvousMessage) -> bool {
+        match message.kind {
+            Some(FromRendezvous::Going(Going { spread })) => {
+                self.lock().going = Some(Duration::from_millis(spread.into()));
+                tracing::info!(node = %self.server.node, "the rendezvous is going away");
+                inner.going(self);
+                if !inner.has_another(self) {
+                    // where should we go: it need not wait
+                    self.tell(FromNode::Refresh(Refresh {}));
+                }
+                true
+            }
+            Some(kind) => {
+                inner.handle(self, kind);
+                false
+            }
+            None => false,
         }
+    }
+
+    /// Whether the rendezvous has said that it goes.
+    pub fn is_going(&self) -> bool {
+        self.lock().going.is_some()
+    }
+
+    /// Whether it has named no relays yet in this session; once.
+    pub fn names_relays_anew(&self) -> bool {
+        !std::mem::replace(&mut self.lock().relays_named, true)
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -365,6 +405,14 @@ pub(super) fn unreachable(text: impl Into<String>) -> Error {
     Error::new(Reason::RendezvousUnreachable, Stage::Rendezvous, text)
 }
 
+fn random() -> u32 {
+    let mut bytes = [0; 4];
+    // without randomness all wait for the shortest time, which is long enough
+    let _ = getrandom::fill(&mut bytes);
+    u32::from_ne_bytes(bytes)
+}
+
+const GOING: &str = "the rendezvous is going away, as it has said";
 /// rendezvous.proto.
 const SERVICE_PORT: u16 = 7_348;
 const AGENT: &str = concat!("keynet/", env!("CARGO_PKG_VERSION"));

@@ -1,6 +1,6 @@
 //! The messages of `keynet.rendezvous.v1` (python/keynet/rendezvous/v1/rendezvous.proto), and the one call that there is.
 //!
-//! Nine small messages are written down here rather than generated, so that building needs no protocol compiler; the tests with the
+//! Some small messages are written down here rather than generated, so that building needs no protocol compiler; the tests with the
 //! Python server, whose code is generated, hold the two equal.
 
 use hyper_util::rt::TokioIo;
@@ -33,7 +33,7 @@ pub enum FromNode {
 
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct RendezvousMessage {
-    #[prost(oneof = "FromRendezvous", tags = "1, 2, 3, 4")]
+    #[prost(oneof = "FromRendezvous", tags = "1, 2, 3, 4, 6")]
     pub kind: Option<FromRendezvous>,
 }
 
@@ -47,6 +47,8 @@ pub enum FromRendezvous {
     Undelivered(Undelivered),
     #[prost(message, tag = "4")]
     Relays(Relays),
+    #[prost(message, tag = "6")]
+    Going(Going),
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -73,6 +75,14 @@ pub struct Welcome {
     pub refresh_seconds: u32,
     #[prost(string, repeated, tag = "3")]
     pub stun: Vec<String>,
+}
+
+/// The rendezvous is about to end, and the relay beside it.
+#[derive(Clone, Copy, PartialEq, prost::Message)]
+pub struct Going {
+    /// In milliseconds: nodes come again spread over so long.
+    #[prost(uint32, tag = "1")]
+    pub spread: u32,
 }
 
 /// What this node may use, in place of what was named before.

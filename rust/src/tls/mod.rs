@@ -8,6 +8,7 @@
 //! | `file` | an identity on disk, for our eyes only |
 //! | `verifier` | the chain's rules inside rustls, and verdicts on their way out of it |
 //! | `context` | rustls configurations for one identity |
+//! | `derived` | secrets that follow from a key |
 //! | `introduction` | two nodes prove who they are through a third that they need not trust |
 //! | `forge` | identities that break one rule each, for tests |
 //!
@@ -17,6 +18,7 @@
 mod certificate;
 mod chain;
 mod context;
+mod derived;
 mod file;
 #[doc(hidden)]
 pub mod forge;

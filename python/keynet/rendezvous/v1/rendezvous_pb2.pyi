@@ -35,16 +35,18 @@ class NodeMessage(_message.Message):
     def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., signal: _Optional[_Union[Signal, _Mapping]] = ..., refresh: _Optional[_Union[Refresh, _Mapping]] = ..., uses: _Optional[_Union[Uses, _Mapping]] = ...) -> None: ...
 
 class RendezvousMessage(_message.Message):
-    __slots__ = ("welcome", "signal", "undelivered", "relays")
+    __slots__ = ("welcome", "signal", "undelivered", "relays", "going")
     WELCOME_FIELD_NUMBER: _ClassVar[int]
     SIGNAL_FIELD_NUMBER: _ClassVar[int]
     UNDELIVERED_FIELD_NUMBER: _ClassVar[int]
     RELAYS_FIELD_NUMBER: _ClassVar[int]
+    GOING_FIELD_NUMBER: _ClassVar[int]
     welcome: Welcome
     signal: Signal
     undelivered: Undelivered
     relays: Relays
-    def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., signal: _Optional[_Union[Signal, _Mapping]] = ..., undelivered: _Optional[_Union[Undelivered, _Mapping]] = ..., relays: _Optional[_Union[Relays, _Mapping]] = ...) -> None: ...
+    going: Going
+    def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., signal: _Optional[_Union[Signal, _Mapping]] = ..., undelivered: _Optional[_Union[Undelivered, _Mapping]] = ..., relays: _Optional[_Union[Relays, _Mapping]] = ..., going: _Optional[_Union[Going, _Mapping]] = ...) -> None: ...
 
 class Hello(_message.Message):
     __slots__ = ("agent",)
@@ -77,6 +79,12 @@ class Relays(_message.Message):
     RELAYS_FIELD_NUMBER: _ClassVar[int]
     relays: _containers.RepeatedCompositeFieldContainer[Relay]
     def __init__(self, relays: _Optional[_Iterable[_Union[Relay, _Mapping]]] = ...) -> None: ...
+
+class Going(_message.Message):
+    __slots__ = ("spread",)
+    SPREAD_FIELD_NUMBER: _ClassVar[int]
+    spread: int
+    def __init__(self, spread: _Optional[int] = ...) -> None: ...
 
 class Relay(_message.Message):
     __slots__ = ("uris", "username", "password", "seconds", "weight")

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Arc;
 
 use tokio::sync::mpsc::error::TrySendError;
-use tokio::sync::{oneshot, watch};
+use tokio::sync::{oneshot, watch, Notify};
 use tokio::task::JoinHandle;
 
 use super::lease::{sleep_or_wait, Lease, Open};
@@ -44,6 +44,8 @@ pub struct CarryStats {
 pub struct Carrier {
     state: watch::Receiver<CarryState>,
     counters: Arc<Counters>,
+    /// The relay is to be asked whether it is there.
+    doubt: Arc<Notify>,
     /// Dropped: the task is to end.
     stop: Option<oneshot::Sender<()>>,
     task: JoinHandle<()>,
@@ -53,8 +55,8 @@ impl Carrier {
     pub(super) fn start(lease: Lease, wire: Wire) -> Self {
         let (tell, state) = watch::channel(CarryState::Carrying);
         let (stop, stopped) = oneshot::channel();
-        let counters = Arc::new(Counters::default());
-        let work = Work { wire, counters: counters.clone(), batches: Batches::default() };
+        let (counters, doubt) = (Arc::new(Counters::default()), Arc::new(Notify::new()));
+        let work = Work { wire, counters: counters.clone(), doubt: doubt.clone(), batches: Batches::default() };
         let task = tokio::spawn(async move {
             let mut lease = lease;
             let ended = work.run(&mut lease, stopped).await;
@@ -63,7 +65,7 @@ impl Carrier {
             }
             tell.send_replace(ended);
         });
-        Self { state, counters, stop: Some(stop), task }
+        Self { state, counters, doubt, stop: Some(stop), task }
     }
 
     /// The state, now and when it changes.
@@ -73,6 +75,11 @@ impl Carrier {
 
     pub fn stats(&self) -> CarryStats {
         self.counters.read()
+    }
+
+    /// Has the relay asked whether the allocation still stands, now and not when it is due.
+    pub fn probe(&self) {
+        self.doubt.notify_one();
     }
 
     /// Gives the allocation back and waits until that is done: two seconds at most.
@@ -119,6 +126,7 @@ fn count(datagrams: &Datagrams) -> u64 {
 struct Work {
     wire: Wire,
     counters: Arc<Counters>,
+    doubt: Arc<Notify>,
     batches: Batches,
 }
 
@@ -152,6 +160,7 @@ impl Work {
                     None => return CarryState::Closed,
                 },
                 () = sleep_or_wait(&open.clock, timeout) => open.session.handle_timeout(open.clock.now()),
+                () = self.doubt.notified() => open.session.probe(open.clock.now()),
                 _ = &mut stopped => return CarryState::Closed,
             }
         }

@@ -151,6 +151,13 @@ impl Session {
         }
     }
 
+    /// Asks whether the allocation still stands: its server may have been started anew.
+    pub fn probe(&mut self, now: Time) {
+        if self.state == State::Allocated && !self.is_refreshing() {
+            self.ask(now, Question::Refresh(DEFAULT_LIFETIME.as_secs() as u32), 0);
+        }
+    }
+
     pub fn is_over(&self) -> bool {
         self.state == State::Over
     }
@@ -367,8 +374,8 @@ impl Session {
         if self.state != State::Allocated {
             return;
         }
-        if now >= self.refresh_due() && !self.is_refreshing() {
-            self.ask(now, Question::Refresh(DEFAULT_LIFETIME.as_secs() as u32), 0);
+        if now >= self.refresh_due() {
+            self.probe(now);
         }
         if now >= self.swept + SWEEP_EVERY {
             self.swept = now;
