@@ -323,14 +323,26 @@ class Proxy(BaseProxy):
         core = self._running
         return PathInfo(**await call(lambda loop: core.expect(NodeId(node_id), timeout, loop)))
 
-    async def forward(self, node_id: str, service_port: int, *, local: str = "127.0.0.1:0") -> Forward:
+    async def forward(
+        self,
+        node_id: str,
+        service_port: int,
+        *,
+        local: str = "127.0.0.1:0",
+        browser_hosts: Sequence[str] = (),
+    ) -> Forward:
         """Opens a local listener ("host:port" or "unix:/path") for one service of one node.
 
         For clients that cannot use a CONNECT proxy. It asks for no credentials: whoever reaches it uses the service.
         Ends with the proxy, or earlier by its own `close` or context. Raises `BindError`.
+
+        HTTP/1 requests that a browser sends for a page of another site are answered with 403 here. `browser_hosts`
+        are names by which pages may ask for the service, and from which they may come, beside addresses and
+        `localhost`; `["*"]` carries everything.
         """
         core = self._running
-        return Forward(await call(lambda loop: core.forward(NodeId(node_id), service_port, local, loop)))
+        hosts = list(browser_hosts)
+        return Forward(await call(lambda loop: core.forward(NodeId(node_id), service_port, local, hosts, loop)))
 
     def events(self) -> EventStream:
         """What happens from this call on, until the proxy closes. Every call gives a stream of its own.

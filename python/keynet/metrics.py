@@ -8,10 +8,14 @@ dashboard of them.
 
 from __future__ import annotations
 
+import socket
+import socketserver
 import threading
 import wsgiref.simple_server
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
+from ._browsers import refusal
 from ._extras import needed_by
 from ._keynet import __version__
 from ._proxy import BaseProxy
@@ -97,10 +101,21 @@ class MetricsServer:
         self._thread.join()
 
 
-def serve(listen: str, *collectors: Collector) -> MetricsServer:
+class _Server(socketserver.ThreadingMixIn, wsgiref.simple_server.WSGIServer):
+    daemon_threads = True
+
+
+class _Handler(wsgiref.simple_server.WSGIRequestHandler):
+    def log_message(self, format: str, *args: Any) -> None:
+        return
+
+
+def serve(listen: str, *collectors: Collector, hosts: Sequence[str] = ()) -> MetricsServer:
     """Answers `GET /metrics` at "host:port" in the text format of Prometheus. Raises `BindError`, `InvalidArgument`.
 
-    It asks for no credentials: let it listen where only the scraper reaches it.
+    It asks for no credentials: let it listen where only the scraper reaches it. Pages in a browser are refused (403):
+    what asks for it by a name that is neither `localhost` nor that of the machine nor among `hosts`, or says that it
+    comes from another site. `hosts=["*"]` answers everybody.
     """
     host, _, port = listen.rpartition(":")
     if not host or not port.isdecimal() or int(port) > 65_535:
@@ -109,13 +124,41 @@ def serve(listen: str, *collectors: Collector) -> MetricsServer:
     registry = prometheus_client.CollectorRegistry()
     for collector in collectors:
         registry.register(collector)
+    app = _guarded(prometheus_client.make_wsgi_app(registry), hosts)
     try:
-        server, thread = prometheus_client.start_http_server(int(port), host.strip("[]"), registry)
+        server = _listening(host.strip("[]"), int(port), app)
     except OSError as error:
         raise BindError(
             reason=Reason.BIND_FAILED, stage=Stage.SETUP, address=listen, detail=f"metrics: {error}"
         ) from None
+    thread = threading.Thread(target=server.serve_forever, name="keynet-metrics", daemon=True)
+    thread.start()
     return MetricsServer(server, thread)
+
+
+def _listening(host: str, port: int, app: Any) -> wsgiref.simple_server.WSGIServer:
+    family, *_, (address, *_) = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+
+    class Server(_Server):
+        address_family = family
+
+    server = wsgiref.simple_server.make_server(str(address), port, app, Server, _Handler)
+    assert isinstance(server, wsgiref.simple_server.WSGIServer)
+    return server
+
+
+def _guarded(app: Any, hosts: Sequence[str]) -> Any:
+    def guarded(environ: dict[str, Any], start_response: Any) -> Any:
+        def field(name: str) -> str:
+            return str(environ.get(f"HTTP_{name}", ""))
+
+        why = refusal(field("HOST"), field("ORIGIN"), field("SEC_FETCH_SITE"), names=hosts)
+        if why is None:
+            return app(environ, start_response)
+        start_response("403 Forbidden", [("Content-Type", "text/plain; charset=utf-8")])
+        return [f"metrics: {why}\n".encode()]
+
+    return guarded
 
 
 def _traffic(stats: Mapping[str, int]) -> Iterable[Metric]:

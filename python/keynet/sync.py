@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import types
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from . import _keynet
 from ._access import AccessCallable
@@ -79,13 +79,24 @@ class Proxy(BaseProxy):
         """
         return PathInfo(**self._running.expect(NodeId(node_id), timeout, None))
 
-    def forward(self, node_id: str, service_port: int, *, local: str = "127.0.0.1:0") -> Forward:
+    def forward(
+        self,
+        node_id: str,
+        service_port: int,
+        *,
+        local: str = "127.0.0.1:0",
+        browser_hosts: Sequence[str] = (),
+    ) -> Forward:
         """Opens a local listener ("host:port" or "unix:/path") for one service of one node.
 
         For clients that cannot use a CONNECT proxy. It asks for no credentials: whoever reaches it uses the service.
         Ends with the proxy, or earlier by its own `close` or context. Raises `BindError`.
+
+        HTTP/1 requests that a browser sends for a page of another site are answered with 403 here. `browser_hosts`
+        are names by which pages may ask for the service, and from which they may come, beside addresses and
+        `localhost`; `["*"]` carries everything.
         """
-        return Forward(self._running.forward(NodeId(node_id), service_port, local, None))
+        return Forward(self._running.forward(NodeId(node_id), service_port, local, list(browser_hosts), None))
 
     def events(self) -> EventStream:
         """What happens from this call on, until the proxy closes. Every call gives a stream of its own.

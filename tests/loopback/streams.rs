@@ -214,13 +214,13 @@ fn static_forwards_need_no_connect() {
     both(|family| async move {
         let service = echo(family).await;
         let (near, far) = pair(family, service.address).await;
-        let tcp = near.forward(far.node_id(), SERVICE, LocalListener::Tcp(family.any())).await.unwrap();
+        let tcp = near.forward(far.node_id(), SERVICE, LocalListener::Tcp(family.any()), &[]).await.unwrap();
         let mut client = TcpStream::connect(tcp.address()).await.unwrap();
         client.write_all(b"hello").await.unwrap();
         assert_eq!(read_exactly(&mut client, 5).await, b"hello");
 
         let path = std::env::temp_dir().join(format!("keynet-forward-{}-{family:?}.sock", std::process::id()));
-        let unix = near.forward(far.node_id(), 0, LocalListener::Unix(path.clone())).await.unwrap();
+        let unix = near.forward(far.node_id(), 0, LocalListener::Unix(path.clone()), &[]).await.unwrap();
         assert_eq!(unix.address(), format!("unix:{}", path.display()));
         let mut other = UnixStream::connect(&path).await.unwrap();
         other.write_all(b"hello").await.unwrap();
@@ -241,7 +241,7 @@ fn a_static_forward_to_nowhere_resets() {
     both(|family| async move {
         let near = node(family).start().await;
         let stranger = identity().node_id();
-        let forward = near.forward(stranger, 1, LocalListener::Tcp(family.any())).await.unwrap();
+        let forward = near.forward(stranger, 1, LocalListener::Tcp(family.any()), &[]).await.unwrap();
         // So early that it may hit the connecting itself.
         if let Ok(mut client) = TcpStream::connect(forward.address()).await {
             expect_reset(&mut client).await;
@@ -295,7 +295,7 @@ fn a_client_of_a_static_forward_may_end_its_side_before_the_tunnel_stands() {
     both(|family| async move {
         let service = echo(family).await;
         let (near, far) = pair(family, service.address).await;
-        let forward = near.forward(far.node_id(), SERVICE, LocalListener::Tcp(family.any())).await.unwrap();
+        let forward = near.forward(far.node_id(), SERVICE, LocalListener::Tcp(family.any()), &[]).await.unwrap();
         let mut client = TcpStream::connect(forward.address()).await.unwrap();
         client.write_all(b"all there is").await.unwrap();
         client.shutdown().await.unwrap();

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import http.client
 import json
 import pathlib
 import re
+import socket
 import urllib.request
 
 import pytest
@@ -44,6 +46,40 @@ async def test_a_call_shows_in_what_is_scraped(alice: keynet.Identity, bob: keyn
             assert after["keynet_relayed_bytes_total", (("direction", "out"),)] == 0
             peer = (("direction", "out"), ("node_id", str(bob.node_id)), ("path", "direct"))
             assert after["keynet_peer_bytes_total", peer] > 0
+
+
+@pytest.mark.parametrize(
+    ("fields", "hosts", "status"),
+    [
+        ({}, [], 200),
+        ({"Host": "localhost:9464"}, [], 200),
+        ({"Host": "[::1]:9464"}, [], 200),
+        ({"Host": "192.0.2.7:9464"}, [], 200),
+        ({"Host": socket.gethostname()}, [], 200),
+        ({"Host": "attacker.example:9464"}, [], 403),
+        ({"Host": "127.0.0.1.attacker.example"}, [], 403),
+        ({"Host": "localhost.attacker.example"}, [], 403),
+        ({"Host": "node1.example:9464"}, ["Node1.example"], 200),
+        ({"Host": "attacker.example"}, ["node1.example"], 403),
+        ({"Host": "attacker.example"}, ["*"], 200),
+        ({"Sec-Fetch-Site": "cross-site"}, [], 403),
+        ({"Sec-Fetch-Site": "none"}, [], 200),
+        ({"Origin": "https://attacker.example"}, [], 403),
+        ({"Origin": "null"}, [], 403),
+        ({"Origin": "http://127.0.0.1:3000"}, [], 200),
+    ],
+)
+def test_pages_in_a_browser_do_not_read_metrics(fields: dict[str, str], hosts: list[str], status: int) -> None:
+    served = keynet.metrics.serve("127.0.0.1:0", hosts=hosts)
+    try:
+        asked = http.client.HTTPConnection(served.address, timeout=30)
+        asked.request("GET", "/metrics", headers=fields)
+        answer = asked.getresponse()
+        assert answer.status == status
+        assert answer.read().startswith(b"metrics: ") == (status == 403)
+        asked.close()
+    finally:
+        served.close()
 
 
 async def test_the_dashboard_asks_for_what_there_is(alice: keynet.Identity) -> None:

@@ -37,6 +37,14 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
         metavar="ADDRESS",
         help='where to listen: "host:port" or "unix:/path"',
     )
+    parser.add_argument(
+        "--browser-host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a host by which pages in a browser may ask for the service, and from which they may come, beside "
+        "addresses and localhost; repeatable, * for all",
+    )
     parser.add_argument("--listen", default="[::]:0", metavar="ADDRESS", help="our UDP address (default [::]:0)")
     add_finding(parser)
     add_identity(parser)
@@ -52,7 +60,8 @@ def run(options: argparse.Namespace, out: Output) -> int:
         async with proxy:
             if options.address:
                 proxy.add_peer(options.node, options.address)
-            forward = await proxy.forward(options.node, options.port, local=options.local)
+            hosts = options.browser_host
+            forward = await proxy.forward(options.node, options.port, local=options.local, browser_hosts=hosts)
             ready = {
                 "event": "ready",
                 "local": forward.address,

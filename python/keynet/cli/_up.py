@@ -44,6 +44,7 @@ the configuration file (TOML); flags override it, repeatable ones add to it:
   relays = ["turns:user:password@relay.example.org:443"]
   direct_only = true                   # or ["v..."]: use no relays with these nodes
   metrics = "127.0.0.1:9464"           # for Prometheus
+  metrics_hosts = ["node1.example"]    # names by which it asks, beside addresses and this machine's own
   [services]
   50051 = "127.0.0.1:50051"            # or "unix:/run/greeter.sock"
   [peers]
@@ -72,6 +73,7 @@ _KINDS: dict[str, type | tuple[type, ...]] = {
     "relays": list,
     "direct_only": (bool, list),
     "metrics": str,
+    "metrics_hosts": list,
 }
 
 
@@ -123,6 +125,13 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--metrics", metavar="ADDRESS", help=f"answer Prometheus at this TCP address ({install('metrics')})"
     )
+    parser.add_argument(
+        "--metrics-host",
+        metavar="NAME",
+        action="append",
+        default=[],
+        help="a name by which Prometheus asks, beside addresses and the name of this machine; repeatable, * for any",
+    )
     parser.set_defaults(run=run)
 
 
@@ -130,6 +139,7 @@ def run(options: argparse.Namespace, out: Output) -> int:
     settings = _settings(options)
     peers: dict[NodeId, list[str]] = settings.pop("peers")
     metrics: str | None = settings.pop("metrics")
+    hosts: list[str] = settings.pop("metrics_hosts")
     expected = [NodeId(node) for node in options.expect]
     found = bool(settings.get("rendezvous") or settings.get("lan"))
     for node in expected:
@@ -145,7 +155,7 @@ def run(options: argparse.Namespace, out: Output) -> int:
                 proxy.add_peer(node, addresses)
             punching = [asyncio.create_task(_expect(proxy, node)) for node in expected]
             status = StatusServer(proxy)
-            measured = _measure(proxy, metrics)
+            measured = _measure(proxy, metrics, hosts)
             try:
                 await _offer(status, out)
                 await follow(proxy, out, lambda: _ready(proxy, settings, status, out), events)
@@ -160,14 +170,14 @@ def run(options: argparse.Namespace, out: Output) -> int:
     return 0
 
 
-def _measure(proxy: Proxy, listen: str | None) -> MetricsServer | None:
+def _measure(proxy: Proxy, listen: str | None, hosts: list[str]) -> MetricsServer | None:
     if listen is None:
         return None
     try:
         from .. import metrics
     except ImportError as missing:
         raise invalid(f"--metrics: {missing}") from None
-    return metrics.serve(listen, metrics.ProxyCollector(proxy))
+    return metrics.serve(listen, metrics.ProxyCollector(proxy), hosts=hosts)
 
 
 async def _offer(status: StatusServer, out: Output) -> None:
@@ -240,6 +250,7 @@ def _settings(options: argparse.Namespace) -> dict[str, Any]:
     if "search_ports" in table:
         settings["search_ports"] = table["search_ports"]
     settings["metrics"] = options.metrics or table.get("metrics")
+    settings["metrics_hosts"] = [*table.get("metrics_hosts", []), *options.metrics_host]
     allow = _allow([*table.get("allow", []), *options.allow])
     if allow is not None:
         settings["allow"] = allow
@@ -270,7 +281,7 @@ def _read(path: pathlib.Path) -> dict[str, Any]:
     for node, addresses in table.get("peers", {}).items():
         if not isinstance(addresses, list) or not all(isinstance(address, str) for address in addresses):
             raise invalid(f'{path}: peers: the addresses of {node} are not a list of texts: ["host:port"]')
-    for key in ("allow", "rendezvous", "stun", "relays"):
+    for key in ("allow", "rendezvous", "stun", "relays", "metrics_hosts"):
         for name in table.get(key, []):
             if not isinstance(name, str):
                 raise invalid(f"{path}: {key}: {name} is not a text; it stands in quotes")

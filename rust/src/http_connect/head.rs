@@ -124,7 +124,8 @@ pub struct Request {
 impl Request {
     /// Judges a complete head (as [`HeadBuffer::split`] gives it).
     ///
-    /// Errors, in this order: [`Reason::BadRequest`] (not HTTP), [`Reason::HeadTooLarge`] (too many fields),
+    /// Errors, in this order: [`Reason::BadRequest`] (not HTTP), [`Reason::HeadTooLarge`] (too many fields), [`Reason::BadRequest`]
+    /// (sent by a page),
     /// [`Reason::CredentialsRequired`], [`Reason::MethodNotAllowed`], [`Reason::BadRequest`] (version, priority),
     /// [`Reason::BadTarget`].
     pub fn parse(head: &[u8], credentials: &Credentials) -> Result<Self> {
@@ -134,6 +135,7 @@ impl Request {
         let mut storage = [httparse::EMPTY_HEADER; MAX_FIELDS];
         let fields = parse_fields(rest, &mut storage)?;
 
+        check_browser(fields)?;
         check_credentials(fields, credentials)?;
         check_method(method)?;
         if !matches!(version, b"HTTP/1.1" | b"HTTP/1.0") {
@@ -172,6 +174,19 @@ fn parse_fields<'h, 'b>(
             format!("the request has more than {MAX_FIELDS} header fields"),
         )),
         Err(error) => Err(bad_request(format!("the header fields cannot be read: {error}"))),
+    }
+}
+
+/// What a page has sent through a browser bears marks that no CONNECT has: a browser adds none to those of its own, and a page
+/// cannot have it send any. It is not even asked for a password: the browser would ask its user.
+fn check_browser(fields: &[httparse::Header<'_>]) -> Result<()> {
+    let mark = |field: &&httparse::Header<'_>| {
+        let name = field.name.to_ascii_lowercase();
+        name == "origin" || name.starts_with("sec-fetch-")
+    };
+    match fields.iter().find(mark) {
+        Some(field) => Err(bad_request(format!("a page in a browser has sent this ({}): it is refused", field.name))),
+        None => Ok(()),
     }
 }
 

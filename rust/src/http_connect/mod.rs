@@ -2,9 +2,10 @@
 //!
 //! Everything here is hostile input: [`HeadBuffer`] collects a head of bounded size, [`Request::parse`] judges it
 //! (credentials before anything else), [`answer`] tells the client what became of it. [`Reply`] is the other side: what a proxy
-//! says that we have asked.
+//! says that we have asked. [`browser`] knows requests that a page in a browser has sent.
 
 mod answer;
+pub mod browser;
 mod head;
 mod reply;
 mod target;

@@ -19,12 +19,12 @@ use crate::open::{Open, Priority};
 use crate::peer::{Dial, Link};
 
 /// What the clients of a listener want.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) enum Serves {
     /// They say so, with CONNECT.
     Connect,
-    /// Always the same.
-    Static { node: NodeId, service_port: u16 },
+    /// Always the same; with a guard that holds back what pages in a browser send, where they get at the listener.
+    Static { node: NodeId, service_port: u16, guard: Option<Arc<[String]>> },
 }
 
 /// Takes clients until the proxy, or this listener alone, closes.
@@ -51,7 +51,11 @@ pub(super) async fn serve(shared: Arc<Shared>, listener: Listener, serves: Serve
                 continue;
             }
         };
-        let shared = shared.clone();
+        let (shared, serves) = (shared.clone(), serves.clone());
+        let client = match &serves {
+            Serves::Static { guard: Some(names), .. } => client.guarded(names),
+            Serves::Static { guard: None, .. } | Serves::Connect => client,
+        };
         shared.clone().lifecycle.spawn_connection(async move {
             let _permit = permit;
             handle_client(shared, client, from.map(unmapped), serves).await;
@@ -82,7 +86,7 @@ async fn handle_client(shared: Arc<Shared>, client: LocalStream, from: Option<So
     let place = shared.clients.clone().try_acquire_owned();
     // On the heap, so that a tunnel that stands does not carry the space of its making.
     let prepared = match &place {
-        Ok(_) => Box::pin(prepare(&shared, &client, from, serves, &mut early, &mut service_port)).await,
+        Ok(_) => Box::pin(prepare(&shared, &client, from, &serves, &mut early, &mut service_port)).await,
         Err(_) => {
             let text = format!("{} clients are connected, no more are taken", shared.limits.max_clients);
             Err(Error::new(Reason::TooManyConnections, Stage::Request, text))
@@ -98,8 +102,16 @@ async fn handle_client(shared: Arc<Shared>, client: LocalStream, from: Option<So
             entry.open();
             carry(client, link, early, entry, Role::Forward, &shared.limits).await;
         }
-        // It has gone: nobody is left to be told, and nobody turned it away.
-        Err(error) if error.reason == Reason::Cancelled => {}
+        Err(error) if error.reason == Reason::Cancelled => match client.refused() {
+            // what its page was told is on its way
+            Some(why) => {
+                let error = Error::new(Reason::BadRequest, Stage::Request, format!("{why}, in a browser"));
+                shared.refused(error.node, from, service_port, error);
+                client.finish();
+            }
+            // It has gone: nobody is left to be told, and nobody turned it away.
+            None => {}
+        },
         Err(error) => {
             shared.refused(error.node, from, service_port, error.clone());
             if matches!(serves, Serves::Connect) {
@@ -114,13 +126,14 @@ async fn prepare(
     shared: &Arc<Shared>,
     client: &LocalStream,
     from: Option<SocketAddr>,
-    serves: Serves,
+    serves: &Serves,
     early: &mut Vec<u8>,
     service_port: &mut Option<u16>,
 ) -> Result<(Link, Entry)> {
     let work = async {
         let wanted = match serves {
-            Serves::Static { node, service_port } => {
+            Serves::Static { node, service_port, .. } => {
+                let (node, service_port) = (*node, *service_port);
                 Wanted { node, service_port, address: None, priority: Priority::Interactive }
             }
             Serves::Connect => {
@@ -210,7 +223,7 @@ async fn dial_and_open(shared: &Arc<Shared>, wanted: &Wanted) -> Result<(Link, V
 }
 
 /// Waits until the client has gone. What it sends meanwhile belongs to the tunnel; beyond so much of it the client waits.
-async fn gone(client: &LocalStream, early: &mut Vec<u8>, serves: Serves) {
+async fn gone(client: &LocalStream, early: &mut Vec<u8>, serves: &Serves) {
     let mut buffer = vec![0; READ_SIZE];
     while early.len() < MAX_EARLY {
         match client.read(&mut buffer).await {

@@ -5,6 +5,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::task::{ready, Context, Poll};
 
 use socket2::SockRef;
@@ -12,6 +13,7 @@ use tokio::io::Interest;
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixSocket, UnixStream};
 
 use crate::error::{Error, Reason, Result, Stage};
+use crate::http_connect::browser::{self, Guard, Verdict};
 
 /// A connection to a program on this machine (or to a service near it). Dropping it resets it, so that the program never
 /// takes a failure for an end; [`Self::finish`] ends it in order.
@@ -19,6 +21,16 @@ use crate::error::{Error, Reason, Result, Stage};
 pub(super) struct LocalStream {
     socket: Socket,
     finished: bool,
+    guarded: Option<Box<Mutex<Guarded>>>,
+}
+
+/// The first bytes of a client are looked at before anybody has them.
+#[derive(Debug)]
+enum Guarded {
+    Judging(Guard),
+    /// What was held back and has not been read yet.
+    Passed(Vec<u8>),
+    Refused(String),
 }
 
 #[derive(Debug)]
@@ -32,16 +44,68 @@ impl LocalStream {
     pub fn tcp(stream: TcpStream) -> Self {
         // Fails only on a socket that is already broken, which the first read shows.
         let _ = stream.set_nodelay(true);
-        Self { socket: Socket::Tcp(stream), finished: false }
+        Self { socket: Socket::Tcp(stream), finished: false, guarded: None }
     }
 
     /// A UNIX stream. It knows no reset: when it is dropped, its program sees ECONNRESET only if it had sent what nobody read,
     /// and the end of the stream otherwise.
     pub fn unix(stream: UnixStream) -> Self {
-        Self { socket: Socket::Unix(stream), finished: false }
+        Self { socket: Socket::Unix(stream), finished: false, guarded: None }
+    }
+
+    /// Holds back what pages in a browser send; `names` are hosts by which they may ask.
+    pub fn guarded(mut self, names: &[String]) -> Self {
+        self.guarded = Some(Box::new(Mutex::new(Guarded::Judging(Guard::new(names)))));
+        self
+    }
+
+    /// Why the client was refused.
+    pub fn refused(&self) -> Option<String> {
+        match &*lock(self.guarded.as_ref()?) {
+            Guarded::Refused(why) => Some(why.clone()),
+            Guarded::Judging(_) | Guarded::Passed(_) => None,
+        }
     }
 
     pub fn poll_read(&self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
+        match &self.guarded {
+            Some(guarded) => self.poll_guarded(&mut lock(guarded), cx, buffer),
+            None => self.poll_socket(cx, buffer),
+        }
+    }
+
+    fn poll_guarded(&self, guarded: &mut Guarded, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
+        loop {
+            match guarded {
+                Guarded::Judging(guard) => {
+                    let count = ready!(self.poll_socket(cx, buffer))?;
+                    match guard.handle_bytes(buffer.get(..count).unwrap_or_default()) {
+                        Verdict::More => {}
+                        Verdict::Pass(held) if held.is_empty() => return Poll::Ready(Ok(0)),
+                        Verdict::Pass(held) => *guarded = Guarded::Passed(held),
+                        Verdict::Refuse(why) => {
+                            tracing::warn!(why, "a page in a browser was refused");
+                            // nothing else is on its way to this client, as a rule: it has room
+                            let _ = self.try_write(&browser::refusal(&why));
+                            let _ = self.shutdown_write();
+                            *guarded = Guarded::Refused(why);
+                        }
+                    }
+                }
+                Guarded::Passed(held) if held.is_empty() => return self.poll_socket(cx, buffer),
+                Guarded::Passed(held) => {
+                    let count = held.len().min(buffer.len());
+                    buffer.iter_mut().zip(held.drain(..count)).for_each(|(to, from)| *to = from);
+                    return Poll::Ready(Ok(count));
+                }
+                Guarded::Refused(why) => {
+                    return Poll::Ready(Err(io::Error::new(io::ErrorKind::PermissionDenied, why.clone())));
+                }
+            }
+        }
+    }
+
+    fn poll_socket(&self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
         loop {
             let result = match &self.socket {
                 Socket::Tcp(stream) => {
@@ -57,6 +121,13 @@ impl LocalStream {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 result => return Poll::Ready(result),
             }
+        }
+    }
+
+    fn try_write(&self, data: &[u8]) -> io::Result<usize> {
+        match &self.socket {
+            Socket::Tcp(stream) => stream.try_write(data),
+            Socket::Unix(stream) => stream.try_write(data),
         }
     }
 
@@ -123,9 +194,14 @@ impl LocalStream {
     }
 }
 
+fn lock(guarded: &Mutex<Guarded>) -> MutexGuard<'_, Guarded> {
+    guarded.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 impl Drop for LocalStream {
     fn drop(&mut self) {
-        if let (Socket::Tcp(stream), false) = (&self.socket, self.finished) {
+        // a reset would take what a page was told away from it
+        if let (Socket::Tcp(stream), false, None) = (&self.socket, self.finished, self.refused()) {
             let _ = stream.set_zero_linger();
         }
     }

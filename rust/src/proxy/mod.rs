@@ -219,8 +219,20 @@ impl Proxy {
     /// Listens on `local` for programs that cannot speak CONNECT: each connection goes to that service of that node. A node
     /// that cannot be reached shows as a reset, and in [`Self::last_error`]. Runs until it or the proxy is closed.
     ///
+    /// HTTP requests that pages in a browser have sent are refused, unless they are of this machine, or of one of the `browser_hosts`;
+    /// `*` lets all of them in.
+    ///
     /// Errors: `BindFailed`, `ProxyClosed`.
-    pub async fn forward(&self, node: NodeId, service_port: u16, local: LocalListener) -> Result<Forward> {
+    pub async fn forward(
+        &self,
+        node: NodeId,
+        service_port: u16,
+        local: LocalListener,
+        browser_hosts: &[String],
+    ) -> Result<Forward> {
+        // no page gets at a UNIX socket
+        let guards = matches!(local, LocalListener::Tcp(_)) && !browser_hosts.iter().any(|host| host == "*");
+        let guard = guards.then(|| browser_hosts.into());
         let listener = self.unless_closed(Listener::bind(&local)).await?;
         let address = listener.address();
         let (closing, mut closed) = watch::channel(false);
@@ -232,7 +244,7 @@ impl Proxy {
                     std::future::pending::<()>().await;
                 }
             };
-            forward::serve(shared, listener, Serves::Static { node, service_port }, closed).await;
+            forward::serve(shared, listener, Serves::Static { node, service_port, guard }, closed).await;
         });
         Ok(Forward { address, closing })
     }

@@ -207,12 +207,13 @@ impl Proxy {
         node: &str,
         service_port: i64,
         local: &str,
+        browser_hosts: Vec<String>,
         event_loop: Option<Bound<'py, PyAny>>,
     ) -> PyResult<Bound<'py, PyAny>> {
         let (proxy, node) = (self.core(py)?.clone(), node_id(node).or_raise(py)?);
         let (service_port, local) = (settings::service_port(service_port).or_raise(py)?, listener(local).or_raise(py)?);
         bridge::run(py, event_loop, async move {
-            let forward = proxy.forward(node, service_port, local).await?;
+            let forward = proxy.forward(node, service_port, local, &browser_hosts).await?;
             Ok(Forward(Owned::new(Arc::new(forward))))
         })
     }
