@@ -19,7 +19,8 @@ unexport CONDA_PREFIX PYTHONHOME PIP_USER PIP_TARGET PIP_PREFIX
 CORE := Cargo.toml Cargo.lock $(shell find rust -name '*.rs')
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-tools test-rust test-python test-nat test-long lint lint-rust lint-core lint-python sizes bench
+.PHONY: help demo test test-tools test-rust test-python test-nat test-long lint lint-rust lint-core lint-python
+.PHONY: dependencies sbom sizes bench
 .PHONY: bench-compare bench-connect bench-instructions bench-wan bench-rendezvous bench-relay fuzz fmt proto venv clean rust-tools
 # cargo uses every core by itself; two of them would wait for each other
 .NOTPARALLEL:
@@ -58,7 +59,7 @@ test-long: test-tools $(VENV)/core-dev ## run every test, ten times the random c
 test-nat: $(VENV)/core-dev ## test NAT traversal between every pair of kinds (Linux, root; writes docs with KEYNET_WRITE_MATRIX=1)
 	@$(RUN) pytest tests/nat -m "matrix or not matrix"
 
-lint: lint-rust lint-core lint-python sizes ## check format, lints, types and stubs
+lint: lint-rust lint-core lint-python dependencies sizes ## check format, lints, types, stubs and dependencies
 
 # the venv first: the build of pyo3 asks its interpreter
 lint-rust: $(VENV)/ready | rust-tools
@@ -77,6 +78,12 @@ lint-python: $(VENV)/core-dev
 	$(RUN) ruff format --check .
 	$(RUN) mypy
 	$(RUN) mypy.stubtest --mypy-config-file pyproject.toml --allowlist scripts/stubtest-allow.txt keynet
+
+dependencies: $(VENV)/ready | rust-tools ## check licences, duplicates and known vulnerabilities of what keynet is made of
+	@$(VENV)/bin/python scripts/dependencies.py check
+
+sbom: $(VENV)/ready | rust-tools ## write dist/keynet.cdx.json: what keynet is made of (CycloneDX)
+	@$(VENV)/bin/python scripts/dependencies.py sbom dist/keynet.cdx.json
 
 sizes: $(VENV)/ready
 	@$(VENV)/bin/python scripts/sizes.py
