@@ -211,6 +211,18 @@ def test_the_judgement(findings: Findings, code: int, said: str) -> None:
         assert name in text
 
 
+def test_what_has_just_been_tried_is_no_advice() -> None:
+    def advice(relays: tuple[Any, ...]) -> str:
+        findings = Findings(discovered(), LOST, status(blocked=True, relays=relays), True, NOW)
+        return " ".join(judge(findings).advice)
+
+    assert "Use a relay over TLS on port 443" in advice(())
+    failed = advice((relay(error=PROXY_SAID),))
+    assert "Use a relay" not in failed
+    assert "none of those that were tried was reached" in failed
+    assert "relay" not in advice((relay(),)), "one is in use"
+
+
 def test_ipv6_of_the_internet() -> None:
     def with_address(address: str, kind: str = "network") -> tuple[str, ...]:
         row = {"interface": "eth0", "address": address, "prefix": 64, "kind": kind}

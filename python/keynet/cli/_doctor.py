@@ -273,8 +273,16 @@ def _advice(findings: Findings, nat: NatBehaviour, mapped: str | None, clock_is_
         advice.append("Set this machine's clock: it is wrong, and certificates are judged by it.")
     has_relay = _relay_in_use(findings) is not None
     if nat.udp_blocked:
-        instead = "For direct paths" if has_relay else "Use a relay over TLS on port 443, or"
-        advice.append(f"{instead} allow outgoing UDP in this network's firewall.")
+        if has_relay:
+            advice.append("For direct paths allow outgoing UDP in this network's firewall.")
+        elif any(one.error is not None for one in _relays(findings)):
+            # what has just failed is no advice
+            advice.append(
+                "Allow outgoing UDP in this network's firewall, or what leads to one of the relays: none of those that "
+                "were tried was reached."
+            )
+        else:
+            advice.append("Use a relay over TLS on port 443, or allow outgoing UDP in this network's firewall.")
     if findings.stun_error is not None:
         advice.append(f"The STUN servers were not asked: {findings.stun_error}.")
     for visit in findings.visits:
@@ -289,9 +297,8 @@ def _advice(findings: Findings, nat: NatBehaviour, mapped: str | None, clock_is_
         advice += [f"Relay {name}: {_explain.advice(error)}" for name, error in errors if error is not None]
     is_symmetric = nat.mapping in ("address-dependent", "address-and-port-dependent")
     if is_symmetric and mapped is None:
-        advice.append(
-            "The NAT is symmetric: forward a UDP port to this machine, or switch on UPnP or PCP, or use a relay."
-        )
+        relay = "" if has_relay else ", or use a relay"
+        advice.append(f"The NAT is symmetric: forward a UDP port to this machine, or switch on UPnP or PCP{relay}.")
     if mapped is not None and not _is_public(mapped):
         advice.append(f"The router forwards a port, but has no public address itself ({mapped}): another NAT follows.")
     if not findings.visits:
