@@ -369,8 +369,8 @@ pub struct RendezvousConfig {
     pub reconnect_most: Duration,
     /// The same for one that answers and has no room. A rendezvous takes five registrations at once and one in five seconds after that.
     pub reconnect_most_busy: Duration,
-    /// An answer to an invitation: two round trips around the world by way of a third node, and what the peer needs to ask its
-    /// servers.
+    /// Whoever has answered an invitation waits so long for the dialler to go on: two round trips around the world by way of a third
+    /// node, and what the peer needs to ask its servers. The dialler waits until the end of its dial: the other may have many to answer.
     pub answer_timeout: Duration,
     /// Each step of an exchange is said again when nothing has come of it for so long: RFC 6298's first retransmission time-out, which
     /// two round trips by way of a third node seldom take. Pairs have one or two signals a second (docs/protocol.md section 7).
@@ -388,8 +388,11 @@ pub struct RendezvousConfig {
     pub prediction_rounds: u32,
     /// Where both NATs are symmetric plain addresses rarely help: three round trips of a long path.
     pub hopeless_timeout: Duration,
-    /// Invitations taken a second, and at once; each costs two signatures and two key agreements, about 0.3 ms.
+    /// Invitations that are looked at in a second: each costs two signatures and two key agreements, about 0.3 ms, so this is an eighth
+    /// of one core.
     pub invitations_per_second: u32,
+    /// Invitations that are being answered at once, those of friends and those of others each: with the own dials they are no more than
+    /// there may be meetings.
     pub invitations_at_once: usize,
     /// A peer whose path fell silent is met again this often at most, as long as it is silent.
     pub again_after: Duration,
@@ -414,8 +417,8 @@ impl Default for RendezvousConfig {
             search_timeout: Duration::from_secs(14),
             prediction_rounds: 3,
             hopeless_timeout: Duration::from_secs(3),
-            invitations_per_second: 20,
-            invitations_at_once: 64,
+            invitations_per_second: 400,
+            invitations_at_once: 384,
             again_after: Duration::from_secs(2),
             max_reports: 1_024,
         }

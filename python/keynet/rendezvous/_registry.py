@@ -11,12 +11,14 @@ from collections.abc import Callable, Iterator
 import grpc
 
 from .._node import NodeId
-from ._limits import Settings
+from ._crowd import Crowd
+from ._limits import Pace, Settings
 from .v1 import rendezvous_pb2 as pb
 
 __all__ = ["GONE", "Parcel", "Registration", "Registry"]
 
 GONE = "the node went away before it took the signal"
+CROWDED = "too many signals wait for that node, and most of them are of this one"
 
 Settle = Callable[["pb.Cause | None", str], None]
 
@@ -27,6 +29,13 @@ class Parcel:
 
     signal: pb.Signal
     settle: Settle
+    observed: str = ""
+    """Where its sender is seen, if the receiver may know that."""
+
+    @property
+    def sender(self) -> bytes:
+        """The key of whoever sent it."""
+        return self.signal.node
 
 
 class Registration:
@@ -34,21 +43,28 @@ class Registration:
 
     __slots__ = (
         "_bytes",
+        "_count",
         "_parcels",
         "_replies",
         "_room",
         "_totals",
+        "_turns",
         "_wake",
         "ending",
         "heard",
         "in_flight",
         "names",
+        "observed",
+        "pace",
         "relays_due",
         "uses",
     )
 
-    def __init__(self, names: tuple[NodeId, ...], now: float, totals: Totals) -> None:
+    def __init__(self, names: tuple[NodeId, ...], now: float, totals: Totals, observed: str = "") -> None:
         self.names = names
+        # "ip:port" as it is seen from here
+        self.observed = observed
+        self.pace = Pace(totals.settings.receiver)
         self.heard = now
         self.in_flight = 0
         # when the credentials for relays are half over
@@ -57,7 +73,10 @@ class Registration:
         self.uses: frozenset[str] = frozenset()
         self.ending: tuple[grpc.StatusCode, str] | None = None
         self._totals = totals
-        self._parcels: collections.deque[Parcel] = collections.deque()
+        # by sender, and whose turn it is
+        self._parcels: dict[bytes, collections.deque[Parcel]] = {}
+        self._turns: collections.deque[bytes] = collections.deque()
+        self._count = 0
         self._replies: collections.deque[pb.RendezvousMessage] = collections.deque()
         self._bytes = 0
         self._wake: asyncio.Event = asyncio.Event()
@@ -77,11 +96,20 @@ class Registration:
             self._room.set()
 
     def offer(self, parcel: Parcel) -> bool:
-        """Queues a signal; False at one of the bounds."""
+        """Queues a signal; False at one of the bounds.
+
+        Where this queue is full, the newest signals of whoever has the most in it give way to one who has less.
+        """
         size, settings = len(parcel.signal.body), self._totals.settings
-        if len(self._parcels) >= settings.queue or self._bytes + size > settings.queue_bytes:
+        own = len(self._parcels.get(parcel.sender, ()))
+        if own >= settings.queue_of_sender or size > settings.queue_bytes:
             return False
-        if self._parcels and self._totals.queued_bytes + size > settings.total_queue_bytes:
+        while self._count >= settings.queue or self._bytes + size > settings.queue_bytes:
+            crowded = max(self._parcels, key=lambda sender: len(self._parcels[sender]))
+            if len(self._parcels[crowded]) <= own + 1:
+                return False
+            self._pop_newest(crowded).settle(pb.CAUSE_RECEIVER_BUSY, CROWDED)
+        if self._count and self._totals.queued_bytes + size > settings.total_queue_bytes:
             return False
         self._push(parcel)
         return True
@@ -107,32 +135,56 @@ class Registration:
                 if self._room is not None:
                     self._room.set()
                 return self._replies.popleft()
-            if self._parcels:
+            if self._count:
                 return self._pop()
             self._wake.clear()
             await self._wake.wait()
 
     def inherit(self, earlier: Registration) -> None:
         """Takes over the signals that wait for the stream that this one replaces."""
-        while earlier._parcels:
+        while earlier._count:
             self._push(earlier._pop())
 
     def drop(self, cause: pb.Cause, detail: str) -> None:
         """Gives back every signal that was not written."""
-        while self._parcels:
+        while self._count:
             self._pop().settle(cause, detail)
 
     def _push(self, parcel: Parcel) -> None:
-        self._parcels.append(parcel)
-        self._bytes += len(parcel.signal.body)
-        self._totals.queued_bytes += len(parcel.signal.body)
+        waiting = self._parcels.get(parcel.sender)
+        if waiting is None:
+            waiting = self._parcels[parcel.sender] = collections.deque()
+            self._turns.append(parcel.sender)
+        waiting.append(parcel)
+        self._account(1, parcel)
         self._wake.set()
 
     def _pop(self) -> Parcel:
-        parcel = self._parcels.popleft()
-        self._bytes -= len(parcel.signal.body)
-        self._totals.queued_bytes -= len(parcel.signal.body)
+        """The oldest of the sender whose turn it is."""
+        sender = self._turns.popleft()
+        waiting = self._parcels[sender]
+        parcel = waiting.popleft()
+        if waiting:
+            self._turns.append(sender)
+        else:
+            del self._parcels[sender]
+        self._account(-1, parcel)
         return parcel
+
+    def _pop_newest(self, sender: bytes) -> Parcel:
+        waiting = self._parcels[sender]
+        parcel = waiting.pop()
+        if not waiting:
+            del self._parcels[sender]
+            self._turns.remove(sender)
+        self._account(-1, parcel)
+        return parcel
+
+    def _account(self, sign: int, parcel: Parcel) -> None:
+        size = sign * len(parcel.signal.body)
+        self._count += sign
+        self._bytes += size
+        self._totals.queued_bytes += size
 
 
 @dataclasses.dataclass(slots=True)
@@ -159,6 +211,7 @@ class Registry:
         self._names: dict[NodeId, Registration] = {}
         # by leaf, the longest unheard first
         self._nodes: collections.OrderedDict[NodeId, Registration] = collections.OrderedDict()
+        self._crowd: Crowd[Registration] = Crowd(settings)
         self.totals = Totals(settings)
 
     def __len__(self) -> int:
@@ -180,17 +233,26 @@ class Registry:
         """The registration whose newest name this is."""
         return self._nodes.get(leaf)
 
-    def has_room(self, names: tuple[NodeId, ...]) -> bool:
-        """Whether `add` may be called: replacing needs no room."""
-        return len(self._nodes) < self._settings.max_nodes or any(name in self._nodes for name in names)
+    def refusal(self, names: tuple[NodeId, ...], observed: str) -> str | None:
+        """Why `add` may not be called for a node that comes from there; replacing needs no room."""
+        if any(name in self._nodes for name in names):
+            return None
+        return self._crowd.refusal(observed, full=len(self._nodes) >= self._settings.max_nodes)
+
+    def giving_way(self, names: tuple[NodeId, ...]) -> Registration | None:
+        """Who has to go before `add` when everything is full: the newest of the network that has the most nodes."""
+        if len(self._nodes) < self._settings.max_nodes or any(name in self._nodes for name in names):
+            return None
+        return self._crowd.newest_of_largest()
 
     def add(self, new: Registration) -> list[Registration]:
         """Registers; returns those it replaces, which get no more signals."""
         replaced = [self._nodes[name] for name in new.names if name in self._nodes]
         for earlier in replaced:
-            del self._nodes[earlier.leaf]
+            self._leave(earlier)
             new.inherit(earlier)
         self._nodes[new.leaf] = new
+        self._crowd.join(new)
         for name in new.names:
             if name not in self._names:
                 self._appeared(name)
@@ -217,7 +279,7 @@ class Registry:
     def remove(self, registration: Registration) -> None:
         """The stream has ended. May be called again, and for one that was replaced."""
         if self._nodes.get(registration.leaf) is registration:
-            del self._nodes[registration.leaf]
+            self._leave(registration)
         self._release(registration)
         registration.drop(pb.CAUSE_OFFLINE, GONE)
 
@@ -230,6 +292,10 @@ class Registry:
                 break
             found.append(registration)
         return found
+
+    def _leave(self, registration: Registration) -> None:
+        del self._nodes[registration.leaf]
+        self._crowd.leave(registration)
 
     def _release(self, registration: Registration) -> None:
         for name in registration.names:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from .._node import NodeId
+from ._exchanges import Exchanges
 from ._limits import EXCHANGE_BYTES, MAX_BODY, NODE_BYTES, Buckets, Settings
 from ._registry import Parcel, Registration, Registry, Settle
 from ._stats import Stats
@@ -31,7 +32,7 @@ class Router:
         self._in_flight = settings.in_flight
         self._senders = Buckets(settings.sender, settings.max_buckets)
         self._pairs = Buckets(settings.pair, settings.max_buckets)
-        self._receivers = Buckets(settings.receiver, settings.max_buckets)
+        self._exchanges = Exchanges(settings)
 
     def from_node(self, sender: Registration, signal: pb.Signal) -> bool:
         """A signal from a node of this instance. False: it was refused at once, and the node was told."""
@@ -74,18 +75,26 @@ class Router:
         if (wrong := malformed(signal)) is not None:
             settle(pb.CAUSE_INVALID, wrong)
             return
+        registration = self._registry.find(receiver)
+        if registration is not None:
+            self._exchanges.arrived(signal.exchange, signal.node, registration.names)
         self._deliver(receiver, signal, settle)
 
     def _judge(self, sender: Registration, signal: pb.Signal) -> tuple[pb.Cause, str] | None:
         now = self._clock()
-        if not self._senders.take(sender.leaf.encode(), now):
-            return pb.CAUSE_RATE_LIMITED, "too many signals from this node"
+        # whoever is answered knows the other; before that nobody learns from here where a node is
+        goes_on = self._exchanges.goes_on(signal.exchange, sender.names, signal.node)
+        signal.observed = sender.observed if goes_on else ""
+        if not goes_on and not self._senders.take(sender.leaf.encode(), now):
+            return pb.CAUSE_RATE_LIMITED, "too many exchanges begun by this node"
         if (wrong := malformed(signal)) is not None:
             return pb.CAUSE_INVALID, wrong
         if sender.in_flight >= self._in_flight:
             return pb.CAUSE_RATE_LIMITED, "too many signals of this node are still on their way"
         if not self._pairs.take(sender.leaf.encode() + signal.node, now):
             return pb.CAUSE_RATE_LIMITED, "too many signals from this node to that one"
+        if not goes_on:
+            self._exchanges.begin(signal.exchange, sender.leaf.public_key, signal.node)
         return None
 
     def _send(self, receiver: NodeId, signal: pb.Signal, settle: Settle) -> None:
@@ -99,9 +108,9 @@ class Router:
         registration = self._registry.find(receiver)
         if registration is None:
             settle(pb.CAUSE_OFFLINE, "no node of this name is registered")
-        elif not self._receivers.take(registration.leaf.encode(), self._clock()):
-            settle(pb.CAUSE_RATE_LIMITED, "too many signals for that node from all others together")
-        elif not registration.offer(Parcel(signal, settle)):
+            return
+        observed, signal.observed = signal.observed, ""
+        if not registration.offer(Parcel(signal, settle, observed)):
             settle(pb.CAUSE_RECEIVER_BUSY, "too many signals wait for that node")
 
 

@@ -14,7 +14,7 @@ import grpc.aio
 
 from .. import grpc as keynet_grpc
 from .._info import ConnectionInfo
-from ._limits import MAX_AGENT, MAX_USES, Buckets, Settings
+from ._limits import MAX_AGENT, MAX_USES, Buckets, Settings, network_of
 from ._loads import Loads
 from ._registry import GONE, Parcel, Registration, Registry
 from ._relays import Relay
@@ -51,6 +51,7 @@ class Service(rpc.RendezvousServicer):
         self._relays, self._wall = relays, wall
         self._loads = Loads({relay.counted_as: relay.weight for relay in relays})
         self._arrivals = Buckets(settings.registrations, settings.max_buckets)
+        self._networks = Buckets(settings.network_registrations, settings.max_buckets)
         self._closing = False
         self._staying: set[Registration] = set()
         self._heard = asyncio.Event()
@@ -65,7 +66,8 @@ class Service(rpc.RendezvousServicer):
         if refusal is not None:
             self._stats.add("registrations_refused")
             await context.abort(*refusal)
-        registration = Registration(info.node_ids, self._clock(), self._registry.totals)
+        registration = Registration(info.node_ids, self._clock(), self._registry.totals, info.remote_address)
+        self._make_room(registration)
         self._welcome(registration, info.remote_address)
         reading = asyncio.create_task(self._read(context, registration))
         try:
@@ -133,9 +135,19 @@ class Service(rpc.RendezvousServicer):
             return grpc.StatusCode.UNAVAILABLE, _GOING
         if not self._arrivals.take(info.node_id.encode(), self._clock()):
             return grpc.StatusCode.RESOURCE_EXHAUSTED, "this node registers too often"
-        if not self._registry.has_room(info.node_ids):
-            return grpc.StatusCode.RESOURCE_EXHAUSTED, "this rendezvous is full"
-        return None
+        if not self._networks.take(network_of(info.remote_address).encode(), self._clock()):
+            return grpc.StatusCode.RESOURCE_EXHAUSTED, "too many nodes of this network register at once"
+        crowded = self._registry.refusal(info.node_ids, info.remote_address)
+        return None if crowded is None else (grpc.StatusCode.RESOURCE_EXHAUSTED, crowded)
+
+    def _make_room(self, newcomer: Registration) -> None:
+        """Where everything is full, the newest of the most crowded network gives way to a node of another one."""
+        crowding = self._registry.giving_way(newcomer.names)
+        if crowding is not None:
+            self._stats.add("gave_way")
+            self._registry.remove(crowding)
+            detail = "this rendezvous is full, and your network has the most nodes here"
+            crowding.end(grpc.StatusCode.RESOURCE_EXHAUSTED, detail)
 
     def _welcome(self, registration: Registration, observed: str) -> None:
         # first in its queue: signals may wait already for the stream that this one replaces
@@ -196,9 +208,14 @@ class Service(rpc.RendezvousServicer):
 
     async def _write(self, context: Context, registration: Registration) -> None:
         while (item := await registration.take()) is not None:
-            message = pb.RendezvousMessage(signal=item.signal) if isinstance(item, Parcel) else item
             written = False
             try:
+                if isinstance(item, Parcel):
+                    message = pb.RendezvousMessage(signal=item.signal, observed=item.observed)
+                    if (pause := registration.pace.delay(self._clock())) > 0:
+                        await asyncio.sleep(pause)
+                else:
+                    message = item
                 await asyncio.wait_for(context.write(message), self._settings.write_timeout)
                 written = True
             except asyncio.TimeoutError:

@@ -24,6 +24,7 @@ class Stats:
                 "registrations": 0,
                 "registrations_refused": 0,
                 "replaced": 0,
+                "gave_way": 0,
                 "expired": 0,
                 "stuck": 0,
                 "signals": 0,

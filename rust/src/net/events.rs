@@ -38,6 +38,8 @@ impl Driver<'_> {
                     state.send_modify(|state| state.ended = Some(report));
                 }
             }
+            // a search that has begun since may have taken it over
+            PathEvent::Unused { via } if core.paths.uses(via) => {}
             PathEvent::Unused { via } => self.sockets.close(via, inner),
             PathEvent::Observed { address, by } => {
                 tracing::debug!(%address, "own address as seen from outside");

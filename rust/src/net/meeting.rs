@@ -1,7 +1,6 @@
 //! Meetings as the layers above start and watch them (see [`crate::path::Plan`]).
 
 use std::net::SocketAddr;
-use std::sync::PoisonError;
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -42,20 +41,20 @@ pub struct Meeting {
 }
 
 impl Net {
-    /// Tries what the draft says, and opens the sockets that it wants. Errors: `TooManyConnections`, `ProxyClosed`.
+    /// Tries what the draft says, with the sockets that it wants: those that other searches have opened serve this one as well, and where
+    /// the system gives no more it makes do with fewer, or goes without a search. Errors: `TooManyConnections`, `ProxyClosed`.
     pub fn start_meeting(&self, node: NodeId, keys: PingKeys, draft: Draft, timeout: Duration) -> Result<Meeting> {
         let inner = &self.inner;
         inner.check_open()?;
-        let vias = match draft.sockets {
-            Some((count, ..)) => {
-                let mut sockets = inner.new_sockets.lock().unwrap_or_else(PoisonError::into_inner);
-                sockets.open(count, inner.local_address, &inner.socket_config)?
-            }
-            None => Vec::new(),
-        };
+        let wanted = draft.sockets.map_or(0, |(count, ..)| count);
+        if wanted > 0 {
+            inner.new_sockets().open_up_to(wanted, inner.local_address, &inner.socket_config);
+        }
         let (sender, state) = watch::channel(MeetingState::default());
         let id = {
             let mut core = inner.core();
+            // under the lock, so that none of them is closed before the meeting has it
+            let vias = inner.new_sockets().share(wanted);
             let id = core.paths.start_meeting(inner.clock.now(), node, keys, draft.with_sockets(vias), timeout);
             let full = || Error::new(Reason::TooManyConnections, Stage::Punch, "too many meetings at once");
             let id = id.ok_or_else(full)?;
@@ -94,7 +93,7 @@ impl Meeting {
 impl Drop for Meeting {
     fn drop(&mut self) {
         if !self.kept {
-            self.net.inner.core().paths.stop_meeting(self.id);
+            self.net.inner.core().paths.stop_meeting(self.net.inner.clock.now(), self.id);
             self.net.inner.doorbell.ring_plain();
         }
     }

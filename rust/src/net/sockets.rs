@@ -2,14 +2,13 @@
 
 use std::future::poll_fn;
 use std::net::SocketAddr;
-use std::sync::{Arc, PoisonError};
+use std::sync::{Arc, MutexGuard, PoisonError};
 use std::task::Poll;
 
 use super::socket::Socket;
 use super::Inner;
 use crate::addr::Via;
 use crate::config::SocketConfig;
-use crate::error::{Error, Reason, Result, Stage};
 
 /// The driver's sockets.
 pub struct Sockets {
@@ -25,7 +24,8 @@ pub struct Others(Arc<Vec<(Via, Arc<Socket>)>>);
 #[derive(Debug, Default)]
 pub struct NewSockets {
     waiting: Vec<(Via, Socket)>,
-    open: usize,
+    /// All that are open, the driver's too, the oldest first.
+    open: Vec<Via>,
     last: u16,
 }
 
@@ -51,7 +51,7 @@ impl Sockets {
 
     /// Takes over what has been opened since.
     pub fn take_new(&mut self, inner: &Inner) {
-        let mut new = inner.new_sockets.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut new = inner.new_sockets();
         if new.waiting.is_empty() {
             return;
         }
@@ -62,11 +62,9 @@ impl Sockets {
 
     pub fn close(&mut self, via: Via, inner: &Inner) {
         let mut all = (*self.others.0).clone();
-        let before = all.len();
         all.retain(|(other, _)| *other != via);
-        let closed = before - all.len();
         self.others = Others(Arc::new(all));
-        inner.new_sockets.lock().unwrap_or_else(PoisonError::into_inner).closed(closed);
+        inner.new_sockets().closed(via);
     }
 }
 
@@ -86,31 +84,74 @@ impl Others {
 }
 
 impl NewSockets {
-    /// Opens so many sockets at the address of the node's own, each on a port of its own. Errors: `Unreachable`, when the
-    /// system gives no more, or so many are open that a search has to wait.
-    pub fn open(&mut self, count: usize, beside: SocketAddr, config: &SocketConfig) -> Result<Vec<Via>> {
-        let count = count.min(MAX_OTHERS.saturating_sub(self.open));
-        let mut opened = Vec::with_capacity(count);
-        for _ in 0..count {
+    /// Opens sockets at the address of the node's own, each on a port of its own, until there are so many; fewer where the system gives no
+    /// more, or there are as many as there may be.
+    pub fn open_up_to(&mut self, count: usize, beside: SocketAddr, config: &SocketConfig) {
+        while self.open.len() < count.min(MAX_OTHERS) {
             let address = SocketAddr::new(beside.ip(), 0);
-            let Ok(socket) = Socket::bind(address, config) else { break };
-            // numbers are used again after 32,767 sockets: those of searches are closed by then
-            self.last = if self.last + 1 < Via::FIRST_RELAY { self.last + 1 } else { 1 };
-            opened.push(Via(self.last));
+            let socket = match Socket::bind(address, config) {
+                Ok(socket) => socket,
+                Err(error) => {
+                    tracing::info!(%error, open = self.open.len(), "a search makes do with fewer sockets");
+                    return;
+                }
+            };
+            // numbers are used again after 32,767 sockets; one that is still open is passed over
+            loop {
+                self.last = if self.last + 1 < Via::FIRST_RELAY { self.last + 1 } else { 1 };
+                if !self.open.contains(&Via(self.last)) {
+                    break;
+                }
+            }
+            self.open.push(Via(self.last));
             self.waiting.push((Via(self.last), socket));
         }
-        self.open += opened.len();
-        if opened.is_empty() {
-            let text = "no sockets are left to search for a way through the NAT";
-            return Err(Error::new(Reason::TooManyConnections, Stage::Punch, text));
-        }
-        Ok(opened)
     }
 
-    fn closed(&mut self, count: usize) {
-        self.open = self.open.saturating_sub(count);
+    /// Up to so many of those that are open, the newest first: a symmetric NAT gives each destination another port, so one socket serves as
+    /// many searches as there are.
+    pub fn share(&self, count: usize) -> Vec<Via> {
+        self.open.iter().rev().take(count).copied().collect()
+    }
+
+    fn closed(&mut self, via: Via) {
+        self.open.retain(|other| *other != via);
+        self.waiting.retain(|(other, _)| *other != via);
     }
 }
 
-/// Two searches of 256 sockets (PUNCH.md: one at a time), or many paths that were found by one each.
+impl Inner {
+    pub(super) fn new_sockets(&self) -> MutexGuard<'_, NewSockets> {
+        self.new_sockets.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The sockets of a search (256), and as many that have found a path: those serve further searches too.
 const MAX_OTHERS: usize = 512;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn searches_share_their_sockets_and_never_fail_for_want_of_them() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().unwrap();
+        let _inside = runtime.enter();
+        let beside: SocketAddr = "127.0.0.1:0".parse().unwrap();
+        let mut sockets = NewSockets::default();
+        let config = SocketConfig::default();
+        for _ in 0..10 {
+            sockets.open_up_to(64, beside, &config);
+            assert_eq!(sockets.share(64).len(), 64);
+        }
+        assert_eq!(sockets.open.len(), 64, "ten searches have what one has");
+        sockets.closed(Via(1));
+        sockets.open_up_to(64, beside, &config);
+        assert_eq!(sockets.open.len(), 64);
+        assert_eq!(sockets.share(1_000).len(), 64, "a search makes do with what there is");
+        // none can be bound at an address of somebody else
+        let mut none = NewSockets::default();
+        none.open_up_to(64, "192.0.2.1:0".parse().unwrap(), &config);
+        assert_eq!(none.share(64), []);
+    }
+}

@@ -13,8 +13,10 @@ use std::time::Duration;
 use super::address::{canonical, canonical_route, sendable};
 use super::outlook::MAX_PEER_RELAYS;
 use super::outstanding::{Keys, Purpose};
+use super::search::{Progress, Search, Turns};
 use super::table::PathTable;
 use super::timers::Owner;
+use super::unproven::Word;
 use super::PathEvent;
 use crate::addr::{NodeId, PingKeys, RemoteId, Route, Via};
 use crate::config::punch_moment;
@@ -33,6 +35,10 @@ pub struct Plan {
     /// else: where both NATs count, what else is sent would use up the ports that the peer expects.
     pub guesses: Vec<SocketAddr>,
     pub search: Option<Search>,
+    /// Where the rendezvous nodes see the peer: only there, or where the peer itself came from, ports are searched.
+    pub seen_at: Vec<IpAddr>,
+    /// Addresses of relays that this node uses itself.
+    pub own_relays: Vec<IpAddr>,
     /// The first ping to each candidate dies after so many hops: it opens our NAT and leaves no trace in the peer's.
     pub opening_ttl: Option<u8>,
     /// Ways over relays: from relays of ours to addresses of the peer, and from our own socket to relays of the peer's.
@@ -43,15 +49,6 @@ pub struct Plan {
     pub head_start: Duration,
     /// What comes over relays all the same makes no path.
     pub direct_only: bool,
-}
-
-/// Finding one of many ports (the birthday search of PUNCH.md 3.1).
-#[derive(Clone, Debug)]
-pub enum Search {
-    /// Our NAT gives each destination another port: many of our sockets ask one address.
-    Sockets { vias: Vec<Via>, to: SocketAddr, begin: Duration },
-    /// The peer's does: our own socket asks many ports of one address.
-    Ports { ip: IpAddr, low: u16, high: u16, start: u32, begin: Duration },
 }
 
 /// How a meeting went.
@@ -66,16 +63,17 @@ pub struct MeetingReport {
 
 #[derive(Default)]
 pub(super) struct Meetings {
-    all: HashMap<MeetingId, Meeting>,
+    pub(super) all: HashMap<MeetingId, Meeting>,
+    pub(super) turns: Turns,
     /// Of those that have not met yet.
     names: HashMap<[u8; 16], MeetingId>,
     last_id: u64,
 }
 
-struct Meeting {
+pub(super) struct Meeting {
     node: NodeId,
     keys: PingKeys,
-    started: Time,
+    pub(super) started: Time,
     ends: Time,
     /// Until then nothing but guesses is sent.
     candidates_from: Time,
@@ -83,10 +81,10 @@ struct Meeting {
     rounds: usize,
     guesses: Vec<Route>,
     guess_rounds: usize,
-    search: Option<Search>,
-    searched: u32,
-    /// How far the search is behind, because nobody woke it in time.
-    search_late: Duration,
+    pub(super) search: Option<Search>,
+    pub(super) progress: Progress,
+    seen_at: Vec<IpAddr>,
+    own_relays: Vec<IpAddr>,
     opening_ttl: Option<u8>,
     relayed: Vec<Route>,
     relayed_rounds: usize,
@@ -97,7 +95,7 @@ struct Meeting {
     held: Vec<Answer>,
     met: Option<RemoteId>,
     /// A direct way was found.
-    settled: bool,
+    pub(super) settled: bool,
     /// When each address was last pinged because a ping came from there.
     asked_back: HashMap<Route, Time>,
     report: MeetingReport,
@@ -157,20 +155,6 @@ impl Meeting {
         waiting.then(|| GUESS_MOMENTS.get(self.guess_rounds).map(|moment| self.started + *moment)).flatten()
     }
 
-    /// When the next packets of the search are due.
-    fn next_search(&self) -> Option<Time> {
-        let search = self.search.as_ref().filter(|_| !self.settled)?;
-        let (begin, moment) = match search {
-            Search::Ports { begin, .. } => (*begin, SEARCH_TICK.saturating_mul(self.searched)),
-            Search::Sockets { begin, vias, .. } => {
-                let ticks = u32::try_from(vias.len().div_ceil(SOCKETS_A_TICK)).unwrap_or(u32::MAX).max(1);
-                let (round, tick) = (self.searched / ticks, self.searched % ticks);
-                (*begin, SOCKETS_AGAIN.saturating_mul(round) + SEARCH_TICK.saturating_mul(tick))
-            }
-        };
-        (self.searched < search.most()).then(|| self.started + begin + moment + self.search_late)
-    }
-
     /// When the next pings over relays are due: until something has made the path, and for a moment more, so that both sides come
     /// to know the same ways.
     fn next_relayed(&self) -> Option<Time> {
@@ -187,43 +171,50 @@ impl Meeting {
         route.via.is_relay() || self.peer_relays.contains(&route.to)
     }
 
+    /// Opens the search, if the rendezvous sees the peer where it is searched.
+    fn opened(mut self) -> Self {
+        self.progress.is_open = self.search.as_ref().is_some_and(|search| self.seen_at.contains(&search.ip()));
+        self
+    }
+
+    /// How much is known of an address that the peer has named.
+    fn word(&self, ip: IpAddr) -> Word {
+        match self.seen_at.contains(&ip) || self.own_relays.contains(&ip) {
+            true => Word::Vouched,
+            false => Word::Named,
+        }
+    }
+
+    /// What is to be sent now, but for the search; some with few hops to live.
+    fn due(&mut self, now: Time) -> Vec<(Route, Option<u8>)> {
+        let mut out: Vec<(Route, Option<u8>)> = Vec::new();
+        if self.next_guess().is_some_and(|at| at <= now) {
+            while self.next_guess().is_some_and(|at| at <= now) {
+                self.guess_rounds += 1;
+            }
+            out.extend(self.guesses.iter().map(|route| (*route, None)));
+        }
+        if self.next_round() <= now {
+            let ttl = self.opening_ttl.filter(|_| self.rounds == 0);
+            while self.next_round() <= now {
+                // moments that were slept through are not made up for
+                self.rounds += 1;
+            }
+            out.extend(self.candidates.iter().map(|route| (*route, ttl)));
+        }
+        if self.next_relayed().is_some_and(|at| at <= now) {
+            while self.next_relayed().is_some_and(|at| at <= now) {
+                self.relayed_rounds += 1;
+            }
+            out.extend(self.relayed.iter().filter(|route| sendable(route.to)).map(|route| (*route, None)));
+        }
+        out
+    }
+
     fn deadline(&self) -> Time {
         let rounds = Some(self.next_round());
         let moments = [rounds, self.next_guess(), self.next_search(), self.next_relayed(), self.held_until()];
         moments.into_iter().flatten().fold(self.ends, Time::min)
-    }
-}
-
-impl Search {
-    /// Ticks after which it is given up.
-    fn most(&self) -> u32 {
-        match self {
-            Self::Ports { low, high, .. } => MOST_PORTS.min(u32::from(high.saturating_sub(*low)) + 1),
-            Self::Sockets { .. } => u32::MAX,
-        }
-    }
-
-    /// What the `n`-th tick asks.
-    fn tick(&self, n: u32) -> Vec<Route> {
-        match self {
-            Self::Ports { ip, low, high, start, .. } => {
-                let size = u32::from(high.saturating_sub(*low)) + 1;
-                // each port once, in an order that nobody else's search has: a step without a factor in common with the size
-                let step = step_through(size);
-                let nth = (u64::from(*start) + u64::from(n) * u64::from(step)) % u64::from(size);
-                let port = low.saturating_add(u16::try_from(nth).unwrap_or(0));
-                vec![SocketAddr::new(*ip, port).into()]
-            }
-            Self::Sockets { vias, to, .. } => {
-                let ticks = vias.len().div_ceil(SOCKETS_A_TICK).max(1);
-                let tick = n as usize % ticks;
-                vias.iter()
-                    .skip(tick * SOCKETS_A_TICK)
-                    .take(SOCKETS_A_TICK)
-                    .map(|via| Route { via: *via, to: *to })
-                    .collect()
-            }
-        }
     }
 }
 
@@ -256,9 +247,15 @@ impl PathTable {
             rounds: 0,
             guesses,
             guess_rounds: 0,
+            progress: Progress::default(),
             search: plan.search,
-            searched: 0,
-            search_late: Duration::ZERO,
+            seen_at: plan.seen_at.iter().map(|ip| canonical(SocketAddr::new(*ip, 1)).ip()).take(MAX_SEEN_AT).collect(),
+            own_relays: plan
+                .own_relays
+                .iter()
+                .map(|ip| canonical(SocketAddr::new(*ip, 1)).ip())
+                .take(MAX_SEEN_AT)
+                .collect(),
             opening_ttl: plan.opening_ttl,
             relayed: plan.relayed.iter().map(|route| canonical_route(*route)).take(MAX_RELAYED).collect(),
             relayed_rounds: 0,
@@ -273,14 +270,16 @@ impl PathTable {
             timer: None,
             keys,
         };
+        let meeting = meeting.opened();
         self.meetings.names.insert(meeting.keys.local_name, id);
         self.meetings.all.insert(id, meeting);
+        self.search_turn(now, id);
         self.meeting_due(now, id);
         Some(id)
     }
 
     /// Ends a meeting before its time; its event still comes.
-    pub fn stop_meeting(&mut self, id: MeetingId) {
+    pub fn stop_meeting(&mut self, now: Time, id: MeetingId) {
         let Some(mut meeting) = self.meetings.all.remove(&id) else { return };
         self.timers.set(&mut meeting.timer, Owner::Meeting(id), None);
         if self.meetings.names.get(&meeting.keys.local_name) == Some(&id) {
@@ -291,17 +290,19 @@ impl PathTable {
                 self.release_via(*via);
             }
         }
+        self.search_turn(now, id);
         let Meeting { node, met, report, .. } = meeting;
         self.events.push_back(PathEvent::MeetingEnded { id, node, met: met.is_some(), report });
     }
 
+    /// Whether something goes through this socket, or is searched with it.
+    pub fn uses(&self, via: Via) -> bool {
+        self.meetings.uses(via) || self.slots.keys().any(|route| route.via == via)
+    }
+
     /// Tells when a socket that was opened for a search is of no use any more.
     pub(super) fn release_via(&mut self, via: Via) {
-        if via != Via::MAIN
-            && !via.is_relay()
-            && !self.slots.keys().any(|route| route.via == via)
-            && !self.meetings.uses(via)
-        {
+        if via != Via::MAIN && !via.is_relay() && !self.uses(via) {
             self.events.push_back(PathEvent::Unused { via });
         }
     }
@@ -309,7 +310,7 @@ impl PathTable {
     pub(super) fn meeting_due(&mut self, now: Time, id: MeetingId) {
         let Some(meeting) = self.meetings.all.get_mut(&id) else { return };
         if meeting.ends <= now {
-            self.stop_meeting(id);
+            self.stop_meeting(now, id);
             return;
         }
         if meeting.held_until().is_some_and(|at| at <= now) {
@@ -322,40 +323,13 @@ impl PathTable {
             }
         }
         let Some(meeting) = self.meetings.all.get_mut(&id) else { return };
-        let mut out: Vec<(Route, Option<u8>)> = Vec::new();
-        if meeting.next_guess().is_some_and(|at| at <= now) {
-            while meeting.next_guess().is_some_and(|at| at <= now) {
-                meeting.guess_rounds += 1;
-            }
-            out.extend(meeting.guesses.iter().map(|route| (*route, None)));
-        }
-        if meeting.next_round() <= now {
-            let ttl = meeting.opening_ttl.filter(|_| meeting.rounds == 0);
-            while meeting.next_round() <= now {
-                // moments that were slept through are not made up for
-                meeting.rounds += 1;
-            }
-            out.extend(meeting.candidates.iter().map(|route| (*route, ttl)));
-        }
-        if meeting.next_relayed().is_some_and(|at| at <= now) {
-            while meeting.next_relayed().is_some_and(|at| at <= now) {
-                meeting.relayed_rounds += 1;
-            }
-            out.extend(meeting.relayed.iter().filter(|route| sendable(route.to)).map(|route| (*route, None)));
-        }
-        for _ in 0..MAX_TICKS_AT_ONCE {
-            if meeting.next_search().is_none_or(|at| at > now) {
-                break;
-            }
-            if let Some(search) = &meeting.search {
-                let routes = search.tick(meeting.searched).into_iter().filter(|route| sendable(route.to));
-                out.extend(routes.map(|route| (route, None)));
-            }
-            meeting.searched += 1;
-        }
-        if let Some(late) = meeting.next_search().filter(|at| *at <= now) {
-            meeting.search_late += now.since(late) + SEARCH_TICK;
-        }
+        let mut out = meeting.due(now);
+        let word = |route: Route| meeting.word(route.to.ip());
+        let before = out.len();
+        out.retain(|(route, _)| self.unproven.take(now, route.to.ip(), word(*route)));
+        self.counters.rate_limited += (before - out.len()) as u64;
+        // searches have a limit of their own: one goes on at a time
+        out.extend(meeting.search_due(now).into_iter().filter(|route| sendable(route.to)).map(|route| (route, None)));
         let sent = u32::try_from(out.len()).unwrap_or(u32::MAX);
         meeting.report.pings = meeting.report.pings.saturating_add(sent);
         let (keys, met) = (meeting.keys(), meeting.met.filter(|_| meeting.settled));
@@ -367,6 +341,7 @@ impl PathTable {
             };
             self.ping_within(route, purpose, ttl);
         }
+        self.search_turn(now, id);
         self.rearm_meeting(id);
     }
 
@@ -388,6 +363,9 @@ impl PathTable {
         if !meeting.report.heard.contains(&from.to) {
             meeting.report.heard.push(from.to);
         }
+        let opens = meeting.search.as_ref().is_some_and(|search| search.ip() == from.to.ip());
+        meeting.progress.is_open |= opens;
+        self.unproven.heard(from.to.ip());
         // a ping back that is lost must not be the last
         if meeting.is_relayed(from) {
             if !meeting.relayed.contains(&from) && meeting.relayed.len() < 2 * MAX_RELAYED {
@@ -400,13 +378,21 @@ impl PathTable {
             meeting.candidates.push(from);
         }
         let purpose = Purpose::Meeting { id, keys: meeting.keys() };
-        self.ping(from, purpose);
+        if self.unproven.take(now, from.to.ip(), meeting.word(from.to.ip())) {
+            self.ping(from, purpose);
+        } else {
+            self.counters.rate_limited += 1;
+        }
+        if opens {
+            self.search_turn(now, id);
+        }
     }
 
     /// A genuine pong came to a ping of the meeting.
     pub(super) fn meeting_answered(&mut self, now: Time, id: MeetingId, answer: Answer) {
         let Some(meeting) = self.meetings.all.get_mut(&id) else { return };
         let Answer { from, rtt, .. } = answer;
+        self.unproven.answered(now, from.to.ip());
         if meeting.direct_only && meeting.is_relayed(from) {
             return;
         }
@@ -421,6 +407,7 @@ impl PathTable {
                 meeting.ends = meeting.ends.min(now + SETTLE);
             }
             self.path_answered(now, remote, from, Some(session), rtt);
+            self.search_turn(now, id);
             self.rearm_meeting(id);
         } else if relayed && now < meeting.started + meeting.head_start {
             if meeting.held.len() < 2 * MAX_RELAYED && !meeting.held.iter().any(|held| held.from == from) {
@@ -453,6 +440,7 @@ impl PathTable {
             meeting.ends = meeting.ends.min(now + SETTLE);
         }
         let pings = meeting.report.pings;
+        self.search_turn(now, id);
         self.rearm_meeting(id);
         let (via, address) = (from.via, from.to);
         for other in held.into_iter().filter(|held| held.from != from) {
@@ -475,7 +463,7 @@ impl PathTable {
         self.remote_for(now, from).ok()
     }
 
-    fn rearm_meeting(&mut self, id: MeetingId) {
+    pub(super) fn rearm_meeting(&mut self, id: MeetingId) {
         if let Some(meeting) = self.meetings.all.get_mut(&id) {
             let deadline = Some(meeting.deadline());
             self.timers.set(&mut meeting.timer, Owner::Meeting(id), deadline);
@@ -494,23 +482,8 @@ fn routes(addresses: &[SocketAddr], most: usize) -> Vec<Route> {
     routes
 }
 
-/// A number without a factor in common with `size`, near the golden section of it, so that neighbours are far apart in time.
-fn step_through(size: u32) -> u32 {
-    let mut step = (u64::from(size) * 618 / 1000).max(1) as u32;
-    while gcd(step, size) != 1 {
-        step += 1;
-    }
-    step
-}
-
-fn gcd(a: u32, b: u32) -> u32 {
-    if b == 0 {
-        a
-    } else {
-        gcd(b, a % b)
-    }
-}
-
+/// An address of each family from each of a few rendezvous nodes, or of each of a few relays.
+const MAX_SEEN_AT: usize = 16;
 /// PUNCH.md: at most so many ranked candidates a peer.
 const MAX_CANDIDATES: usize = 16;
 /// Two relays of ours to some addresses of the peer each, and the peer's two.
@@ -532,16 +505,6 @@ const GUESS_MOMENTS: [Duration; 6] = [
 ];
 /// The guesses have left our NAT by then, in their order.
 const AFTER_GUESSES: Duration = Duration::from_millis(50);
-/// 200 packets of 92 bytes a second: 150 kbit/s.
-const SEARCH_TICK: Duration = Duration::from_millis(5);
-/// With 256 sockets at the other end 2,048 of 64,512 ports find none once in 3,800 searches (PUNCH.md 3.1), in 10 s.
-const MOST_PORTS: u32 = 2_048;
-/// Sockets that ask in one tick: 256 in 80 ms.
-const SOCKETS_A_TICK: usize = 16;
-/// And again after this: the other side may be later, and mappings must live (30 s is the shortest life that NATs are known for).
-const SOCKETS_AGAIN: Duration = Duration::from_secs(2);
-/// After a long sleep the search goes on and makes up for no more of it.
-const MAX_TICKS_AT_ONCE: usize = 4;
 /// Between two pings back to one address: the first step of the punching schedule.
 const ASK_BACK_SPACING: Duration = Duration::from_millis(33);
 /// Addresses that the peer's pings came from: its candidates and one for each socket of a search.

@@ -26,10 +26,12 @@ mod profile;
 mod punch;
 mod relayed;
 mod remote;
+mod search;
 mod session;
 mod spare;
 mod table;
 mod timers;
+mod unproven;
 
 #[cfg(test)]
 mod tests;
@@ -45,10 +47,11 @@ pub use candidate::{
     decode_candidates, encode_candidates, is_virtual_range, rank_candidates, BadCandidates, Candidate, CandidateKind,
     MAX_CANDIDATES,
 };
-pub use meeting::{MeetingId, MeetingReport, Plan, Search};
+pub use meeting::{MeetingId, MeetingReport, Plan};
 pub use outlook::{draft, is_for_everybody, Draft, Outlook, Whereabouts};
 pub use profile::{judge_ports, BadProfile, Filtering, Mapping, NatProfile, Ports};
 pub use relayed::OwnRelay;
+pub use search::Search;
 pub use table::PathTable;
 
 /// Keys that both ends of a path know by now, whose pings have shown it.

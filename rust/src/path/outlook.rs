@@ -7,8 +7,9 @@ use std::time::Duration;
 
 use super::address::is_local;
 use super::candidate::{decode_candidates, encode_candidates, rank_candidates, Candidate, CandidateKind};
-use super::meeting::{Plan, Search};
+use super::meeting::Plan;
 use super::profile::{Filtering, Mapping, NatProfile, Ports};
+use super::search::Search;
 use crate::addr::Via;
 
 /// What a node tells a peer about where it is; sealed, so that only the peer reads it.

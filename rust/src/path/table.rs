@@ -13,6 +13,7 @@ use super::punch::Punches;
 use super::remote::{Path, Remote};
 use super::spare::{Class, Spares};
 use super::timers::{Owner, Timers};
+use super::unproven::Unproven;
 use super::{PathEvent, PathStats, PathView, PingOut, SharedKeys, TableFull, Traffic};
 use crate::addr::{NodeId, PingKeys, RemoteId, Route};
 use crate::config::PathConfig;
@@ -34,6 +35,8 @@ pub struct PathTable {
     pub(super) outstanding: Outstanding,
     pub(super) punches: Punches,
     pub(super) meetings: Meetings,
+    /// What goes to addresses that peers have named.
+    pub(super) unproven: Unproven,
     /// Pongs to addresses that have not proven themselves.
     pub(super) stranger_pongs: Limit,
     /// Our own addresses as others saw them lately.
@@ -72,6 +75,7 @@ impl PathTable {
             timers: Timers::default(),
             punches: Punches::default(),
             meetings: Meetings::default(),
+            unproven: Unproven::new(),
             observed: VecDeque::new(),
             transmits: VecDeque::new(),
             events: VecDeque::new(),

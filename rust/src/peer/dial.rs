@@ -57,6 +57,12 @@ impl Peers {
     ///
     /// Errors: `UnknownNode`, or the most telling failure among the addresses.
     pub async fn dial(self: &Arc<Self>, dial: &Dial) -> Result<Link> {
+        let link = self.dial_in_turn(dial).await?;
+        self.table().note_dialled(dial.node, link.peer.leaf);
+        Ok(link)
+    }
+
+    async fn dial_in_turn(self: &Arc<Self>, dial: &Dial) -> Result<Link> {
         if self.live_routes(&dial.node).is_empty() {
             if let Some(link) = Contact::join(self, dial).await? {
                 return Ok(link);
@@ -75,6 +81,7 @@ impl Peers {
         let dial = Dial { node, address: None, priority: Priority::Interactive, deadline: Instant::now() + timeout };
         let begin = Instant::now();
         let mut link = self.race(&dial).await?;
+        self.table().note_dialled(node, link.peer.leaf);
         let mut report = report(&link);
         // the way to it counts: the rendezvous, and punching
         report.utp = begin.elapsed().saturating_sub(report.tls);

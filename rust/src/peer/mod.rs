@@ -147,9 +147,14 @@ impl Peers {
         neighbours.get(node).cloned().unwrap_or_default()
     }
 
-    /// Whether the program named this node, or has reached it.
-    pub fn knows(&self, node: &NodeId) -> bool {
-        self.table().knows(node) || !self.net.live_routes(node).is_empty()
+    /// Whether the program named this node.
+    pub fn is_named(&self, node: &NodeId) -> bool {
+        self.table().is_named(node)
+    }
+
+    /// Whether the program has dialled this node with success. That there is a path to it says nothing: strangers have one too.
+    pub fn has_dialled(&self, node: &NodeId) -> bool {
+        self.table().has_dialled(node)
     }
 
     /// Remembers the names that a node has proven.

@@ -11,6 +11,8 @@ use crate::http_connect::check_address;
 pub(super) struct Table {
     peers: HashMap<NodeId, Vec<String>>,
     errors: Recent<Error>,
+    /// Nodes that were dialled with success.
+    dialled: Recent<()>,
     /// Old name -> the key that the node uses now, learned from its chain.
     leaves: Recent<NodeId>,
     max_peers: usize,
@@ -22,6 +24,7 @@ impl Table {
         Self {
             peers: HashMap::new(),
             errors: Recent::new(MAX_RECENT),
+            dialled: Recent::new(MAX_RECENT),
             leaves: Recent::new(MAX_RECENT),
             max_peers,
             max_addresses,
@@ -51,6 +54,7 @@ impl Table {
         self.peers.remove(node);
         self.errors.remove(node);
         self.leaves.remove(node);
+        self.dialled.remove(node);
     }
 
     pub fn peers(&self) -> Vec<(NodeId, Vec<String>)> {
@@ -64,8 +68,19 @@ impl Table {
         self.peers.get(node).cloned().unwrap_or_default()
     }
 
-    pub fn knows(&self, node: &NodeId) -> bool {
+    /// Whether the program named this node.
+    pub fn is_named(&self, node: &NodeId) -> bool {
         self.peers.contains_key(node)
+    }
+
+    /// The node that was wanted has proven itself under this key.
+    pub fn note_dialled(&mut self, wanted: NodeId, leaf: NodeId) {
+        self.dialled.insert(wanted, ());
+        self.dialled.insert(leaf, ());
+    }
+
+    pub fn has_dialled(&self, node: &NodeId) -> bool {
+        self.dialled.entries.contains_key(node)
     }
 
     pub fn note(&mut self, node: NodeId, error: Option<Error>) {
@@ -124,7 +139,7 @@ impl<T> Recent<T> {
     }
 }
 
-/// Last errors and old names kept.
+/// Last errors, old names and dialled nodes kept.
 const MAX_RECENT: usize = 4_096;
 
 #[cfg(test)]
@@ -162,6 +177,20 @@ mod tests {
         (1..=3).for_each(|n| table.note(node(n), Some(error.clone())));
         assert_eq!(table.last_error(&node(1)), None);
         assert_eq!((table.errors.entries.len(), table.errors.order.len()), (2, 2));
+    }
+
+    #[test]
+    fn only_who_was_named_or_dialled_is_known() {
+        let mut table = Table::new(1, 1);
+        table.learn_leaf(node(2), &[node(2), node(1)]);
+        assert!(!table.is_named(&node(2)) && !table.has_dialled(&node(2)), "it has proven its key, and no more");
+        table.note_dialled(node(1), node(2));
+        assert!(table.has_dialled(&node(1)) && table.has_dialled(&node(2)) && !table.is_named(&node(1)));
+        table.remove(&node(1));
+        assert!(!table.has_dialled(&node(1)));
+        table.dialled.max = 2;
+        (3..9).for_each(|n| table.note_dialled(node(n), node(n)));
+        assert_eq!((table.dialled.entries.len(), table.dialled.order.len()), (2, 2));
     }
 
     #[test]

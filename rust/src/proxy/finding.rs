@@ -1,21 +1,22 @@
 //! Finding nodes: what the proxy tells the rendezvous client and the local network, and what it hears from them.
 
 use std::collections::HashMap;
-use std::net::SocketAddr;
-use std::sync::{Arc, Weak};
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::{Arc, PoisonError, Weak};
 use std::time::Duration;
 
-use tokio::sync::broadcast;
+use tokio::sync::{broadcast, Semaphore};
+use tokio::time::timeout;
 
 use super::events::Event;
 use super::lifecycle::Phase;
-use super::{Allow, Proxy, ProxyConfig, Shared};
+use super::{AccessRequest, Allow, Proxy, ProxyConfig, Shared};
 use crate::addr::NodeId;
 use crate::error::{Error, Result};
 use crate::nat::{Lan, Neighbours};
 use crate::path::{Candidate, NatProfile, PathView, Traffic};
 use crate::relay::RelayStatus;
-use crate::rendezvous::{Rendezvous, RendezvousEvent, Report, StationStatus};
+use crate::rendezvous::{Admitted, Gate, Rendezvous, RendezvousEvent, Report, StationStatus};
 use crate::tls::PeerIdentity;
 
 /// What finds other nodes for this one; both parts are optional.
@@ -68,9 +69,10 @@ impl Finding {
         let options = &config.rendezvous;
         let wanted = !(options.servers.is_empty() && options.stun.is_empty() && options.relays.is_empty());
         let rendezvous = wanted.then(|| {
-            let weak = Arc::downgrade(shared);
-            let admits = move |peer: &PeerIdentity| admits(&weak, peer);
-            Rendezvous::start(shared.peers.clone(), config.rendezvous.clone(), Arc::new(admits))
+            let stations = options.servers.iter().map(|server| server.node).collect();
+            let door =
+                Door { shared: Arc::downgrade(shared), stations, questions: Arc::new(Semaphore::new(MAX_QUESTIONS)) };
+            Rendezvous::start(shared.peers.clone(), config.rendezvous.clone(), Arc::new(door))
         });
         if let Some(rendezvous) = &rendezvous {
             shared.lifecycle.spawn_loop(watch_rendezvous(shared.clone(), rendezvous.subscribe()));
@@ -144,17 +146,48 @@ impl Proxy {
 }
 
 /// Who is told where this node is: those who may use a service here, and those whom this node knows.
-fn admits(shared: &Weak<Shared>, peer: &PeerIdentity) -> bool {
-    let Some(shared) = shared.upgrade() else { return false };
-    if peer.all.iter().any(|node| shared.peers.knows(node)) {
-        return true;
+struct Door {
+    shared: Weak<Shared>,
+    /// The rendezvous nodes: that this node is connected to them makes them nobody who may learn more.
+    stations: Vec<NodeId>,
+    /// Places for questions to the program.
+    questions: Arc<Semaphore>,
+}
+
+impl Gate for Door {
+    /// The program named it, dialled it with success, or listed it; or it uses a service here, and so was let in.
+    fn is_friend(&self, node: &NodeId) -> bool {
+        let Some(shared) = self.shared.upgrade() else { return false };
+        if shared.peers.is_named(node) || (shared.peers.has_dialled(node) && !self.stations.contains(node)) {
+            return true;
+        }
+        let listed = match &*shared.allow.read().unwrap_or_else(PoisonError::into_inner) {
+            Some(Allow::Nodes(nodes)) => nodes.contains(node),
+            None | Some(Allow::Anyone | Allow::Ask(_)) => false,
+        };
+        listed || shared.registry.serves(node)
     }
-    let allow = shared.allow.read().unwrap_or_else(std::sync::PoisonError::into_inner);
-    match &*allow {
-        None => false,
-        Some(Allow::Nodes(nodes)) => peer.all.iter().any(|node| nodes.contains(node)),
-        // the function is asked about a service, when there is a connection
-        Some(Allow::Anyone | Allow::Ask(_)) => true,
+
+    fn admits(&self, peer: &PeerIdentity) -> Admitted {
+        let Some(shared) = self.shared.upgrade() else { return Box::pin(std::future::ready(false)) };
+        let allow = shared.allow.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let ask = match allow {
+            None | Some(Allow::Nodes(_)) => return Box::pin(std::future::ready(false)),
+            Some(Allow::Anyone) => return Box::pin(std::future::ready(true)),
+            Some(Allow::Ask(ask)) => ask,
+        };
+        // which service it wants, and from where, is not known before there is a connection
+        let nowhere = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0));
+        let request =
+            AccessRequest { node: peer.leaf, all: peer.all.clone(), service_port: 0, remote_address: nowhere };
+        let (questions, limit) = (self.questions.clone(), shared.limits.open_timeout);
+        Box::pin(async move {
+            let asked = async {
+                let _place = questions.acquire_owned().await.ok()?;
+                Some(ask(request).await)
+            };
+            timeout(limit, asked).await.ok().flatten().unwrap_or(false)
+        })
     }
 }
 
@@ -203,5 +236,8 @@ async fn watch_neighbours(shared: Arc<Shared>, mut neighbours: tokio::sync::watc
     }
 }
 
+/// Questions about who may learn where this node is, that wait for the program's answer at once: a function that takes its time has time
+/// left for those who have a connection already.
+const MAX_QUESTIONS: usize = 4;
 /// How long giving back a mapped port may hold up the end.
 pub(super) const CLOSE_TIME: Duration = Duration::from_secs(1);

@@ -212,6 +212,11 @@ impl Registry {
         Ok(Place { registry: self.clone(), peer })
     }
 
+    /// Whether a stream that this peer has opened was let in, and lives.
+    pub fn serves(&self, peer: &NodeId) -> bool {
+        lock(&self.inner).streams.get(peer).is_some_and(|held| *held > 0)
+    }
+
     pub fn live(&self) -> Vec<ConnectionInfo> {
         let connections: Vec<_> = lock(&self.inner).live.values().cloned().collect();
         let mut all: Vec<_> = connections.iter().map(|connection| connection.info()).collect();

@@ -1,11 +1,13 @@
-//! The exchange of two nodes by way of a rendezvous, in both roles, and the meeting that it leads to (docs/protocol.md section 7).
+//! The exchange of two nodes by way of a rendezvous, and the meeting that it leads to (docs/protocol.md section 7). How an invitation
+//! is answered is in `answering`.
 
 use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::mpsc;
-use tokio::time::{sleep, timeout, timeout_at, Instant};
+use tokio::time::{sleep, timeout_at, Instant};
 
 use super::report::{Report, Role};
 use super::station::unreachable;
@@ -15,41 +17,68 @@ use crate::addr::NodeId;
 use crate::error::{Error, Reason, Result, Stage};
 use crate::path::{draft, Draft, Outlook, Whereabouts};
 use crate::peer::now;
-use crate::tls::introduction::{decline, declined, Introduced, Invitation, Kind, Welcomed};
+use crate::tls::introduction::{declined, Introduced, Invitation, Kind};
 
 /// What comes back in an exchange.
 #[derive(Debug)]
 pub(super) enum Heard {
-    Body(Vec<u8>),
+    Body(Words),
     Undelivered(Cause, String),
 }
 
+/// A signal of an exchange, as the rendezvous passes it on.
+#[derive(Debug)]
+pub(super) struct Words {
+    /// From whom, and from which address of his, by the word of the rendezvous.
+    pub by: [u8; 32],
+    pub seen_at: Option<IpAddr>,
+    pub body: Vec<u8>,
+}
+
+/// Where what comes in an exchange is waited for.
+pub(super) struct Ear {
+    /// With the place of the rendezvous that it came from.
+    sender: mpsc::Sender<(usize, Heard)>,
+    /// How much each rendezvous may still say.
+    words: Vec<u8>,
+}
+
+impl Ear {
+    /// A rendezvous that says more than anybody has to say is not listened to, so that it is in no other's way.
+    pub fn hear(&mut self, place: usize, heard: Heard) {
+        let Some(left) = self.words.get_mut(place).filter(|left| **left > 0) else { return };
+        *left -= 1;
+        // there is room for all that may be said
+        let _ = self.sender.try_send((place, heard));
+    }
+}
+
 /// A place in the table of exchanges; dropping it frees it.
-struct Exchange {
+pub(super) struct Exchange {
     inner: Arc<Inner>,
     id: [u8; 16],
-    /// With the place of the rendezvous that it came from.
     heard: mpsc::Receiver<(usize, Heard)>,
 }
 
 impl Exchange {
-    fn open(inner: &Arc<Inner>, id: [u8; 16]) -> Result<Self> {
-        let (sender, heard) = mpsc::channel(HEARD);
+    pub fn open(inner: &Arc<Inner>, id: [u8; 16]) -> Result<Self> {
+        let places = inner.stations.len().max(1);
+        let (sender, heard) = mpsc::channel(places * usize::from(MAX_WORDS));
         let mut exchanges = inner.exchanges();
-        if exchanges.len() >= MAX_EXCHANGES {
+        if exchanges.len() >= MAX_EXCHANGES || exchanges.contains_key(&id) {
             return Err(Error::new(
                 Reason::TooManyConnections,
                 Stage::Rendezvous,
                 "too many nodes are looked for at once",
             ));
         }
-        exchanges.insert(id, sender);
+        exchanges.insert(id, Ear { sender, words: vec![MAX_WORDS; places] });
         drop(exchanges);
         Ok(Self { inner: inner.clone(), id, heard })
     }
 
     /// Sends one step of the exchange.
-    fn say(&self, to: NodeId, body: Vec<u8>) -> Said {
+    pub fn say(&self, to: NodeId, body: Vec<u8>) -> Said {
         let signal = Signal { node: to.public_key().to_vec(), exchange: self.id.to_vec(), body };
         let pause = self.inner.config.repeat_after;
         Said { sent: self.inner.send_everywhere(&signal), at: Instant::now(), pause, times: 1, signal }
@@ -57,7 +86,7 @@ impl Exchange {
 
     /// What comes next; as long as nothing does, what was `said` is said again now and then: a session with a rendezvous may break
     /// with a signal under way.
-    async fn hear(&mut self, said: &mut Said) -> Option<(usize, Heard)> {
+    pub async fn hear(&mut self, said: &mut Said) -> Option<(usize, Heard)> {
         loop {
             let Ok(heard) = timeout_at(said.at + said.pause, self.heard.recv()).await else {
                 self.repeat(said);
@@ -71,8 +100,8 @@ impl Exchange {
         said.sent = said.sent.max(self.inner.send_everywhere(&said.signal));
         said.at = Instant::now();
         said.times += 1;
-        // who does not answer may have more to answer than he can
-        said.pause *= 2;
+        // who does not answer may have more to answer than he can; those who began together do not come again together
+        said.pause = jittered(said.pause * 2);
     }
 
     /// Says Go again to a peer that repeats its Answer.
@@ -80,8 +109,8 @@ impl Exchange {
         // every rendezvous brings its copy of the first Answer: these are no repetition
         let copies = self.inner.config.repeat_after / 2;
         while let Some((_, heard)) = self.heard.recv().await {
-            if matches!(&heard, Heard::Body(body) if Kind::of(body) == Some(Kind::Answer)) && go.at.elapsed() >= copies
-            {
+            let again = matches!(&heard, Heard::Body(words) if Kind::of(&words.body) == Some(Kind::Answer));
+            if again && go.at.elapsed() >= copies {
                 self.repeat(&mut go);
             }
         }
@@ -90,7 +119,7 @@ impl Exchange {
 }
 
 /// A step of an exchange.
-struct Said {
+pub(super) struct Said {
     signal: Signal,
     /// The last time.
     at: Instant,
@@ -98,7 +127,28 @@ struct Said {
     pause: Duration,
     times: u32,
     /// To so many rendezvous nodes.
-    sent: usize,
+    pub sent: usize,
+}
+
+/// The Answer that holds, and the Go for it.
+struct Answered {
+    introduced: Introduced,
+    go: Vec<u8>,
+    seen_at: Option<IpAddr>,
+}
+
+/// Why it came to no path this time.
+struct Failure {
+    error: Error,
+    /// Nobody refused for good: it is worth trying again, after so long at least.
+    again: Option<Duration>,
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        let busy = matches!(error.reason, Reason::TooManyConnections | Reason::RendezvousBusy | Reason::PeerBusy);
+        Self { error, again: busy.then_some(LEAST_PAUSE) }
+    }
 }
 
 impl Drop for Exchange {
@@ -112,15 +162,7 @@ impl Inner {
     pub(super) async fn meet(self: &Arc<Self>, node: NodeId, deadline: Instant) -> Result<()> {
         let begin = Instant::now();
         let mut report = Report::new(Role::Dialler, now());
-        let mut result = Ok(());
-        for round in 0..self.config.prediction_rounds {
-            result = self.meet_once(node, deadline, Ways::All, &mut report).await;
-            let again = result.is_err() && report.outlook == Some(Outlook::Prediction);
-            if !again || Instant::now() + self.config.prediction_timeout > deadline {
-                break;
-            }
-            tracing::debug!(node = %node.short(), round, "predicted ports were wrong, asking anew");
-        }
+        let result = self.meet_until(node, deadline, &mut report).await;
         report.took = Some(begin.elapsed());
         report.met = result.is_ok();
         report.error = result.as_ref().err().cloned().map(|error| error.with_node(node));
@@ -131,12 +173,40 @@ impl Inner {
         result.map_err(|error| error.with_node(node))
     }
 
+    /// Tries until the deadline, as long as it is worth it: with fresh ports where ports are guessed, and later where somebody is busy.
+    async fn meet_until(self: &Arc<Self>, node: NodeId, deadline: Instant, report: &mut Report) -> Result<()> {
+        let (mut predictions, mut put_off) = (1, 0);
+        loop {
+            let met = self.meet_once(node, deadline, Ways::All, report).await;
+            let Err(Failure { error, again }) = met else { return Ok(()) };
+            let left = deadline.saturating_duration_since(Instant::now());
+            if let Some(pause) = again {
+                if left < LEAST_PAUSE * 2 {
+                    return Err(error);
+                }
+                // doubled each time, but never past the half of what is left
+                let doubled = (LEAST_PAUSE * 2_u32.saturating_pow(put_off)).min(MOST_PAUSE);
+                let pause = jittered(pause.max(doubled)).min(left / 2);
+                tracing::debug!(node = %node.short(), %error, ?pause, "busy, trying again");
+                put_off += 1;
+                sleep(pause).await;
+                continue;
+            }
+            let predicted = report.outlook == Some(Outlook::Prediction);
+            if !predicted || predictions >= self.config.prediction_rounds || left < self.config.prediction_timeout {
+                return Err(error);
+            }
+            tracing::debug!(node = %node.short(), predictions, "predicted ports were wrong, asking anew");
+            predictions += 1;
+        }
+    }
+
     /// Looks for a direct path to a node that is reached over a relay. What fails leaves everything as it is.
     pub(super) async fn upgrade(self: &Arc<Self>, node: NodeId) -> Result<()> {
         let begin = Instant::now();
         let mut report = Report::new(Role::Dialler, now());
         let deadline = begin + self.config.search_timeout;
-        self.meet_once(node, deadline, Ways::Direct, &mut report).await?;
+        self.meet_once(node, deadline, Ways::Direct, &mut report).await.map_err(|failure| failure.error)?;
         (report.met, report.took) = (true, Some(begin.elapsed()));
         self.reports().insert(node, report, self.config.max_reports);
         Ok(())
@@ -148,7 +218,7 @@ impl Inner {
         deadline: Instant,
         ways: Ways,
         report: &mut Report,
-    ) -> Result<()> {
+    ) -> Result<(), Failure> {
         self.connected(deadline).await?;
         let mut own = self.whereabouts(&[node]).await;
         note_own(report, &own);
@@ -157,27 +227,29 @@ impl Inner {
         let (invitation, invite) = Invitation::new(&identity, node, exchange.id)?;
         let mut invite = exchange.say(node, invite);
         if invite.sent == 0 {
-            return Err(unreachable("the rendezvous nodes take nothing for the moment"));
+            let error = unreachable("the rendezvous nodes take nothing for the moment");
+            return Err(Failure { error, again: Some(LEAST_PAUSE) });
         }
-        let until = deadline.min(invite.at + self.config.answer_timeout);
-        let (introduced, go) = self.answer(&mut exchange, invitation, &mut invite, &own, until).await?;
+        let Answered { introduced, go, seen_at } =
+            self.answer(&mut exchange, invitation, &mut invite, &own, deadline).await?;
         let round_trip = invite.at.elapsed();
         let peer = self.read(&introduced)?;
         own.direct_only |= self.direct_only.applies(&introduced.peer.all);
         let go = exchange.say(introduced.peer.leaf, go);
-        let draft = self.plan(&own, &peer, ways, report);
+        let draft = self.plan((&own, &peer), ways, seen_at, report);
         let meeting = async {
             // the peer begins when it has our Go: half a round trip from now (DCUtR), without what it took to find out where it is
             sleep(round_trip.saturating_sub(peer.took) / 2).await;
             self.carry_out(introduced, draft, deadline, report).await
         };
         tokio::select! {
-            result = meeting => result,
+            result = meeting => Ok(result?),
             never = exchange.go_again(go) => match never {},
         }
     }
 
-    /// Waits for the first answer that holds. Errors: `PeerOffline` when every rendezvous says so, or nobody answers.
+    /// Waits for the first answer that holds. Errors: `PeerOffline` when every rendezvous says so, or nobody answers; `PeerBusy` and
+    /// `RendezvousBusy`.
     async fn answer(
         &self,
         exchange: &mut Exchange,
@@ -185,112 +257,65 @@ impl Inner {
         invite: &mut Said,
         own: &Whereabouts,
         until: Instant,
-    ) -> Result<(Introduced, Vec<u8>)> {
+    ) -> Result<Answered, Failure> {
         let config = self.peers.tls_config();
-        // one word each: a rendezvous that lies does not speak for the others
-        let mut refused: HashMap<usize, Error> = HashMap::new();
+        // one word each: a rendezvous that lies does not speak for the others, and is not looked at again
+        let mut refused: HashMap<usize, Failure> = HashMap::new();
         let mut late = None;
         while refused.len() < invite.sent {
             let Ok(Some((place, heard))) = timeout_at(until, exchange.hear(invite)).await else { break };
-            let error = match heard {
-                Heard::Body(body) if Kind::of(&body) == Some(Kind::Answer) => {
+            if refused.contains_key(&place) {
+                continue;
+            }
+            let failure = match heard {
+                Heard::Body(Words { body, seen_at, .. }) if Kind::of(&body) == Some(Kind::Answer) => {
                     match invitation.check(&body, config, now()) {
-                        Ok(()) => return invitation.handle_answer(&body, &own.encode(), config, now()),
-                        Err(error) => error,
+                        Ok(()) => {
+                            let (introduced, go) = invitation.handle_answer(&body, &own.encode(), config, now())?;
+                            return Ok(Answered { introduced, go, seen_at });
+                        }
+                        Err(error) => Failure { error, again: None },
                     }
                 }
-                Heard::Body(body) => Error::new(declined(&body), Stage::Rendezvous, "the node declined to meet"),
+                Heard::Body(Words { body, .. }) => put_off_or_declined(&body),
                 // the first may have been delivered: then an answer is on its way
                 Heard::Undelivered(cause, detail) if invite.times > 1 => {
-                    late = Some(explain(cause, detail));
+                    late = Some(explain(cause, detail).into());
                     continue;
                 }
-                Heard::Undelivered(cause, detail) => explain(cause, detail),
+                Heard::Undelivered(cause, detail) => explain(cause, detail).into(),
             };
-            refused.entry(place).or_insert(error);
+            refused.insert(place, failure);
         }
-        let silence = || Error::new(Reason::PeerOffline, Stage::Rendezvous, "it did not answer the invitation");
+        let silence = || Error::new(Reason::PeerOffline, Stage::Rendezvous, "it did not answer the invitation").into();
         // what somebody said for sure says more than that others do not know it
         let mut refused: Vec<_> = refused.into_values().chain(late).collect();
-        refused.sort_by_key(|error| error.reason == Reason::PeerOffline);
+        refused.sort_by_key(|failure| failure.error.reason == Reason::PeerOffline);
         Err(refused.into_iter().next().unwrap_or_else(silence))
     }
 
-    /// Somebody invites this node.
-    pub(super) async fn invited(self: Arc<Self>, id: [u8; 16], invite: Vec<u8>) {
-        let mut report = Report::new(Role::Invited, now());
-        let begin = Instant::now();
-        let result = self.accept(id, &invite, &mut report).await;
-        report.took = Some(begin.elapsed());
-        match result {
-            Ok(node) => {
-                report.met = true;
-                self.reports().insert(node, report, self.config.max_reports);
-            }
-            Err(error) => {
-                tracing::info!(%error, "invited in vain");
-                if let Some(node) = error.node {
-                    report.error = Some(error);
-                    self.reports().insert(node, report, self.config.max_reports);
-                }
-            }
-        }
-    }
-
-    async fn accept(self: &Arc<Self>, id: [u8; 16], invite: &[u8], report: &mut Report) -> Result<NodeId> {
-        let identity = self.peers.identity();
-        let peer = Welcomed::who(&identity, &id, invite, self.peers.tls_config(), now())?;
-        let (node, names) = (peer.leaf, peer.all.clone());
-        if !(self.admits)(&peer) {
-            let body = decline(Reason::AccessDenied);
-            self.send_everywhere(&Signal { node: node.public_key().to_vec(), exchange: id.to_vec(), body });
-            return Err(Error::new(Reason::AccessDenied, Stage::Rendezvous, "not on the access list").with_node(node));
-        }
-        let named = |error: Error| error.with_node(node);
-        let mut exchange = Exchange::open(self, id)?;
-        let own = self.whereabouts(&names).await;
-        note_own(report, &own);
-        let (welcomed, answer) = Welcomed::new(&identity, id, invite, peer, &own.encode()).map_err(named)?;
-        let answer = exchange.say(node, answer);
-        if answer.sent == 0 {
-            return Err(named(unreachable("the rendezvous nodes take nothing for the moment")));
-        }
-        let introduced = self.wait_for_go(&mut exchange, &welcomed, answer).await.map_err(named)?;
-        let peer = self.read(&introduced).map_err(named)?;
-        let draft = self.plan(&own, &peer, Ways::All, report);
-        let deadline = Instant::now() + self.config.search_timeout;
-        self.carry_out(introduced, draft, deadline, report).await.map_err(named)?;
-        Ok(node)
-    }
-
-    async fn wait_for_go(&self, exchange: &mut Exchange, welcomed: &Welcomed, mut answer: Said) -> Result<Introduced> {
-        let go = async {
-            while let Some(heard) = exchange.hear(&mut answer).await {
-                if let (_, Heard::Body(body)) = heard {
-                    // one that is not right is somebody's joke: the right one may still come
-                    if let Ok(introduced) = welcomed.handle_go(&body) {
-                        return Ok(introduced);
-                    }
-                }
-            }
-            Err(Error::new(Reason::Cancelled, Stage::Rendezvous, "the exchange was closed"))
-        };
-        let late = || Error::new(Reason::PeerOffline, Stage::Rendezvous, "the dialler did not go on");
-        timeout(self.config.answer_timeout, go).await.unwrap_or_else(|_| Err(late()))
-    }
-
-    fn read(&self, introduced: &Introduced) -> Result<Whereabouts> {
+    pub(super) fn read(&self, introduced: &Introduced) -> Result<Whereabouts> {
         Whereabouts::decode(&introduced.said).ok_or_else(|| {
             let text = "what the peer says of where it is cannot be read";
             Error::new(Reason::ProtocolViolation, Stage::Rendezvous, text)
         })
     }
 
-    fn plan(&self, own: &Whereabouts, peer: &Whereabouts, ways: Ways, report: &mut Report) -> Draft {
+    /// What this side does, from both sides' words; the rendezvous sees the peer at `seen_at`.
+    pub(super) fn plan(
+        &self,
+        (own, peer): (&Whereabouts, &Whereabouts),
+        ways: Ways,
+        seen_at: Option<IpAddr>,
+        report: &mut Report,
+    ) -> Draft {
         let near = self.surroundings.near();
         let mut draft = draft(own, peer, &near, random_start());
+        let relays = self.relays.own();
+        draft.plan.seen_at = seen_at.into_iter().collect();
+        draft.plan.own_relays = relays.iter().flat_map(|relay| relay.addresses.iter().map(SocketAddr::ip)).collect();
         if ways == Ways::All {
-            draft = draft.with_relays(own, peer, &self.relays.own(), &near);
+            draft = draft.with_relays(own, peer, &relays, &near);
         }
         report.direct_only = own.direct_only || peer.direct_only;
         draft.plan.direct_only = report.direct_only || ways == Ways::Direct;
@@ -302,7 +327,7 @@ impl Inner {
         draft
     }
 
-    async fn carry_out(
+    pub(super) async fn carry_out(
         &self,
         introduced: Introduced,
         draft: Draft,
@@ -388,14 +413,14 @@ impl Inner {
     }
 
     /// Through all of them: the rendezvous that was the first to bring the invitation may drop what goes back.
-    fn send_everywhere(&self, signal: &Signal) -> usize {
+    pub(super) fn send_everywhere(&self, signal: &Signal) -> usize {
         self.stations.iter().filter(|station| station.send(signal)).count()
     }
 }
 
 /// Which ways a meeting tries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Ways {
+pub(super) enum Ways {
     All,
     Direct,
 }
@@ -409,7 +434,7 @@ fn why_no_relay(report: &Report, has_relays: bool) -> &'static str {
     }
 }
 
-fn note_own(report: &mut Report, own: &Whereabouts) {
+pub(super) fn note_own(report: &mut Report, own: &Whereabouts) {
     report.own_profile = Some(own.profile);
     report.own_candidates.clone_from(&own.candidates);
 }
@@ -421,6 +446,16 @@ fn list(report: &Report) -> String {
         (false, 0) => tried.join(", "),
         (false, more) => format!("{} and {more} more", tried.join(", ")),
     }
+}
+
+fn put_off_or_declined(body: &[u8]) -> Failure {
+    let (reason, retry_after) = declined(body);
+    let text = match reason {
+        Reason::PeerBusy => "the node has too many invitations to answer for now",
+        _ => "the node declined to meet",
+    };
+    let failure = Failure::from(Error::new(reason, Stage::Rendezvous, text));
+    Failure { again: failure.again.map(|least| retry_after.map_or(least, |after| least.max(after))), ..failure }
 }
 
 fn explain(cause: Cause, detail: String) -> Error {
@@ -442,6 +477,11 @@ fn random_id() -> Result<[u8; 16]> {
     Ok(id)
 }
 
+/// Up to a quarter more or less, so that those who were refused together do not come again together.
+fn jittered(pause: Duration) -> Duration {
+    pause.mul_f64(0.75 + f64::from(random_start()) / f64::from(u32::MAX) / 2.0)
+}
+
 /// Where a search begins: a number that nobody needs to be unable to guess.
 fn random_start() -> u32 {
     let mut bytes = [0; 4];
@@ -451,7 +491,11 @@ fn random_start() -> u32 {
 
 /// Exchanges under way, in both roles.
 const MAX_EXCHANGES: usize = 4_096;
-/// Messages of one exchange that wait to be looked at: an answer and a refusal from each rendezvous.
-const HEARD: usize = 16;
+/// Messages of one exchange that each rendezvous may bring: a step that is said again at growing intervals for as long as a dial takes,
+/// and a refusal of each of ours, are a dozen.
+const MAX_WORDS: u8 = 16;
+/// Between two tries of a dial while somebody is busy: at first, and at most.
+const LEAST_PAUSE: Duration = Duration::from_millis(500);
+const MOST_PAUSE: Duration = Duration::from_secs(4);
 /// Addresses in an error message.
 const MAX_LISTED: usize = 8;

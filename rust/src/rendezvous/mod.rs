@@ -4,7 +4,9 @@
 //! |---|---|
 //! | `station` | one rendezvous node: the session with it |
 //! | `wire` | the gRPC messages of that session |
-//! | `exchange` | invitation, answer, go: in both roles, up to the path |
+//! | `exchange` | invitation, answer, go: the dialler's half, and the meeting |
+//! | `answering` | the other half |
+//! | `invitations` | which invitation is answered next, and which are turned away |
 //! | `surroundings` | where this node is: interfaces, NAT, mapped port |
 //! | `relays` | what relays add: candidates, a way to the rendezvous, direct paths in place of relayed ones |
 //! | `report` | how meetings went, so that it can be explained |
@@ -12,7 +14,9 @@
 //! The rendezvous sees who looks for whom, and nothing else: names are proven and addresses sealed end to end
 //! ([`crate::tls::introduction`]).
 
+mod answering;
 mod exchange;
+mod invitations;
 mod pause;
 mod relays;
 mod report;
@@ -20,12 +24,14 @@ mod station;
 mod surroundings;
 mod wire;
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, HashSet};
+use std::future::Future;
 use std::net::{IpAddr, SocketAddr};
+use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{broadcast, mpsc, Notify, Semaphore};
+use tokio::sync::{broadcast, Notify};
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, sleep_until, Instant};
 
@@ -44,14 +50,24 @@ use crate::peer::{resolve, Finder, Peers};
 use crate::relay::client::RelaySpec;
 use crate::relay::{RelayStatus, Relays};
 use crate::tls::PeerIdentity;
-use exchange::Heard;
+use exchange::{Ear, Heard, Words};
+use invitations::Invitations;
 use report::Reports;
 use station::Station;
 use surroundings::Surroundings;
 use wire::{Cause, FromRendezvous, Welcome};
 
 /// Who may learn where this node is.
-pub type Admits = Arc<dyn Fn(&PeerIdentity) -> bool + Send + Sync>;
+pub trait Gate: Send + Sync {
+    /// Whether this node knows the other, or has it on its access list: without asking anybody.
+    fn is_friend(&self, node: &NodeId) -> bool;
+
+    /// Whether somebody who is no friend may learn it all the same. May ask the program, and take its time.
+    fn admits(&self, peer: &PeerIdentity) -> Admitted;
+}
+
+/// The answer of a [`Gate`], on its way.
+pub type Admitted = Pin<Box<dyn Future<Output = bool> + Send>>;
 
 /// What a node is told about finding others.
 #[derive(Clone, Debug, Default)]
@@ -97,11 +113,11 @@ struct Inner {
     named: Mutex<HashMap<NodeId, Named>>,
     direct_only: DirectOnly,
     stations: Vec<Arc<Station>>,
-    admits: Admits,
+    gate: Arc<dyn Gate>,
     exchanges: Mutex<Exchanges>,
     invitations: Mutex<Invitations>,
-    /// Places for invitations that are being answered.
-    places: Arc<Semaphore>,
+    /// An invitation has arrived, or an answer has ended.
+    knock: Notify,
     reports: Mutex<Reports>,
     events: broadcast::Sender<RendezvousEvent>,
     /// A session has begun or an attempt has failed.
@@ -112,49 +128,16 @@ struct Inner {
     again: Mutex<HashSet<NodeId>>,
 }
 
-/// Where what comes in an exchange is waited for; with it goes the place of the rendezvous that it came from.
-type Exchanges = HashMap<[u8; 16], mpsc::Sender<(usize, Heard)>>;
-
-/// Invitations that came: each rendezvous delivers its copy.
-#[derive(Default)]
-struct Invitations {
-    seen: HashSet<[u8; 16]>,
-    order: VecDeque<[u8; 16]>,
-    second: Option<Instant>,
-    taken: u32,
-}
-
-impl Invitations {
-    /// Whether to answer it: it is new, and there were not too many lately.
-    fn take(&mut self, id: [u8; 16], now: Instant, per_second: u32) -> bool {
-        if self.seen.contains(&id) {
-            return false;
-        }
-        if self.second.is_none_or(|since| now.saturating_duration_since(since) >= Duration::from_secs(1)) {
-            (self.second, self.taken) = (Some(now), 0);
-        }
-        if self.taken >= per_second {
-            return false;
-        }
-        self.taken += 1;
-        self.seen.insert(id);
-        self.order.push_back(id);
-        if self.order.len() > MAX_SEEN {
-            if let Some(oldest) = self.order.pop_front() {
-                self.seen.remove(&oldest);
-            }
-        }
-        true
-    }
-}
+type Exchanges = HashMap<[u8; 16], Ear>;
 
 impl Rendezvous {
     /// Registers at every server and stays so; from now on `peers` finds nodes through them. Needs a tokio runtime.
-    pub fn start(peers: Arc<Peers>, options: Options, admits: Admits) -> Self {
+    pub fn start(peers: Arc<Peers>, options: Options, gate: Arc<dyn Gate>) -> Self {
         let Options { servers, stun, port_mapping, search_ports, relays, direct_only, config, relay, host } = options;
         let surroundings = Surroundings::start(peers.net.local_address(), port_mapping, search_ports, &host);
         let inner = Arc::new(Inner {
-            places: Arc::new(Semaphore::new(config.invitations_at_once)),
+            invitations: Mutex::new(Invitations::new(&config, Instant::now())),
+            knock: Notify::new(),
             stations: servers.into_iter().map(|server| Arc::new(Station::new(server))).collect(),
             config,
             surroundings,
@@ -162,10 +145,9 @@ impl Rendezvous {
             relay_config: relay,
             named: Mutex::default(),
             direct_only,
-            admits,
+            gate,
             peers,
             exchanges: Mutex::default(),
-            invitations: Mutex::default(),
             reports: Mutex::default(),
             events: broadcast::Sender::new(EVENT_QUEUE),
             progress: Notify::new(),
@@ -181,6 +163,7 @@ impl Rendezvous {
         tasks.push(tokio::spawn(inner.clone().watch_paths()));
         tasks.push(tokio::spawn(inner.clone().watch_relays()));
         tasks.push(tokio::spawn(inner.clone().leave_relays()));
+        tasks.push(tokio::spawn(inner.clone().answer_invitations()));
         Self { inner, tasks }
     }
 
@@ -290,12 +273,15 @@ impl Inner {
         }
     }
 
-    /// A message from a rendezvous.
-    fn handle(self: &Arc<Self>, station: &Station, message: FromRendezvous) {
+    /// A message from a rendezvous. With a signal comes where it sees the sender, if this node may know that.
+    fn handle(self: &Arc<Self>, station: &Station, message: FromRendezvous, seen_at: Option<IpAddr>) {
         let (exchange, heard) = match message {
             FromRendezvous::Welcome(_) | FromRendezvous::Going(_) => return,
             FromRendezvous::Relays(relays) => return self.offered(station, relays),
-            FromRendezvous::Signal(signal) => (signal.exchange, Heard::Body(signal.body)),
+            FromRendezvous::Signal(signal) => {
+                let Ok(by) = <[u8; 32]>::try_from(signal.node) else { return };
+                (signal.exchange, Heard::Body(Words { by, body: signal.body, seen_at }))
+            }
             FromRendezvous::Undelivered(refused) => {
                 let cause = Cause::try_from(refused.cause).unwrap_or(Cause::Unspecified);
                 (refused.exchange, Heard::Undelivered(cause, refused.detail))
@@ -304,26 +290,13 @@ impl Inner {
         let Ok(id) = <[u8; 16]>::try_from(exchange) else { return };
         let known = |known: &Arc<Station>| std::ptr::eq(known.as_ref(), station);
         let Some(place) = self.stations.iter().position(known) else { return };
-        if let Some(waiting) = self.exchanges().get(&id) {
-            // one that is full has more than it can want
-            let _ = waiting.try_send((place, heard));
+        if let Some(ear) = self.exchanges().get_mut(&id) {
+            ear.hear(place, heard);
             return;
         }
-        let Heard::Body(body) = heard else { return };
-        let invite = crate::tls::introduction::Kind::of(&body) == Some(crate::tls::introduction::Kind::Invite);
-        if !invite || body.len() > wire::LARGEST_BODY {
-            return;
+        if let Heard::Body(Words { by, body, .. }) = heard {
+            self.invited(place, id, by, body);
         }
-        let mut invitations = self.invitations.lock().unwrap_or_else(PoisonError::into_inner);
-        let Ok(permit) = self.places.clone().try_acquire_owned() else { return };
-        if !invitations.take(id, Instant::now(), self.config.invitations_per_second) {
-            return;
-        }
-        let inner = self.clone();
-        tokio::spawn(async move {
-            inner.invited(id, body).await;
-            drop(permit);
-        });
     }
 
     /// Asks the servers what the NAT does: when there is a new one, when the network has changed, and now and then.
@@ -431,8 +404,6 @@ fn ways_out(network: &Network) -> Vec<IpAddr> {
 
 /// Giving allocations back must not hold up the end.
 const RELEASE: Duration = Duration::from_millis(500);
-/// Exchanges that are remembered, so that the copies of an invitation do nothing: a minute's worth at the limit.
-const MAX_SEEN: usize = 1_200;
 /// Servers that one rendezvous may name.
 const MAX_STUN_NAMES: usize = 8;
 const EVENT_QUEUE: usize = 256;

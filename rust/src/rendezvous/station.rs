@@ -211,7 +211,7 @@ impl Station {
         let registered = async {
             let mut incoming = wire::register(link.stream, queue).await?;
             let welcome = match incoming.message().await? {
-                Some(RendezvousMessage { kind: Some(FromRendezvous::Welcome(welcome)) }) => welcome,
+                Some(RendezvousMessage { kind: Some(FromRendezvous::Welcome(welcome)), .. }) => welcome,
                 _ => return Err(Status::internal("no welcome")),
             };
             Ok((incoming, welcome))
@@ -340,7 +340,8 @@ impl Station {
                 true
             }
             Some(kind) => {
-                inner.handle(self, kind);
+                let observed = message.observed.parse().ok().map(|address| unmapped(address).ip());
+                inner.handle(self, kind, observed);
                 false
             }
             None => false,
@@ -416,8 +417,8 @@ const GOING: &str = "the rendezvous is going away, as it has said";
 /// rendezvous.proto.
 const SERVICE_PORT: u16 = 7_348;
 const AGENT: &str = concat!("keynet/", env!("CARGO_PKG_VERSION"));
-/// Messages on their way out: each is one step of an exchange, and a rendezvous takes 20 a second.
-const QUEUE: usize = 64;
+/// Messages on their way out: each is one step of an exchange. A node that dials a hundred others at once has two for each.
+const QUEUE: usize = 256;
 /// The end of a session that another has replaced comes a round trip after that one's beginning.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 /// A refresh once a day is as good as none.

@@ -35,6 +35,9 @@ pub enum FromNode {
 pub struct RendezvousMessage {
     #[prost(oneof = "FromRendezvous", tags = "1, 2, 3, 4, 6")]
     pub kind: Option<FromRendezvous>,
+    /// With a Signal: where the rendezvous sees its sender.
+    #[prost(string, tag = "5")]
+    pub observed: String,
 }
 
 #[derive(Clone, PartialEq, prost::Oneof)]

@@ -5,7 +5,7 @@
 //! dialler's chain and key; **Answer** the other's, with what it has to say sealed; **Go** what the dialler has to say, sealed.
 //! An Invite that is repeated by somebody else leads to an Answer that only the first sender can open, and to no Go.
 
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use aws_lc_rs::aead::{Aad, LessSafeKey, Nonce, UnboundKey, AES_256_GCM};
 use aws_lc_rs::agreement::{agree_ephemeral, EphemeralPrivateKey, UnparsedPublicKey, X25519};
@@ -179,20 +179,37 @@ impl Welcomed {
     }
 }
 
+/// Whether a message may be an Invite of this sender, by what costs nothing to look at: it is complete, and the first certificate
+/// has the sender's key in it. Whether it is one, [`Welcomed::who`] finds out.
+pub fn may_invite(message: &[u8], sender: &[u8; 32]) -> bool {
+    let leaf = Parts::read(message, INVITE).ok().and_then(|parts| parts.chain.first().copied());
+    leaf.is_some_and(|leaf| leaf.windows(sender.len()).any(|bytes| bytes == sender))
+}
+
 /// The message that declines an invitation.
 pub fn decline(reason: Reason) -> Vec<u8> {
     let [high, low] = reason.code().to_be_bytes();
     vec![DECLINED, high, low]
 }
 
-/// What such a message says; `PeerOffline` when it makes no sense.
-pub fn declined(message: &[u8]) -> Reason {
-    match message {
-        [DECLINED, high, low] => match Reason::from_code(u16::from_be_bytes([*high, *low])) {
-            Some(reason @ (Reason::AccessDenied | Reason::PeerBusy)) => reason,
-            _ => Reason::PeerOffline,
-        },
-        _ => Reason::PeerOffline,
+/// The message that puts an invitation off: the dialler may come again after so long.
+pub fn put_off(retry_after: Duration) -> Vec<u8> {
+    let mut message = decline(Reason::PeerBusy);
+    message.extend_from_slice(&u16::try_from(retry_after.as_millis()).unwrap_or(u16::MAX).to_be_bytes());
+    message
+}
+
+/// What a message that declines says, and after how long the dialler may come again; `PeerOffline` when it makes no sense. What
+/// stands behind that is left to later versions.
+pub fn declined(message: &[u8]) -> (Reason, Option<Duration>) {
+    let [DECLINED, high, low, rest @ ..] = message else { return (Reason::PeerOffline, None) };
+    match Reason::from_code(u16::from_be_bytes([*high, *low])) {
+        Some(Reason::PeerBusy) => {
+            let millis = rest.first_chunk().map(|bytes| u16::from_be_bytes(*bytes));
+            (Reason::PeerBusy, millis.map(|millis| Duration::from_millis(millis.into())))
+        }
+        Some(Reason::AccessDenied) => (Reason::AccessDenied, None),
+        _ => (Reason::PeerOffline, None),
     }
 }
 
@@ -355,7 +372,7 @@ const MAX_MESSAGE: usize = 40 << 10;
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::{Duration, UNIX_EPOCH};
+    use std::time::UNIX_EPOCH;
 
     fn now() -> SystemTime {
         UNIX_EPOCH + Duration::from_secs(1_800_000_000)
@@ -478,10 +495,27 @@ mod tests {
     }
 
     #[test]
+    fn what_cannot_be_an_invitation_is_seen_by_its_lengths_and_its_key() {
+        let (a, b) = (node(), node());
+        let (_, invite) = Invitation::new(&a, b.node_id(), [1; 16]).unwrap();
+        assert!(may_invite(&invite, a.node_id().public_key()));
+        assert!(!may_invite(&invite, b.node_id().public_key()), "of somebody else");
+        for end in 0..invite.len() {
+            assert!(!may_invite(&invite[..end], a.node_id().public_key()), "cut at {end}");
+        }
+        assert!(!may_invite(b"\x01garbage", &[0; 32]));
+    }
+
+    #[test]
     fn what_is_declined_says_so_and_no_more() {
-        assert_eq!(declined(&decline(Reason::AccessDenied)), Reason::AccessDenied);
-        assert_eq!(declined(&decline(Reason::Internal)), Reason::PeerOffline);
-        assert_eq!(declined(&[DECLINED]), Reason::PeerOffline);
+        assert_eq!(declined(&decline(Reason::AccessDenied)), (Reason::AccessDenied, None));
+        assert_eq!(declined(&decline(Reason::Internal)), (Reason::PeerOffline, None));
+        assert_eq!(declined(&[DECLINED]), (Reason::PeerOffline, None));
+        assert_eq!(declined(&decline(Reason::PeerBusy)), (Reason::PeerBusy, None), "as older nodes say it");
+        let mut later = put_off(Duration::from_millis(1_500));
+        assert_eq!(declined(&later), (Reason::PeerBusy, Some(Duration::from_millis(1_500))));
+        later.push(9);
+        assert_eq!(declined(&later), (Reason::PeerBusy, Some(Duration::from_millis(1_500))));
         assert_eq!(Kind::of(&decline(Reason::PeerBusy)), Some(Kind::Declined));
         assert_eq!((Kind::of(&[]), Kind::of(&[99])), (None, None));
     }

@@ -68,7 +68,7 @@ impl Outside {
             248..=250 => {
                 let n = usize::from(input.u8()) % self.meetings.len().max(1);
                 if let Some(&meeting) = self.meetings.get(n) {
-                    self.table.stop_meeting(meeting);
+                    self.table.stop_meeting(self.now, meeting);
                 }
             }
             251..=255 => {

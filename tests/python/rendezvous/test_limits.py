@@ -7,7 +7,8 @@ import random
 import pytest
 
 import keynet
-from keynet.rendezvous._limits import Buckets, Rate, Settings
+from keynet.rendezvous._exchanges import Exchanges
+from keynet.rendezvous._limits import Buckets, Pace, Rate, Settings, network_of
 from keynet.rendezvous._registry import Parcel, Registration, Registry
 from keynet.rendezvous.v1 import rendezvous_pb2 as pb
 
@@ -62,7 +63,7 @@ def test_a_rate_of_nothing() -> None:
 class Names:
     """A registry, and the names that others would be told of."""
 
-    def __init__(self, **settings: int) -> None:
+    def __init__(self, **settings: float) -> None:
         self.known: set[keynet.NodeId] = set()
         self.registry = Registry(Settings(**settings), appeared=self.appeared, gone=self.known.remove)
 
@@ -70,12 +71,23 @@ class Names:
         assert name not in self.known
         self.known.add(name)
 
-    def node(self, *names: int, now: float = 0.0) -> Registration:
-        return Registration(tuple(map(name, names)), now, self.registry.totals)
+    def node(self, *names: int, now: float = 0.0, at: str = "") -> Registration:
+        return Registration(tuple(map(name, names)), now, self.registry.totals, at)
+
+    def comes(self, number: int, at: str) -> str | None:
+        """What the service does with a newcomer: the refusal, if there is one."""
+        names = (name(number),)
+        refusal = self.registry.refusal(names, at)
+        if refusal is None:
+            crowding = self.registry.giving_way(names)
+            if crowding is not None:
+                self.registry.remove(crowding)
+            self.registry.add(self.node(number, at=at))
+        return refusal
 
 
 def name(number: int) -> keynet.NodeId:
-    return keynet.NodeId.from_public_key(bytes([number]) * 32)
+    return keynet.NodeId.from_public_key(bytes([number % 256, number // 256]) * 16)
 
 
 def test_names_come_and_go() -> None:
@@ -151,3 +163,110 @@ def test_bytes_that_wait_are_bounded() -> None:
     assert [one.offer(parcel(5)) for _ in range(3)] == [True, True, False]
     # in all: the first for a node finds room, more do not
     assert [two.offer(parcel(5)) for _ in range(2)] == [True, False]
+
+
+def test_a_pace_spreads_what_comes_at_once() -> None:
+    pace = Pace(Rate(10, 5))
+    assert [pace.delay(0.0) for _ in range(5)] == [0.0] * 5
+    assert [round(pace.delay(0.0), 3) for _ in range(3)] == [0.1, 0.2, 0.3]
+    assert [pace.delay(100.0) for _ in range(5)] == [0.0] * 5
+    assert pace.delay(100.0) > 0
+
+
+@pytest.mark.parametrize(
+    ("address", "network"),
+    [
+        ("192.0.2.77:5", "192.0.2.0/24"),
+        ("[::ffff:192.0.2.77]:5", "192.0.2.0/24"),
+        ("[2001:db8:1:2::3]:5", "2001:db8:1::/48"),
+        ("[fe80::1%eth0]:5", "fe80::/48"),
+        ("", ""),
+        ("nonsense:1", "nonsense"),
+    ],
+)
+def test_the_network_of_an_address(address: str, network: str) -> None:
+    assert network_of(address) == network
+
+
+def test_one_socket_has_few_nodes() -> None:
+    names = Names(max_nodes_per_socket=4)
+    refused = [number for number in range(60) if names.comes(number, "192.0.2.1:9") is not None]
+    assert len(names.registry) == 4
+    assert refused == list(range(4, 60))
+    assert names.comes(100, "192.0.2.1:10") is None, "another socket behind the same NAT"
+
+
+def test_one_network_has_its_share() -> None:
+    names = Names(max_nodes=1000, network_share=0.1, network_least=10)
+    for number in range(300):
+        names.comes(number, f"192.0.2.{number % 250}:{1000 + number}")
+    assert len(names.registry) == 100
+    assert "this network" in str(names.comes(400, "192.0.2.1:1"))
+    assert names.comes(400, "198.51.100.1:1") is None
+
+
+def test_in_a_full_rendezvous_the_most_crowded_network_gives_way() -> None:
+    names = Names(max_nodes=60)
+    for number in range(60):
+        assert names.comes(number, f"192.0.2.1:{1000 + number}") is None
+    newest = name(59)
+    assert names.comes(100, "198.51.100.1:1") is None
+    assert len(names.registry) == 60
+    assert names.registry.by_leaf(newest) is None, "the newest of them, so those who were there first stay"
+    for number in range(101, 200):
+        names.comes(number, f"198.51.{number}.1:1")
+    assert len(names.registry) == 60
+    # now each network has one or two: nobody has to give way to somebody who is no better
+    assert names.comes(300, "192.0.2.1:1") == "this rendezvous is full"
+    # who is there may come again, wherever it is
+    assert names.comes(0, "198.51.150.1:7") is None
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_largest_network_is_always_known(seed: int) -> None:
+    draw, names = random.Random(seed), Names(max_nodes=30, max_nodes_per_socket=1000)
+    for number in range(400):
+        if draw.random() < 0.4 and len(names.registry):
+            names.registry.remove(draw.choice(list(names.registry)))
+        names.comes(number, f"192.0.{draw.randrange(4)}.1:1")
+        crowd = names.registry._crowd
+        assert sum(map(len, crowd.values())) == len(names.registry) <= 30
+        assert crowd._largest == max(map(len, crowd.values())), f"seed {seed}"
+
+
+def test_senders_take_turns_and_the_most_crowded_gives_way() -> None:
+    names = Names(queue=40, queue_of_sender=10)
+    node = names.node(1)
+    away: list[int | None] = []
+
+    def parcel(sender: int) -> Parcel:
+        return Parcel(pb.Signal(node=bytes([sender]) * 32), lambda cause, detail: away.append(cause))
+
+    for sender in range(4):
+        assert [node.offer(parcel(sender)) for _ in range(12)] == [True] * 10 + [False] * 2
+    assert node.offer(parcel(9)), "it is full, and the newcomer has the least"
+    assert away == [pb.CAUSE_RECEIVER_BUSY]
+    order = [node._pop().sender[0] for _ in range(40)]
+    assert order.index(9) <= 4, "one of each of the others before it"
+    assert sorted(order[:4]) == [0, 1, 2, 3]
+    assert names.registry.totals.queued_bytes == 0
+
+
+def test_answers_are_free_and_what_nobody_asked_for_is_not() -> None:
+    exchanges = Exchanges(Settings(exchange_words=2, max_exchanges=3))
+    alice, bob, mallory = ((name(n),) for n in (1, 2, 3))
+    to = [names[0].public_key for names in (alice, bob, mallory)]
+    exchange = b"x" * 16
+    assert not exchanges.goes_on(exchange, alice, to[1])
+    exchanges.begin(exchange, to[0], to[1])
+    assert not exchanges.goes_on(exchange, alice, to[1]), "said again, and not answered yet"
+    assert not exchanges.goes_on(exchange, mallory, to[0]), "nobody asked her"
+    assert [exchanges.goes_on(exchange, bob, to[0]) for _ in range(3)] == [True, True, False]
+    assert not exchanges.goes_on(exchange, bob, to[2]), "not to somebody else"
+    assert [exchanges.goes_on(exchange, alice, to[1]) for _ in range(3)] == [True, True, False]
+    # whoever takes a number that is taken gains nothing
+    exchanges.begin(exchange, to[2], to[1])
+    assert not exchanges.goes_on(exchange, mallory, to[1])
+    for n in range(100):
+        exchanges.begin(bytes([n]) * 16, to[0], to[1])
+    assert len(exchanges) == 3

@@ -35,18 +35,20 @@ class NodeMessage(_message.Message):
     def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., signal: _Optional[_Union[Signal, _Mapping]] = ..., refresh: _Optional[_Union[Refresh, _Mapping]] = ..., uses: _Optional[_Union[Uses, _Mapping]] = ...) -> None: ...
 
 class RendezvousMessage(_message.Message):
-    __slots__ = ("welcome", "signal", "undelivered", "relays", "going")
+    __slots__ = ("welcome", "signal", "undelivered", "relays", "going", "observed")
     WELCOME_FIELD_NUMBER: _ClassVar[int]
     SIGNAL_FIELD_NUMBER: _ClassVar[int]
     UNDELIVERED_FIELD_NUMBER: _ClassVar[int]
     RELAYS_FIELD_NUMBER: _ClassVar[int]
     GOING_FIELD_NUMBER: _ClassVar[int]
+    OBSERVED_FIELD_NUMBER: _ClassVar[int]
     welcome: Welcome
     signal: Signal
     undelivered: Undelivered
     relays: Relays
     going: Going
-    def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., signal: _Optional[_Union[Signal, _Mapping]] = ..., undelivered: _Optional[_Union[Undelivered, _Mapping]] = ..., relays: _Optional[_Union[Relays, _Mapping]] = ..., going: _Optional[_Union[Going, _Mapping]] = ...) -> None: ...
+    observed: str
+    def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., signal: _Optional[_Union[Signal, _Mapping]] = ..., undelivered: _Optional[_Union[Undelivered, _Mapping]] = ..., relays: _Optional[_Union[Relays, _Mapping]] = ..., going: _Optional[_Union[Going, _Mapping]] = ..., observed: _Optional[str] = ...) -> None: ...
 
 class Hello(_message.Message):
     __slots__ = ("agent",)
@@ -101,14 +103,16 @@ class Relay(_message.Message):
     def __init__(self, uris: _Optional[_Iterable[str]] = ..., username: _Optional[str] = ..., password: _Optional[str] = ..., seconds: _Optional[int] = ..., weight: _Optional[int] = ...) -> None: ...
 
 class Signal(_message.Message):
-    __slots__ = ("node", "exchange", "body")
+    __slots__ = ("node", "exchange", "body", "observed")
     NODE_FIELD_NUMBER: _ClassVar[int]
     EXCHANGE_FIELD_NUMBER: _ClassVar[int]
     BODY_FIELD_NUMBER: _ClassVar[int]
+    OBSERVED_FIELD_NUMBER: _ClassVar[int]
     node: bytes
     exchange: bytes
     body: bytes
-    def __init__(self, node: _Optional[bytes] = ..., exchange: _Optional[bytes] = ..., body: _Optional[bytes] = ...) -> None: ...
+    observed: str
+    def __init__(self, node: _Optional[bytes] = ..., exchange: _Optional[bytes] = ..., body: _Optional[bytes] = ..., observed: _Optional[str] = ...) -> None: ...
 
 class Undelivered(_message.Message):
     __slots__ = ("node", "exchange", "cause", "detail")

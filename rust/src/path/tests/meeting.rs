@@ -238,7 +238,7 @@ fn a_search_asks_each_port_once_at_a_bounded_rate_and_ends() {
     let mut bench = Bench::new();
     let ip = address(3).ip();
     let search = Search::Ports { ip, low: 2_000, high: 2_999, start: 77, begin: millis(100) };
-    bench.meet(1, Plan { search: Some(search), ..Plan::default() });
+    bench.meet(1, Plan { search: Some(search), seen_at: vec![address(3).ip()], ..Plan::default() });
     assert_eq!(bench.pass(millis(99)), []);
     let second = bench.pass(seconds(1)).len();
     assert!((199..=201).contains(&second), "200 a second: {second}");
@@ -257,7 +257,7 @@ fn what_was_slept_through_is_not_sent_at_once() {
     for (search, most) in [(None, 0), (Some(ports), 4), (Some(sockets), 4 * 16)] {
         let mut bench = Bench::new();
         let guesses: Vec<_> = (50..60).map(address).collect();
-        bench.meet(1, Plan { guesses, search, ..plan(&[1]) });
+        bench.meet(1, Plan { guesses, search, seen_at: vec![ip], ..plan(&[1]) });
         bench.drain();
         bench.now += seconds(5);
         bench.table.handle_timeout(bench.now);
@@ -274,7 +274,7 @@ fn a_search_from_many_sockets_ends_with_one_of_them() {
     let mut bench = Bench::new();
     let vias: Vec<_> = (1..=40).map(Via).collect();
     let search = Search::Sockets { vias, to: address(3), begin: Duration::ZERO };
-    bench.meet(1, Plan { search: Some(search), ..Plan::default() });
+    bench.meet(1, Plan { search: Some(search), seen_at: vec![address(3).ip()], ..Plan::default() });
     let pings = bench.pass(millis(50));
     assert_eq!(pings.iter().map(|ping| ping.via).collect::<HashSet<_>>().len(), 40);
     // the peer's question comes in through one of them

@@ -9,6 +9,7 @@ use crate::addr::{PingKeys, Route};
 use crate::config::{PathConfig, RendezvousConfig};
 use crate::time::Time;
 
+mod aimed;
 mod forgery;
 mod keepalive;
 mod meeting;

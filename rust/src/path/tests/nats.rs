@@ -132,7 +132,10 @@ impl World {
         let sides = [0, 1].map(|n: usize| {
             let draft = draft(&told[n], &told[1 - n], |_| false, random.next() as u32);
             let vias = draft.sockets.map_or(0, |(count, ..)| count);
-            let plan = Some(draft.with_sockets((1..=vias as u16).map(Via).collect()));
+            let mut plan = draft.with_sockets((1..=vias as u16).map(Via).collect());
+            // where the rendezvous sees the other one
+            plan.seen_at = vec![address(2 - n as u32).ip()];
+            let plan = Some(plan);
             Side {
                 table: PathTable::new(PathConfig::default(), [n as u8; 32]),
                 nat: nats.next().unwrap(),

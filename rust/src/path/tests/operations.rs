@@ -129,12 +129,14 @@ impl Outside {
                 let plan = Plan {
                     candidates: to,
                     guesses,
-                    search,
                     opening_ttl,
                     relayed,
                     peer_relays,
                     head_start,
                     direct_only,
+                    seen_at: search.iter().map(Search::ip).collect(),
+                    own_relays: Vec::new(),
+                    search,
                 };
                 let made = table.start_meeting(now, node(session % 4), keys(session), plan, millis(timeout));
                 if made.is_some() && has_sockets {
@@ -144,7 +146,7 @@ impl Outside {
             }
             Operation::StopMeeting(n) => {
                 if let Some(id) = self.meetings.get(n % self.meetings.len().max(1)) {
-                    table.stop_meeting(*id);
+                    table.stop_meeting(now, *id);
                 }
             }
             Operation::LeaveRelay(n) => table.handle_leaving(now, &[Via(Via::FIRST_RELAY + u16::from(n))]),

@@ -119,7 +119,8 @@ fn where_nothing_else_can_help_a_relay_is_taken_at_once() {
 fn a_search_goes_on_behind_a_relay() {
     let mut bench = Bench::new();
     let search = Search::Ports { ip: address(1).ip(), low: 2_000, high: 2_999, start: 0, begin: Duration::ZERO };
-    let pings = bench.start(Plan { search: Some(search), head_start: Duration::ZERO, ..plan(&[], 8, 1) });
+    let seen_at = vec![address(1).ip()];
+    let pings = bench.start(Plan { search: Some(search), seen_at, head_start: Duration::ZERO, ..plan(&[], 8, 1) });
     bench.now += millis(30);
     bench.answer(&to(&pings, RELAY, 1));
     let (remote, ..) = bench.paths_met()[0];
