@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections
 from typing import Protocol, TypeVar
 
 from ._limits import Settings, network_of
@@ -27,7 +26,8 @@ class Crowd(dict[str, dict[T, None]]):
     def __init__(self, settings: Settings) -> None:
         super().__init__()
         self._settings = settings
-        self._sockets: collections.Counter[str] = collections.Counter()
+        # members at each address and port, the oldest first
+        self._sockets: dict[str, dict[T, None]] = {}
         # networks by how many members they have
         self._sizes: dict[int, dict[str, None]] = {}
         self._largest = 0
@@ -37,7 +37,7 @@ class Crowd(dict[str, dict[T, None]]):
         network = network_of(member.observed)
         members = self.setdefault(network, {})
         members[member] = None
-        self._sockets[member.observed] += 1
+        self._sockets.setdefault(member.observed, {})[member] = None
         self._resize(network, len(members) - 1, len(members))
 
     def leave(self, member: T) -> None:
@@ -45,7 +45,7 @@ class Crowd(dict[str, dict[T, None]]):
         network = network_of(member.observed)
         members = self[network]
         del members[member]
-        self._sockets[member.observed] -= 1
+        del self._sockets[member.observed][member]
         if not self._sockets[member.observed]:
             del self._sockets[member.observed]
         self._resize(network, len(members) + 1, len(members))
@@ -54,20 +54,27 @@ class Crowd(dict[str, dict[T, None]]):
 
     def refusal(self, observed: str, *, full: bool) -> str | None:
         """Why nobody more may come from there; `full`: there is a place only where somebody gives way."""
-        settings = self._settings
         neighbours = len(self.get(network_of(observed), ()))
-        if neighbours >= settings.max_nodes_per_network:
+        if neighbours >= self._settings.max_nodes_per_network:
             return "this rendezvous has as many nodes of this network as it takes"
-        if self._sockets[observed] >= settings.max_nodes_per_socket:
-            return "this rendezvous has as many nodes at this address and port as it takes"
-        if full and self._largest <= neighbours + 1:
+        if full and self._largest <= neighbours + 1 and self._crowding(observed) is None:
             return "this rendezvous is full"
         return None
 
-    def newest_of_largest(self) -> T | None:
-        """Who gives way: whoever came last from the network that has the most."""
+    def giving_way(self, observed: str, *, full: bool) -> T | None:
+        """Who goes when somebody comes from there.
+
+        At one address and port that has its share, whoever came first: it is one program, and its newest key counts.
+        Else, where everything is full, whoever came last from the network that has the most.
+        """
+        if (crowding := self._crowding(observed)) is not None or not full:
+            return crowding
         network = next(iter(self._sizes.get(self._largest, ())), None)
         return None if network is None else next(reversed(self[network]))
+
+    def _crowding(self, observed: str) -> T | None:
+        at_socket = self._sockets.get(observed, {})
+        return next(iter(at_socket)) if len(at_socket) >= self._settings.max_nodes_per_socket else None
 
     def _resize(self, network: str, before: int, after: int) -> None:
         if before:

@@ -62,7 +62,7 @@ class Settings:
     network_least: int = 256
     """Nodes that one network may have however few there may be in all."""
     max_nodes_per_socket: int = 4
-    """Nodes that register from one address and port: a node has one, two while its key changes."""
+    """Nodes at one address and port: a program has one, two while its key changes. The oldest gives way."""
     refresh: int = 60
     """How often a node is to say that it is there. Presence is the stream, which keynet ends within 10 s of a node's
     death; this is for a node that hangs with its sockets open."""

@@ -239,11 +239,11 @@ class Registry:
             return None
         return self._crowd.refusal(observed, full=len(self._nodes) >= self._settings.max_nodes)
 
-    def giving_way(self, names: tuple[NodeId, ...]) -> Registration | None:
-        """Who has to go before `add` when everything is full: the newest of the network that has the most nodes."""
-        if len(self._nodes) < self._settings.max_nodes or any(name in self._nodes for name in names):
+    def giving_way(self, names: tuple[NodeId, ...], observed: str) -> Registration | None:
+        """Who has to go before `add`, as `Crowd.giving_way` says."""
+        if any(name in self._nodes for name in names):
             return None
-        return self._crowd.newest_of_largest()
+        return self._crowd.giving_way(observed, full=len(self._nodes) >= self._settings.max_nodes)
 
     def add(self, new: Registration) -> list[Registration]:
         """Registers; returns those it replaces, which get no more signals."""

@@ -141,12 +141,12 @@ class Service(rpc.RendezvousServicer):
         return None if crowded is None else (grpc.StatusCode.RESOURCE_EXHAUSTED, crowded)
 
     def _make_room(self, newcomer: Registration) -> None:
-        """Where everything is full, the newest of the most crowded network gives way to a node of another one."""
-        crowding = self._registry.giving_way(newcomer.names)
+        """Somebody gives way where one address and port has its share, or everything is full."""
+        crowding = self._registry.giving_way(newcomer.names, newcomer.observed)
         if crowding is not None:
             self._stats.add("gave_way")
             self._registry.remove(crowding)
-            detail = "this rendezvous is full, and your network has the most nodes here"
+            detail = "the place is another node's: this address and port, or this network, has too many here"
             crowding.end(grpc.StatusCode.RESOURCE_EXHAUSTED, detail)
 
     def _welcome(self, registration: Registration, observed: str) -> None:

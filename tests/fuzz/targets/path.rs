@@ -147,8 +147,19 @@ impl Outside {
         let relayed = guesses.iter().map(|to| Route { via: relay, to: *to }).collect();
         let peer_relays = candidates.iter().take(usize::from(session % 3)).copied().collect();
         let direct_only = session % 5 == 0;
-        let plan =
-            Plan { candidates, guesses, search, opening_ttl, relayed, peer_relays, head_start: begin, direct_only };
+        let seen_at = if how & 1 > 0 { vec![[192, 0, 2, 9].into()] } else { Vec::new() };
+        let plan = Plan {
+            candidates,
+            guesses,
+            search,
+            seen_at,
+            opening_ttl,
+            relayed,
+            peer_relays,
+            head_start: begin,
+            direct_only,
+            ..Plan::default()
+        };
         let timeout = Duration::from_millis(u64::from(input.u16() % 15_000));
         let node = NodeId::from_public_key([session % 4; 32]);
         if let Some(id) = self.table.start_meeting(self.now, node, keys(session), plan, timeout) {
