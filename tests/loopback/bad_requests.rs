@@ -37,6 +37,11 @@ fn every_bad_request_is_answered_with_its_reason() {
             (Reason::BadRequest, b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03".to_vec()),
             (Reason::BadRequest, b"hello\r\n\r\n".to_vec()),
             (Reason::BadRequest, format!("CONNECT {good} HTTP/3\r\n{auth}\r\n").into()),
+            (
+                Reason::BadRequest,
+                "GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nOrigin: https://attacker.example\r\n\r\n".into(),
+            ),
+            (Reason::BadRequest, format!("CONNECT {good} HTTP/1.1\r\nSEC-FETCH-SITE: cross-site\r\n{auth}\r\n").into()),
             (Reason::UnknownNode, connect_request(&near, &good).into()),
         ];
         for (reason, request) in cases {

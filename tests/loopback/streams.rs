@@ -237,6 +237,47 @@ fn static_forwards_need_no_connect() {
 }
 
 #[test]
+fn a_static_forward_carries_nothing_of_a_page_of_another_site() {
+    both(|family| async move {
+        let service = echo(family).await;
+        let (near, far) = pair(family, service.address).await;
+        let local = || LocalListener::Tcp(family.any());
+        let guarded = near.forward(far.node_id(), SERVICE, local(), &["own.example".to_owned()]).await.unwrap();
+        let open = near.forward(far.node_id(), SERVICE, local(), &["*".to_owned()]).await.unwrap();
+        let page = "GET / HTTP/1.1\r\nHost: attacker.example\r\nUser-Agent: Mozilla/5.0\r\n\r\n";
+        let own = "GET / HTTP/1.1\r\nHost: own.example\r\nUser-Agent: Mozilla/5.0\r\n\r\n";
+        let program = "GET / HTTP/1.1\r\nHost: service.example\r\nUser-Agent: curl/8\r\n\r\n";
+        // before there is a tunnel, and through one that stands
+        for late in [false, true] {
+            for (forward, request, carried) in
+                [(&guarded, page, false), (&guarded, own, true), (&guarded, program, true), (&open, page, true)]
+            {
+                let mut client = TcpStream::connect(forward.address()).await.unwrap();
+                if late {
+                    until("the tunnel stands", || near.stats().connections == 1).await;
+                }
+                // in two pieces: what it is, is clear with the second
+                let (first, second) = request.as_bytes().split_at(20);
+                client.write_all(first).await.unwrap();
+                client.write_all(second).await.unwrap();
+                if carried {
+                    assert_eq!(read_exactly(&mut client, request.len()).await, request.as_bytes(), "{late}");
+                } else {
+                    let answer = read_to_end(&mut client).await.unwrap_or_default();
+                    let answer = String::from_utf8_lossy(&answer);
+                    assert!(
+                        answer.starts_with("HTTP/1.1 403 ") && answer.contains("attacker.example"),
+                        "{late}: {answer}"
+                    );
+                }
+                drop(client);
+                until("it has ended", || near.stats().connections == 0 && near.stats().clients == 0).await;
+            }
+        }
+    });
+}
+
+#[test]
 fn a_static_forward_to_nowhere_resets() {
     both(|family| async move {
         let near = node(family).start().await;

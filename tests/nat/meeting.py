@@ -14,12 +14,23 @@ DOCUMENTATION = ("192.0.2.0/24", "198.51.100.0/24", "203.0.113.0/24", "2001:db8:
 class Meeting:
     """A rendezvous, and what its nodes have to do with it."""
 
-    def __init__(self, server: Host, *, relays: Sequence[Sequence[str]] = (), own_relay: bool = False) -> None:
-        """`relays`: the URIs of each that the rendezvous names; `own_relay`: it runs one, over TLS too."""
+    def __init__(
+        self,
+        server: Host,
+        *,
+        relays: Sequence[Sequence[str]] = (),
+        own_relay: bool = False,
+        more_ports: Sequence[int] = (),
+    ) -> None:
+        """`relays`: the URIs of each that the rendezvous names; `own_relay`: it runs one, over TLS too.
+
+        `more_ports`: over UDP and TCP there as well.
+        """
         more: list[str] = []
         if own_relay:
             hosts = [at(address, 0)[:-2] for address in (server.address, server.address6) if address]
-            more += [word for host in hosts for word in ("--relay", f"{host}:{RELAY}")]
+            ports = [RELAY, *more_ports]
+            more += [word for host in hosts for port in ports for word in ("--relay", f"{host}:{port}")]
             more += [word for host in hosts for word in ("--relay-tls", f"{host}:{RELAY_TLS}")]
             if server.uplinks:
                 more += ["--relay-external", server.seen_as]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -233,3 +234,65 @@ def meet_over(host: Host, meeting: Meeting, a: Node, b: Node) -> None:
     for node in (a, b):
         (relay,) = relays(node)
         assert [address.rpartition(":")[0] for address in relay["addresses"]] == [host.seen_as]
+
+
+# -- one port ----------------------------------------------------------------------------------------------------------
+
+ONLY_UDP_443 = "meta l4proto . th sport != { udp . 443 } meta l4proto . th dport != { udp . 443 }"
+
+
+def test_nodes_whose_networks_let_out_udp_443_alone_call_each_other():
+    lab = Lab(rtt_ms=20)
+    server = lab.server("server")
+    for name in "ab":
+        lab.host(name, "port-restricted")
+    with lab:
+        # as docs/deploy.md says
+        meeting = Meeting(server, own_relay=True, more_ports=[RELAY_TLS])
+        a, b = Node(lab.hosts["a"]), Node(lab.hosts["b"])
+        for node in (b, a):
+            node.host.cut(ONLY_UDP_443)
+            meeting.start(node, stream=True)
+        meeting.settle(a, b)
+        calls(a, b)
+        over_a_relay(a, b)
+        assert {relay["transport"] for relay in relays(a)} == {"udp"}
+
+
+def comes_through(host: Host, server: Host, size: int) -> bool:
+    """Whether so many bytes at once arrive at a plain TCP server within two seconds."""
+    with server.socket(kind=socket.SOCK_STREAM) as listener, host.socket(kind=socket.SOCK_STREAM) as client:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((server.address, 80))
+        listener.listen()
+        client.settimeout(2)
+        client.connect((server.address, 80))
+        accepted, _ = listener.accept()
+        with accepted:
+            client.send(bytes(size))
+            accepted.settimeout(2)
+            try:
+                while size > 0:
+                    size -= len(accepted.recv(65_536))
+            except TimeoutError:
+                return False
+    return True
+
+
+def test_tls_to_a_relay_passes_a_tunnel_that_swallows_what_is_too_large():
+    lab = Lab(rtt_ms=20)
+    server = lab.server("server")
+    lab.host("a", "udp-blocked")
+    lab.host("b", "port-restricted")
+    with lab:
+        lab.hosts["a"].cut("meta length > 1280")
+        assert not comes_through(lab.hosts["a"], server, 4_000), "what does not keep its segments small is lost"
+        assert comes_through(lab.hosts["a"], server, 1_000)
+        meeting = Meeting(server, own_relay=True)
+        a, b = Node(lab.hosts["a"]), Node(lab.hosts["b"])
+        for node in (b, a):
+            meeting.start(node, stream=True)
+        meeting.settle(a, b)
+        calls(a, b)
+        over_a_relay(a, b)
+        assert {relay["transport"] for relay in relays(a)} == {"tls"}

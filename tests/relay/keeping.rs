@@ -124,6 +124,37 @@ fn a_relay_that_dies_is_replaced_by_another() {
 }
 
 #[test]
+fn a_relay_that_says_that_it_ends_gives_way_while_it_carries() {
+    run(async {
+        let (one, two) = (Turn::start(51), Turn::start(52));
+        let kept = Kept::start(1, vec![one.spec("udp")]);
+        kept.uses(&[51]).await;
+        let old = kept.vias();
+        kept.relays.offer("two", vec![two.spec("udp")], FOR_EVER, false);
+        kept.relays.going(&host(51).to_string());
+        kept.uses(&[52]).await;
+        kept.until(|kept| kept.relays.leaving() == old).await;
+        assert_eq!(one.allocations(), 1, "what goes over it has not been given back");
+    });
+}
+
+#[test]
+fn a_relay_that_was_started_anew_is_noticed_when_its_rendezvous_is_back() {
+    run(async {
+        let one = Turn::start(53);
+        let kept = Kept::start(1, vec![]);
+        kept.relays.offer("by", vec![one.spec("udp")], FOR_EVER, true);
+        kept.uses(&[53]).await;
+        let before = kept.of(53).addresses;
+        one.server.close().await;
+        let again = Turn::again(one.address);
+        kept.relays.offer("by", vec![again.spec("udp")], FOR_EVER, true);
+        // it knows of no allocation, and says so: nothing else is sent that could show it
+        kept.until(|kept| !kept.of(53).addresses.is_empty() && kept.of(53).addresses != before).await;
+    });
+}
+
+#[test]
 fn a_relay_of_weight_0_is_for_want_of_others() {
     run(async {
         let (one, drained) = (Turn::start(41), Turn::start(42));

@@ -25,13 +25,22 @@ impl Turn {
     }
 
     pub fn with(n: u8, config: RelayServerConfig) -> Self {
+        Self::bind((host(n), 0).into(), config)
+    }
+
+    /// Another one in the place of one that has ended.
+    pub fn again(address: SocketAddr) -> Self {
+        Self::bind(address, RelayServerConfig::default())
+    }
+
+    fn bind(listen: SocketAddr, config: RelayServerConfig) -> Self {
         let users = Users { listed: [(USER.to_owned(), PASSWORD.to_owned())].into(), ..Users::default() };
         let options = RelayOptions {
-            listen: vec![(host(n), 0).into()],
+            listen: vec![listen],
             tls: None,
             users,
             allowed_peers: vec!["127.0.0.0/8".parse().unwrap()],
-            relay_addresses: vec![host(n)],
+            relay_addresses: vec![listen.ip()],
             external_addresses: Vec::new(),
         };
         let server = RelayServer::bind(options, config).unwrap();

@@ -108,8 +108,7 @@ enum Head<'a> {
 }
 
 fn head(bytes: &[u8]) -> Head<'_> {
-    let starts = |method: &&[u8]| bytes.starts_with(method);
-    if !METHODS.iter().any(|method| starts(method)) {
+    if !METHODS.iter().any(|method| bytes.starts_with(method)) {
         let may_become = METHODS.iter().any(|method| method.starts_with(bytes));
         return if may_become { Head::Unclear } else { Head::Other };
     }

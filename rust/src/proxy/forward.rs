@@ -102,16 +102,15 @@ async fn handle_client(shared: Arc<Shared>, client: LocalStream, from: Option<So
             entry.open();
             carry(client, link, early, entry, Role::Forward, &shared.limits).await;
         }
-        Err(error) if error.reason == Reason::Cancelled => match client.refused() {
-            // what its page was told is on its way
-            Some(why) => {
+        Err(error) if error.reason == Reason::Cancelled => {
+            if let Some(why) = client.refused() {
+                // what its page was told is on its way
                 let error = Error::new(Reason::BadRequest, Stage::Request, format!("{why}, in a browser"));
                 shared.refused(error.node, from, service_port, error);
                 client.finish();
             }
-            // It has gone: nobody is left to be told, and nobody turned it away.
-            None => {}
-        },
+            // Otherwise it has gone: nobody is left to be told, and nobody turned it away.
+        }
         Err(error) => {
             shared.refused(error.node, from, service_port, error.clone());
             if matches!(serves, Serves::Connect) {

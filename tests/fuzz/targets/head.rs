@@ -1,12 +1,14 @@
 //! The CONNECT head, in whatever pieces it comes; and what a proxy answers to ours.
 
 use keynet::error::Reason;
+use keynet::http_connect::browser::{refusal, Guard, Verdict};
 use keynet::http_connect::{answer, Credentials, HeadBuffer, Reply, Request, Target};
 
 /// The first byte chooses cap and pieces; the rest is what the client sends. User and password are `user` and `pass`.
 pub fn requests(data: &[u8]) {
     let Some((choice, sent)) = data.split_first() else { return };
     check_reply(sent);
+    check_guard(sent, 1 + usize::from(choice >> 1));
     let max = if choice & 1 == 0 { 16 << 10 } else { 256 };
     let credentials = Credentials::new("user", "pass").expect("no colon in it");
     let whole = collect(sent, usize::MAX, max);
@@ -22,6 +24,38 @@ pub fn requests(data: &[u8]) {
     };
     assert!(REFUSALS.contains(&error.reason), "{error:?}");
     check_answer(&answer(&error));
+}
+
+/// What a static forward says of these bytes is the same in whatever pieces they come, and what passes is what came.
+fn check_guard(sent: &[u8], step: usize) {
+    let judge = |step: usize| {
+        let mut guard = Guard::new(&["own.example".to_owned()]);
+        let mut taken = 0;
+        for piece in sent.chunks(step) {
+            taken += piece.len();
+            match guard.handle_bytes(piece) {
+                Verdict::More => {}
+                Verdict::Pass(held) => {
+                    assert_eq!(held, &sent[..taken], "nothing is lost or invented");
+                    return None;
+                }
+                Verdict::Refuse(why) => return Some(why),
+            }
+        }
+        assert_eq!(guard.handle_bytes(&[]), Verdict::Pass(sent.to_vec()), "who has said all is carried");
+        None
+    };
+    // beyond its cap it is refused because of its size, and that may be noticed later in larger pieces
+    if sent.len() >= 64 << 10 {
+        return;
+    }
+    let whole = judge(sent.len().max(1));
+    assert_eq!(judge(1), whole, "byte by byte");
+    assert_eq!(judge(step), whole, "piece by piece");
+    if let Some(why) = whole {
+        assert!(!why.chars().any(char::is_control), "{why:?}");
+        assert!(refusal(&why).starts_with(b"HTTP/1.1 403 "));
+    }
 }
 
 const REFUSALS: &[Reason] = &[
