@@ -1,9 +1,11 @@
 //! coturn as a child process, one for each test, with ports of its own.
 
+use std::io::Write;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread::current;
 use std::time::{Duration, Instant};
 use std::{env, fs};
 
@@ -139,9 +141,14 @@ fn is_installed() -> bool {
     if found.is_ok() {
         return true;
     }
-    let strict = env::var_os("KEYNET_NO_SKIPS").is_some() || env::var("CI").is_ok_and(|ci| ci == "true");
-    assert!(!strict, "turnserver is missing: install coturn");
+    assert!(env::var("CI").map_or(true, |ci| ci != "true"), "turnserver is missing: install coturn");
     eprintln!("SKIPPED: turnserver is missing; install coturn");
+    // `make test` names at its end what did not run
+    if let Some(list) = env::var_os("KEYNET_NOT_RUN") {
+        let line = format!("tests/relay::{}\tturnserver is missing (coturn)\n", current().name().unwrap_or("?"));
+        let mut list = fs::OpenOptions::new().append(true).create(true).open(list).unwrap();
+        list.write_all(line.as_bytes()).unwrap();
+    }
     false
 }
 
