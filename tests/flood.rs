@@ -17,6 +17,9 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 #[path = "loopback/leaks.rs"]
 mod leaks;
 
+#[path = "support/machine.rs"]
+mod machine;
+
 fn header(kind: Kind, connection_id: u16, seq: u16, ack: u16) -> Header {
     Header { kind, connection_id, timestamp: 1, timestamp_difference: 0, window: 1 << 20, seq, ack }
 }
@@ -211,7 +214,7 @@ fn a_flood_from_thousands_of_ports_on_a_real_socket() {
 }
 
 async fn flood_a_socket() {
-    for at in ["127.0.0.1:0", "[::1]:0"] {
+    for at in machine::loopbacks("tests/flood").iter().copied() {
         let ((node, mut incoming), (peer, _)) = (bind(at), bind(at));
         let to = node.local_address();
         let send = |ports: u32| {

@@ -10,7 +10,12 @@ use keynet::stun;
 use keynet::utp::packet::{Header, Kind};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-const LOOPBACKS: [&str; 2] = ["127.0.0.1:0", "[::1]:0"];
+#[path = "support/machine.rs"]
+mod machine;
+
+fn loopbacks() -> impl Iterator<Item = &'static str> {
+    machine::loopbacks("tests/hostile").iter().copied()
+}
 
 struct Talk {
     a: Net,
@@ -102,7 +107,7 @@ async fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn garbage_and_truncated_datagrams_are_counted_and_dropped() {
-    for at in LOOPBACKS {
+    for at in loopbacks() {
         let before = sockets();
         let mut talk = talk(at, NetConfig::default()).await;
         let (socket, to) = (stranger(at), talk.b.local_address());
@@ -134,7 +139,7 @@ async fn garbage_and_truncated_datagrams_are_counted_and_dropped() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn packets_forged_from_a_third_address_do_not_disturb_a_connection() {
-    for at in LOOPBACKS {
+    for at in loopbacks() {
         let before = sockets();
         let mut talk = talk(at, NetConfig::default()).await;
         talk.works().await;
@@ -155,7 +160,7 @@ async fn packets_forged_from_a_third_address_do_not_disturb_a_connection() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn forged_pongs_change_nothing_and_are_counted() {
-    for at in LOOPBACKS {
+    for at in loopbacks() {
         let before = sockets();
         let mut talk = talk(at, NetConfig::default()).await;
         let socket = stranger(at);
@@ -189,7 +194,7 @@ async fn a_syn_flood_from_many_ports_costs_a_fixed_table() {
         path: PathConfig { max_strangers: 200, ..PathConfig::default() },
         ..NetConfig::default()
     };
-    for at in LOOPBACKS {
+    for at in loopbacks() {
         let before = sockets();
         let mut talk = talk(at, config.clone()).await;
         let to = talk.b.local_address();

@@ -10,7 +10,12 @@ use keynet::net::{Incoming, Net, NetConfig, UtpStream};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::task::JoinSet;
 
-const LOOPBACKS: [&str; 2] = ["127.0.0.1:0", "[::1]:0"];
+#[path = "support/machine.rs"]
+mod machine;
+
+fn loopbacks() -> impl Iterator<Item = &'static str> {
+    machine::loopbacks("tests/net").iter().copied()
+}
 
 fn bind(at: &str) -> (Net, Incoming) {
     Net::bind(at.parse().unwrap(), NetConfig::default()).unwrap()
@@ -30,7 +35,7 @@ fn pattern(len: usize) -> Vec<u8> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn bytes_arrive_in_both_directions_at_once() {
-    for at in LOOPBACKS {
+    for at in loopbacks() {
         for controller in [ControllerKind::Cubic, ControllerKind::Ledbat, ControllerKind::Bbr] {
             let (a, b, dialled, accepted) = pair(at, UtpConfig { controller, ..UtpConfig::default() }).await;
             let (mut dr, mut dw) = tokio::io::split(dialled);
@@ -79,7 +84,7 @@ async fn without_batching_and_with_the_systems_buffers_every_datagram_is_a_call_
 
 #[tokio::test]
 async fn the_acceptor_may_speak_first() {
-    for at in LOOPBACKS {
+    for at in loopbacks() {
         let (_a, _b, mut dialled, mut accepted) = pair(at, UtpConfig::default()).await;
         accepted.write_all(b"hello").await.unwrap();
         let mut text = [0; 5];
@@ -90,7 +95,7 @@ async fn the_acceptor_may_speak_first() {
 
 #[tokio::test]
 async fn a_dropped_stream_is_a_reset_at_the_other_end() {
-    for at in LOOPBACKS {
+    for at in loopbacks() {
         let (_a, _b, dialled, mut accepted) = pair(at, UtpConfig::default()).await;
         drop(dialled);
         let error = accepted.read(&mut [0; 10]).await.unwrap_err();
@@ -100,7 +105,7 @@ async fn a_dropped_stream_is_a_reset_at_the_other_end() {
 
 #[tokio::test]
 async fn what_was_written_before_shutdown_arrives_though_the_stream_is_dropped() {
-    for at in LOOPBACKS {
+    for at in loopbacks() {
         let (_a, b, mut dialled, mut accepted) = pair(at, UtpConfig::default()).await;
         let data = pattern(200_000);
         dialled.write_all(&data).await.unwrap();
@@ -117,7 +122,7 @@ async fn what_was_written_before_shutdown_arrives_though_the_stream_is_dropped()
 
 #[tokio::test]
 async fn nobody_there_is_a_punch_timeout_and_a_refusal_is_a_refusal() {
-    for at in LOOPBACKS {
+    for at in loopbacks() {
         let (a, _incoming) = bind(at);
         let silent = std::net::UdpSocket::bind(at).unwrap();
         let utp = UtpConfig { connect_timeout: Duration::from_millis(500), ..UtpConfig::default() };
@@ -150,7 +155,7 @@ async fn nobody_there_is_a_punch_timeout_and_a_refusal_is_a_refusal() {
 
 #[tokio::test]
 async fn who_answers_no_pings_gets_fewer_syns_than_pings() {
-    for at in LOOPBACKS {
+    for at in loopbacks() {
         let (a, _incoming) = bind(at);
         let plain = tokio::net::UdpSocket::bind(at).await.unwrap();
         let address = plain.local_addr().unwrap();
@@ -169,7 +174,7 @@ async fn who_answers_no_pings_gets_fewer_syns_than_pings() {
 
 #[tokio::test]
 async fn punching_tells_both_addresses() {
-    for at in LOOPBACKS {
+    for at in loopbacks() {
         let ((a, _ia), (b, _ib)) = (bind(at), bind(at));
         let path = a.punch(vec![b.local_address()], Duration::from_secs(5)).await.unwrap();
         assert_eq!((path.address, path.observed), (b.local_address(), Some(a.local_address())));
@@ -182,7 +187,7 @@ async fn punching_tells_both_addresses() {
 
 #[tokio::test]
 async fn closing_resets_streams_and_refuses_more() {
-    for at in LOOPBACKS {
+    for at in loopbacks() {
         let (a, b, mut dialled, mut accepted) = pair(at, UtpConfig::default()).await;
         a.close().await;
         assert!(accepted.read(&mut [0; 10]).await.is_err());
@@ -195,7 +200,7 @@ async fn closing_resets_streams_and_refuses_more() {
 
 #[tokio::test]
 async fn the_port_is_free_as_soon_as_close_returns() {
-    for at in LOOPBACKS {
+    for at in loopbacks() {
         let (a, _b, _dialled, _accepted) = pair(at, UtpConfig::default()).await;
         let address = a.local_address();
         a.close().await;
@@ -320,7 +325,7 @@ async fn dials_and_punches_that_race_with_close_all_end() {
 /// librqbit's flush waits until everything is confirmed: a round trip and a delayed ack for each message.
 #[tokio::test]
 async fn a_flush_does_not_wait_for_acks() {
-    for at in LOOPBACKS {
+    for at in loopbacks() {
         let (a, _incoming) = bind(at);
         let peer = std::net::UdpSocket::bind(at).unwrap();
         let address = peer.local_addr().unwrap();
@@ -350,7 +355,7 @@ async fn a_flush_does_not_wait_for_acks() {
 /// A stream is steered while it is in other hands, between bytes; and a helm keeps no stream.
 #[tokio::test]
 async fn a_stream_changes_its_controller_while_it_is_used() {
-    let (a, b, mut dialled, mut accepted) = pair(LOOPBACKS[0], UtpConfig::default()).await;
+    let (a, b, mut dialled, mut accepted) = pair("127.0.0.1:0", UtpConfig::default()).await;
     let helm = dialled.helm();
     for kind in [ControllerKind::Ledbat, ControllerKind::Cubic, ControllerKind::Bbr] {
         assert!(helm.set_controller(kind));
@@ -370,7 +375,7 @@ async fn a_stream_changes_its_controller_while_it_is_used() {
 /// Two nodes that have pinged each other under a key: what the second connection carries does not wait for an answer.
 #[tokio::test]
 async fn nodes_that_share_a_key_do_not_wait_for_an_answer() {
-    for at in LOOPBACKS {
+    for at in loopbacks() {
         let ((a, _), (b, mut incoming)) = (bind(at), bind(at));
         let utp = UtpConfig::default;
         let (first, accepted) = tokio::join!(a.connect(b.local_address(), utp()), incoming.accept());

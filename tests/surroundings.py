@@ -7,12 +7,14 @@ every child; `fresh` gives each test a home and a runtime folder of its own, whe
 from __future__ import annotations
 
 import contextlib
+import functools
 import locale
 import os
 import re
 import shutil
 import signal
 import site
+import socket
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, MutableMapping
@@ -60,6 +62,17 @@ def _take_signals() -> None:
             signal.signal(number, signal.default_int_handler if number is signal.SIGINT else _nothing)
     if signal.getsignal(signal.SIGCHLD) is signal.SIG_IGN:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+
+
+@functools.cache
+def has_ipv6() -> bool:
+    """Whether there is a loopback address of IPv6. Containers often have none."""
+    try:
+        with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as probe:
+            probe.bind(("::1", 0))
+    except OSError:
+        return False
+    return True
 
 
 def _nothing(*_: object) -> None:

@@ -11,6 +11,8 @@ mod liars;
 mod limits;
 mod load;
 mod lookups;
+#[path = "../support/machine.rs"]
+mod machine;
 mod roaming;
 mod streams;
 mod support;

@@ -18,6 +18,7 @@ use tokio::task::AbortHandle;
 use tokio::time::timeout;
 
 use crate::leaks;
+use crate::machine::has_ipv6;
 
 /// For everything that has to happen but may take its time on a busy machine.
 pub const LIMIT: Duration = Duration::from_secs(60);
@@ -48,7 +49,9 @@ pub fn both<F: Future<Output = ()>>(test: impl Fn(Family) -> F) {
     let _alone = leaks::alone();
     run(Family::V4, &test);
     let before = leaks::memory();
-    run(Family::V6, &test);
+    // without IPv6 the same family again
+    let second = if has_ipv6("tests/loopback") { Family::V6 } else { Family::V4 };
+    run(second, &test);
     let kept = leaks::memory() - before;
     assert!(kept < SPARE_MEMORY, "{kept} bytes are not given back");
 }

@@ -6,5 +6,7 @@ mod coturn;
 mod failing;
 mod finding;
 mod keeping;
+#[path = "../support/machine.rs"]
+mod machine;
 mod support;
 mod turn;

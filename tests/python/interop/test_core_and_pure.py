@@ -259,6 +259,7 @@ async def test_refusals_keep_their_reason(dialler: str, host: str, tmp_path: Pat
         assert await status_of(a, f"{name}.keynet:7") == (403, "access_denied")
 
 
+@pytest.mark.ipv6
 @pytest.mark.slow
 async def test_idle_tunnels_live_by_pings(tmp_path: Path):
     """The core pings with the session's keys and gives up after 7.5 s: pure Python has them too."""

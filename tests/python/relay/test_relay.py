@@ -131,6 +131,7 @@ async def test_two_clients_meet_at_their_relayed_addresses() -> None:
         assert relay.stats()["datagrams_to_clients"] == 6, output
 
 
+@pytest.mark.ipv6
 def test_the_command_runs_and_ends(tmp_path: pathlib.Path) -> None:
     flags = [
         "--listen",
