@@ -15,7 +15,6 @@ import grpc
 import grpc.aio
 
 import keynet
-import keynet.grpc
 from keynet.demo import greeter_pb2 as pb
 from keynet.demo import greeter_pb2_grpc as rpc
 

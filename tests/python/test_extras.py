@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pathlib
 import re
+import shutil
 import subprocess
 import sys
 
@@ -108,8 +109,10 @@ def test_the_name_is_that_of_the_project() -> None:
 
 def texts() -> dict[str, str]:
     """Everything that is read by people, or said to them."""
-    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=False)
-    if listed.returncode == 0:
+    listed = None
+    if shutil.which("git"):
+        listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=False)
+    if listed is not None and listed.returncode == 0:
         paths = [ROOT / os.fsdecode(name) for name in listed.stdout.split(b"\0") if name]
     else:  # no git, or a checkout without it
         paths = [path for top in ("docs", "python", "scripts", "examples", "rust") for path in (ROOT / top).rglob("*")]

@@ -60,6 +60,34 @@ def test_nothing_is_installed_against_the_will_of_who_runs_it(bare: dict[str, st
     assert "KEYNET_INSTALL=no" in done.stderr
 
 
+def test_root_with_apt_gets_what_is_missing(bare: dict[str, str], tmp_path: pathlib.Path) -> None:
+    """And nothing is started: Debian starts services that it installs, unless it is told not to."""
+    did = tmp_path / "did"
+    for name, does in {
+        "id": "echo 0",
+        "apt-get": f'echo "apt-get $*" >> {did}',
+        "tee": f'cat > /dev/null; echo "tee $*" >> {did}',
+        "cat": "while read -r line; do :; done",
+        "chmod": ":",
+        "rm": f'echo "rm $*" >> {did}',
+        "env": 'shift; "$@"',
+    }.items():
+        program = tmp_path / "bin" / name
+        program.unlink(missing_ok=True)
+        program.write_text(f"#!/bin/sh\n{does}\n")
+        program.chmod(0o755)
+    done = tools("install", bare)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("installing what the tests need: ")
+    update, *rest = did.read_text().splitlines()
+    assert update == "apt-get update -qq"
+    (install,) = [line for line in rest if line.startswith("apt-get install")]
+    assert "transmission-daemon" in install.split()
+    if not pathlib.Path("/usr/sbin/policy-rc.d").exists():
+        assert rest[0] == "tee /usr/sbin/policy-rc.d"
+        assert rest[-1] == "rm -f /usr/sbin/policy-rc.d"
+
+
 def load(name: str) -> types.ModuleType:
     spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
     assert spec is not None

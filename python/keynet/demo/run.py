@@ -21,6 +21,8 @@ from ..cli._output import Output, milliseconds
 from ..errors import InternalError
 
 _PATIENCE = 60.0
+_OF_THE_USERS_NODES = ("KEYNET_RENDEZVOUS", "KEYNET_RELAYS", "KEYNET_CREDENTIALS")
+"""Variables that a user may have set for the own nodes: two nodes of one machine find each other without."""
 
 
 class Demo:
@@ -133,6 +135,8 @@ class Process:
     def __init__(self, module: str, *arguments: str) -> None:
         # gRPC's public proxy option yields to these; the demo's machine may have them set
         environment = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
+        for name in _OF_THE_USERS_NODES:
+            environment.pop(name, None)
         self._name = module
         self._process = subprocess.Popen(
             [sys.executable, "-m", module, *arguments],
