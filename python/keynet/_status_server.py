@@ -216,9 +216,17 @@ def socket_folders() -> list[pathlib.Path]:
     """Where sockets of this user's nodes may be, the best place first."""
     runtime = os.environ.get("XDG_RUNTIME_DIR")
     bases = [pathlib.Path(runtime)] if runtime else []
-    bases.append(pathlib.Path(f"/run/user/{os.getuid()}"))
+    if not (runtime and _is_own(runtime)):
+        bases.append(pathlib.Path(f"/run/user/{os.getuid()}"))
     cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")
     return list(dict.fromkeys([*(base / "keynet" for base in bases if base.is_dir()), cache / "keynet" / "run"]))
+
+
+def _is_own(folder: str) -> bool:
+    """Whether a folder that the user names is the user's: then nodes are there and nowhere else in /run."""
+    with contextlib.suppress(OSError):
+        return os.stat(folder).st_uid == os.getuid()
+    return False
 
 
 def running_sockets(node_id: NodeId | None = None) -> list[pathlib.Path]:

@@ -307,6 +307,18 @@ def command(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+def test_a_runtime_folder_of_ones_own_is_the_only_one(
+    folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path
+) -> None:
+    """Nodes that run under another one, of the same user, are not seen: who names a folder means that one."""
+    usual = pathlib.Path(f"/run/user/{os.getuid()}/keynet")
+    assert folder in _status_server.socket_folders()
+    assert usual not in _status_server.socket_folders()
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "gone"))
+    monkeypatch.setattr(pathlib.Path, "is_dir", lambda path: path == usual.parent)
+    assert usual in _status_server.socket_folders()
+
+
 def test_nothing_runs(tmp_path: pathlib.Path, alice: keynet.Identity) -> None:
     file = tmp_path / "a.pem"
     alice.save(file)
