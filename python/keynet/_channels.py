@@ -7,6 +7,7 @@ channel that `keynet.grpc` made is closed instead as soon as no call is on it. N
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 import weakref
 from collections.abc import Callable
@@ -28,6 +29,7 @@ class Drains:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
+        self._process = os.getpid()
         self._channels: weakref.WeakKeyDictionary[Channel, Callable[[Any], None]] = weakref.WeakKeyDictionary()
 
     def add(self, channel: Channel, drain: Callable[[Any], None]) -> None:
@@ -36,7 +38,12 @@ class Drains:
             self._channels[channel] = drain
 
     def begin(self) -> None:
-        """The proxy drains: each channel ends when no call is on it any more. Does not wait."""
+        """The proxy drains: each channel ends when no call is on it any more. Does not wait.
+
+        In a forked child the channels are the parent's: gRPC must not be touched there.
+        """
+        if os.getpid() != self._process:
+            return
         with self._lock:
             channels = list(self._channels.items())
             self._channels.clear()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import subprocess
+import sys
 import threading
 import weakref
 
@@ -138,3 +140,20 @@ def test_a_channel_that_is_dropped_is_not_kept_by_its_proxy(alice: keynet.Identi
         gone = weakref.ref(keynet.grpc.channel(a, bob.node_id))
         gc.collect()
         assert gone() is None
+
+
+def test_a_forked_child_leaves_the_channels_of_its_parent_alone() -> None:
+    program = """if True:
+        import os, keynet, keynet.grpc
+        with keynet.sync.Proxy(keynet.Identity.generate(), listen="127.0.0.1:0") as proxy:
+            channel = keynet.grpc.channel(proxy, keynet.Identity.generate().node_id)
+            closed = []
+            channel.close = lambda: closed.append(os.getpid())
+            child = os.fork()
+        if child == 0:
+            os._exit(8 if closed else 7)
+        assert closed == [os.getpid()]
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    """
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=HANG, check=False)
+    assert (done.returncode, done.stdout) == (0, "7\n"), done.stderr

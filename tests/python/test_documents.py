@@ -122,6 +122,12 @@ def test_blocks_without_a_language_hold_no_commands() -> None:
             assert command is None, str(block)
 
 
+def test_the_index_lists_every_document() -> None:
+    index = (ROOT / "docs" / "README.md").read_text(encoding="utf-8")
+    listed = set(re.findall(r"\]\(([\w.-]+)\)", index))
+    assert listed == {path.name for path in (ROOT / "docs").iterdir() if path.name != "README.md"}
+
+
 # -- Python ------------------------------------------------------------------------------------------------------------
 
 
