@@ -96,8 +96,8 @@ class Settings:
     """Signals to one node: as many as it looks at (`invitations_per_second`). What comes faster waits in its queue."""
     registrations: Rate = Rate(0.2, 5)
     """Registrations of one node: one in 5 s, which a change of networks keeps to, and a few in a row."""
-    network_registrations: Rate = Rate(50, 500)
-    """Registrations from one network: an office or a carrier's gateway that comes back at once, and 3,000 a minute."""
+    network_registrations: Rate = Rate(100, 1_000)
+    """Registrations from one network: an office or a carrier's gateway that comes back at once, and 6,000 a minute."""
     refusal_pause: float = 0.01
     """Nothing is read from a node for so long after it was refused something: a flood costs 100 messages a second."""
     max_buckets: int = 65_536
