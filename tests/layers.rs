@@ -296,6 +296,7 @@ const UNSAFE: &str = "unsafe outside the places of UNSAFE_IN";
 const UNSAFE_IN: &[(&str, &str)] = &[
     ("python/runtime.rs", "what a parent process made must not be dropped in its forked child"),
     ("net/socket.rs", "the bit that forbids fragments has no safe wrapper"),
+    ("nat/bell.rs", "a netlink socket has no safe wrapper, neither of its address nor of waiting for it"),
 ];
 
 /// Lines of a file without its tests. The style asks for 600; this is where it stops being a matter of taste.

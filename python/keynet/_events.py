@@ -118,10 +118,13 @@ class RendezvousLost:
 
 @dataclasses.dataclass(frozen=True)
 class NetworkChanged:
-    """This machine has other addresses: another network, a cable, a VPN. What depends on them is found out anew."""
+    """This machine sends from another address or by another gateway, has come online or gone offline, or has slept.
+
+    What depends on it is found out anew. Interfaces and addresses that nothing is sent from make no event.
+    """
 
     addresses: tuple[str, ...]
-    """Those it has now."""
+    """Those it can be reached at as far as is known at this moment; what servers saw before is asked for again."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -381,6 +381,8 @@ pub struct RendezvousConfig {
     pub discovery_patience: Duration,
     /// The NAT is asked again this often, and when the network changes (PUNCH.md, phase 0).
     pub discover_every: Duration,
+    /// Servers are asked where they see this node this often, and when the network changes: NATs have other addresses after a night.
+    pub ask_every: Duration,
     /// How long plain addresses are tried, predictions (each round with fresh ports), and a search.
     pub direct_timeout: Duration,
     pub prediction_timeout: Duration,
@@ -412,6 +414,7 @@ impl Default for RendezvousConfig {
             patience: Duration::from_secs(5),
             discovery_patience: Duration::from_secs(3),
             discover_every: Duration::from_secs(300),
+            ask_every: Duration::from_secs(60),
             direct_timeout: Duration::from_secs(10),
             prediction_timeout: Duration::from_secs(4),
             search_timeout: Duration::from_secs(14),
@@ -558,9 +561,12 @@ impl Default for RelayServerConfig {
 /// Knobs of what a node learns from its own machine and from its LAN.
 #[derive(Clone, Debug)]
 pub struct HostConfig {
-    /// The interfaces are read this often: a change is noticed within 10 s, as a dead peer is, together with `settle`.
+    /// The interfaces are read when the system says that something changed, and this often besides.
     pub watch_every: Duration,
-    /// A change is told when nothing more has changed for this long: an interface gets its addresses one after the other.
+    /// The same where the system says nothing: a reading takes a fraction of a millisecond.
+    pub watch_every_blindly: Duration,
+    /// A change is told when nothing more has changed for this long: an interface gets its addresses and routes one after the other,
+    /// within milliseconds, and what comes later is another change.
     pub settle: Duration,
     /// Lifetime asked for a mapped port: RFC 6886 section 3.3 and RFC 6887 section 15 recommend two hours. It is renewed after half.
     pub mapping_lifetime: Duration,
@@ -581,7 +587,8 @@ impl Default for HostConfig {
     fn default() -> Self {
         Self {
             watch_every: Duration::from_secs(5),
-            settle: Duration::from_secs(1),
+            watch_every_blindly: Duration::from_secs(1),
+            settle: Duration::from_millis(100),
             mapping_lifetime: Duration::from_secs(7_200),
             gateway_retransmit: Duration::from_millis(250),
             gateway_attempts: 3,

@@ -130,8 +130,8 @@ impl Interfaces {
     /// Where a gateway that maps ports may be: what the system's routes say, where they can be read (Linux); else the
     /// first address of each private subnet, which is where home routers are.
     pub fn gateways(&self) -> Vec<Ipv4Addr> {
-        let routed =
-            std::fs::read_to_string("/proc/net/route").map(|table| default_gateways(&table)).unwrap_or_default();
+        let mut routed: Vec<_> = default_routes().into_iter().map(|(gateway, _)| gateway).collect();
+        routed.truncate(MAX_GATEWAYS);
         if !routed.is_empty() {
             return routed;
         }
@@ -147,19 +147,37 @@ impl Interfaces {
     }
 }
 
-/// The gateways of default routes (destination and mask 0) in the form of Linux' `/proc/net/route`: hexadecimal numbers in the
-/// byte order of the machine.
-fn default_gateways(table: &str) -> Vec<Ipv4Addr> {
+impl Interfaces {
+    /// The gateways of the default routes that are used: those with the lowest metric. Empty where routes cannot be read.
+    pub fn gateways_in_use() -> Vec<Ipv4Addr> {
+        used(&default_routes())
+    }
+}
+
+fn used(routes: &[(Ipv4Addr, u32)]) -> Vec<Ipv4Addr> {
+    let best = routes.iter().map(|(_, metric)| *metric).min();
+    let mut used: Vec<_> =
+        routes.iter().filter(|(_, metric)| Some(*metric) == best).map(|(gateway, _)| *gateway).collect();
+    used.truncate(MAX_GATEWAYS);
+    used
+}
+
+fn default_routes() -> Vec<(Ipv4Addr, u32)> {
+    std::fs::read_to_string("/proc/net/route").map(|table| default_gateways(&table)).unwrap_or_default()
+}
+
+/// The gateways of default routes (destination and mask 0), with the metric, in the form of Linux' `/proc/net/route`: hexadecimal
+/// numbers in the byte order of the machine, and the metric in decimal.
+fn default_gateways(table: &str) -> Vec<(Ipv4Addr, u32)> {
     let gateway = |line: &str| {
         let mut fields = line.split_whitespace().skip(1);
         let (destination, gateway) = (fields.next()?, fields.next()?);
-        let mask = fields.nth(4)?;
+        let (metric, mask) = (fields.nth(3)?.parse().ok()?, fields.next()?);
         let number = u32::from_str_radix(gateway, 16).ok().filter(|number| *number != 0)?;
-        (destination == "00000000" && mask == "00000000").then(|| Ipv4Addr::from(number.to_ne_bytes()))
+        (destination == "00000000" && mask == "00000000").then(|| (Ipv4Addr::from(number.to_ne_bytes()), metric))
     };
-    let mut found: Vec<Ipv4Addr> = table.lines().skip(1).filter_map(gateway).collect();
+    let mut found: Vec<_> = table.lines().skip(1).filter_map(gateway).take(MAX_ADDRESSES).collect();
     found.dedup();
-    found.truncate(MAX_GATEWAYS);
     found
 }
 
@@ -285,8 +303,16 @@ mod tests {
             big([192, 168, 1, 0]),
             big([255, 255, 255, 0]),
         );
-        assert_eq!(default_gateways(&table), [Ipv4Addr::new(192, 168, 1, 1)]);
-        assert_eq!(default_gateways(""), [] as [Ipv4Addr; 0]);
+        assert_eq!(default_gateways(&table), [(Ipv4Addr::new(192, 168, 1, 1), 100)]);
+        assert_eq!(default_gateways(""), []);
+    }
+
+    #[test]
+    fn of_several_default_routes_those_with_the_lowest_metric_are_used() {
+        let [wifi, cable, lte] = [1, 2, 3].map(|n| Ipv4Addr::new(192, 168, n, 1));
+        assert_eq!(used(&[(wifi, 600), (cable, 100), (lte, 1_000)]), [cable]);
+        assert_eq!(used(&[(wifi, 100), (cable, 100)]), [wifi, cable]);
+        assert_eq!(used(&[]), [] as [Ipv4Addr; 0]);
     }
 
     #[test]

@@ -4,7 +4,9 @@
 //!
 //! Nothing here touches the socket that carries data. Each piece ends when it is dropped, and in order by its `close`.
 
+mod away;
 mod behaviour;
+mod bell;
 mod gateway;
 mod interfaces;
 mod lan;
@@ -12,6 +14,7 @@ mod limit;
 mod mapping;
 mod stun_server;
 mod watch;
+mod ways;
 
 pub use behaviour::{discover, sample_port, sample_ports};
 pub use gateway::is_nested;
@@ -19,4 +22,5 @@ pub use interfaces::{HostAddress, InterfaceKind, Interfaces};
 pub use lan::{Lan, Neighbours};
 pub use mapping::PortMapping;
 pub use stun_server::{StunServer, StunStats, MAX_SOCKETS};
-pub use watch::{Network, Watch};
+pub use watch::{Network, Targets, Watch};
+pub use ways::Ways;

@@ -25,6 +25,7 @@ use crate::addr::{NodeId, PingKeys, RemoteId, Route, Via};
 use crate::config::{EndpointConfig, PathConfig, RelayLimits, SocketConfig, UtpConfig};
 use crate::error::{Error, Reason, Result, Stage};
 use crate::path::{MeetingId, PathStats, PathView, PunchId, Traffic};
+use crate::time::Time;
 use crate::utp::Dropped;
 use conn::Doorbell;
 use core::Core;
@@ -242,6 +243,33 @@ impl Net {
     pub fn ask(&self, node: &NodeId) {
         self.inner.core().paths.ask_node(self.inner.clock.now(), node);
         self.inner.doorbell.ring_plain();
+    }
+
+    /// The same in any case. Returns the moment for [`Net::is_heard_since`].
+    pub fn ask_anyway(&self, node: &NodeId) -> Time {
+        let now = self.inner.clock.now();
+        self.inner.core().paths.ask_node_anyway(now, node);
+        self.inner.doorbell.ring_plain();
+        now
+    }
+
+    /// This machine is in another network: pings every path that is in use. Returns the nodes, with the round trip where it is known,
+    /// and the moment for [`Net::is_heard_since`].
+    pub fn network_changed(&self) -> (Vec<(NodeId, Option<Duration>)>, Time) {
+        let now = self.inner.clock.now();
+        let asked = self.inner.core().paths.handle_network_change(now);
+        self.inner.doorbell.ring_plain();
+        (asked, now)
+    }
+
+    /// Whether the paths in use to a node have given a sign of life since then.
+    pub fn is_heard_since(&self, node: &NodeId, since: Time) -> bool {
+        self.inner.core().paths.is_heard_since(node, since)
+    }
+
+    /// Where what leaves by the own socket goes: some of the addresses in use.
+    pub fn destinations(&self, most: usize) -> Vec<SocketAddr> {
+        self.inner.core().paths.destinations(most)
     }
 
     /// Whether the only path to a node fell silent ([`NetEvent::PathSilent`]), and still is.

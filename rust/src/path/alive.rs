@@ -1,5 +1,6 @@
 //! Signs of life, silence, and moving from one path to another (DESIGN.md, decision 9).
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use super::address::canonical_route;
@@ -90,6 +91,48 @@ impl PathTable {
                 self.look_again(id);
             }
         }
+    }
+
+    /// Pings the paths in use to a node, whatever was heard there: to see whether what we send still arrives.
+    pub fn ask_node_anyway(&mut self, now: Time, node: &NodeId) {
+        let remotes = self.nodes.get(node).into_iter().flatten().filter_map(|id| self.remotes.get(id));
+        let ids: Vec<_> = remotes.filter(|remote| !remote.lost && remote.holds > 0).map(|remote| remote.id).collect();
+        for id in ids {
+            self.keep_alive(now, id);
+            self.look_again(id);
+        }
+    }
+
+    /// This machine sends from another address, or is in another network. Every path in use is pinged at once, that of a relay too:
+    /// a peer that our packets still reach follows, and one that they do not reach is noticed. Returns whom, with what is
+    /// known of the round trip; those beyond the cap are noticed by their silence.
+    pub fn handle_network_change(&mut self, now: Time) -> Vec<(NodeId, Option<Duration>)> {
+        let in_use = |remote: &&Remote| !remote.lost && remote.holds > 0 && remote.is_keyed();
+        let ids: Vec<_> =
+            self.remotes.values().filter(in_use).map(|remote| remote.id).take(MAX_ASKED_AT_ONCE).collect();
+        let mut asked = Vec::with_capacity(ids.len());
+        for id in ids {
+            self.keep_alive(now, id);
+            self.look_again(id);
+            let Some(remote) = self.remotes.get(&id) else { continue };
+            asked.extend(remote.node().map(|node| (node, remote.path().and_then(|path| path.rtt))));
+        }
+        asked
+    }
+
+    /// Whether the path in use of every remote of this node that is needed has answered a ping that was sent since then. What comes from
+    /// a peer says nothing: it may come to an address that we send nothing from any more.
+    pub fn is_heard_since(&self, node: &NodeId, since: Time) -> bool {
+        let remotes = self.nodes.get(node).into_iter().flatten().filter_map(|id| self.remotes.get(id));
+        let mut needed = remotes.filter(|remote| !remote.lost && remote.holds > 0);
+        needed.all(|remote| remote.path().is_some_and(|path| path.answered.is_some_and(|sent| sent >= since)))
+    }
+
+    /// Where the packets go that leave by our own socket: some of the addresses in use.
+    pub fn destinations(&self, most: usize) -> Vec<SocketAddr> {
+        let in_use = self.remotes.values().filter(|remote| !remote.lost && remote.holds > 0);
+        let direct = in_use.filter_map(Remote::route).filter(|route| !route.via.is_relay());
+        direct.map(|route| route.to).take(most).collect()
     }
 
     /// Relays of ours are about to be given up. What goes over them takes another path that was heard lately, while they still
@@ -311,3 +354,6 @@ fn last_heard_alternate(remote: &Remote, now: Time, within: Duration) -> Option<
     let (index, path) = others.max_by_key(|(_, path)| path.heard)?;
     (now.since(path.heard) <= within).then_some(index)
 }
+
+/// Pings that leave at one moment: as many as a socket's buffer holds without loss.
+const MAX_ASKED_AT_ONCE: usize = 1_024;

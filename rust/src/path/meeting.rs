@@ -43,6 +43,8 @@ pub struct Plan {
     pub opening_ttl: Option<u8>,
     /// Ways over relays: from relays of ours to addresses of the peer, and from our own socket to relays of the peer's.
     pub relayed: Vec<Route>,
+    /// From relays of ours to relays of the peer's: tried when nothing else has helped for a while.
+    pub last: Vec<Route>,
     /// Addresses that relays keep for the peer.
     pub peer_relays: Vec<SocketAddr>,
     /// How long direct ways come first.
@@ -88,6 +90,7 @@ pub(super) struct Meeting {
     opening_ttl: Option<u8>,
     relayed: Vec<Route>,
     relayed_rounds: usize,
+    last: Vec<Route>,
     peer_relays: Vec<SocketAddr>,
     head_start: Duration,
     direct_only: bool,
@@ -158,7 +161,8 @@ impl Meeting {
     /// When the next pings over relays are due: until something has made the path, and for a moment more, so that both sides come
     /// to know the same ways.
     fn next_relayed(&self) -> Option<Time> {
-        let waiting = (self.met.is_none() || self.relayed_rounds < RELAYED_ROUNDS) && !self.relayed.is_empty();
+        let any = !self.relayed.is_empty() || !self.last.is_empty();
+        let waiting = (self.met.is_none() || self.relayed_rounds < RELAYED_ROUNDS) && any;
         waiting.then(|| self.started + punch_moment(self.relayed_rounds))
     }
 
@@ -206,9 +210,26 @@ impl Meeting {
             while self.next_relayed().is_some_and(|at| at <= now) {
                 self.relayed_rounds += 1;
             }
-            out.extend(self.relayed.iter().filter(|route| sendable(route.to)).map(|route| (*route, None)));
+            let is_last = self.met.is_none() && now.since(self.started) >= LAST_AFTER;
+            let last = self.last.iter().filter(|_| is_last);
+            let relayed = self.relayed.iter().chain(last).filter(|route| sendable(route.to));
+            out.extend(relayed.map(|route| (*route, None)));
         }
         out
+    }
+
+    /// The peer sends from there: ways to it over the relays of ours that this meeting uses, as far as they are new.
+    fn permit(&mut self, to: SocketAddr) -> Vec<Route> {
+        let of_family = |route: &&Route| route.via.is_relay() && route.to.is_ipv4() == to.is_ipv4();
+        let mut vias: Vec<Via> =
+            self.relayed.iter().chain(&self.last).filter(of_family).map(|route| route.via).collect();
+        vias.sort_unstable();
+        vias.dedup();
+        let routes = vias.into_iter().map(|via| Route { via, to });
+        let new: Vec<_> = routes.filter(|route| !self.relayed.contains(route)).collect();
+        let room = (2 * MAX_RELAYED).saturating_sub(self.relayed.len());
+        self.relayed.extend(new.iter().take(room));
+        new.into_iter().take(room).collect()
     }
 
     fn deadline(&self) -> Time {
@@ -259,6 +280,7 @@ impl PathTable {
             opening_ttl: plan.opening_ttl,
             relayed: plan.relayed.iter().map(|route| canonical_route(*route)).take(MAX_RELAYED).collect(),
             relayed_rounds: 0,
+            last: plan.last.iter().map(|route| canonical_route(*route)).take(MAX_RELAYED).collect(),
             peer_relays: plan.peer_relays.iter().map(|address| canonical(*address)).take(MAX_PEER_RELAYS).collect(),
             head_start: plan.head_start,
             direct_only: plan.direct_only,
@@ -377,11 +399,19 @@ impl PathTable {
         {
             meeting.candidates.push(from);
         }
-        let purpose = Purpose::Meeting { id, keys: meeting.keys() };
-        if self.unproven.take(now, from.to.ip(), meeting.word(from.to.ip())) {
-            self.ping(from, purpose);
-        } else {
-            self.counters.rate_limited += 1;
+        let mut back = vec![from];
+        if from.via == Via::MAIN && !meeting.is_relayed(from) {
+            // what a relay of ours lets in are addresses that were sent to through it: one that the peer sends from belongs to these,
+            // whether the peer knew of it or not
+            back.extend(meeting.permit(from.to));
+        }
+        let (keys, word) = (meeting.keys(), meeting.word(from.to.ip()));
+        for route in back {
+            if self.unproven.take(now, route.to.ip(), word) {
+                self.ping(route, Purpose::Meeting { id, keys: keys.clone() });
+            } else {
+                self.counters.rate_limited += 1;
+            }
         }
         if opens {
             self.search_turn(now, id);
@@ -490,6 +520,8 @@ const MAX_CANDIDATES: usize = 16;
 const MAX_RELAYED: usize = 16;
 /// Rounds of pings over relays that are made in any case: a second's.
 const RELAYED_ROUNDS: usize = 6;
+/// What goes over one relay has shown itself by then, on all but the longest paths.
+const LAST_AFTER: Duration = Duration::from_millis(500);
 /// PUNCH.md: about 20 ports are predicted; both NATs counting, more only use ports up.
 const MAX_GUESSES: usize = 24;
 /// The pings with few hops need no more than to pass our own NAT.

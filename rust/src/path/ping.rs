@@ -108,6 +108,7 @@ impl PathTable {
         if let Some(path) = remote.paths.get_mut(index) {
             path.answers = true;
             path.heard = now;
+            path.answered = path.answered.max(Some(now - rtt));
             path.measured(rtt);
         }
         if index == remote.in_use && Self::alive(remote, now) {

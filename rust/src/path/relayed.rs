@@ -42,13 +42,18 @@ impl Draft {
             self.plan.peer_relays.iter().filter(|address| may_try(address.ip(), &near)).copied().map(Route::from);
         let mut routes: Vec<Route> = from_here.collect();
         let both_cut_off = own.may_be_cut_off() && peer.may_be_cut_off();
+        let mut last = Vec::new();
         for relay in relays.iter().take(MAX_OWN_RELAYS) {
-            // from relay to relay only where the peer has nothing but relays: else its own socket reaches ours
-            let suits = |one: &&Candidate| both_cut_off || one.kind != CandidateKind::Relayed;
-            let reachable = peer.candidates.iter().filter(suits).map(|one| one.address);
-            let reachable = reachable.filter(|to| relay.reaches(to.ip()));
-            routes.extend(reachable.take(MAX_TARGETS).map(|to| Route { via: relay.via, to }));
+            let reachable = peer.candidates.iter().filter(|one| relay.reaches(one.address.ip()));
+            let (relays, sockets): (Vec<_>, Vec<_>) = reachable.partition(|one| one.kind == CandidateKind::Relayed);
+            let through = |one: &&Candidate| Route { via: relay.via, to: one.address };
+            routes.extend(sockets.iter().take(MAX_TARGETS).map(through));
+            // from relay to relay at once only where neither has anything else; it is also what is left when the addresses that the
+            // peer has told are not those that it sends from
+            let of_relays = if both_cut_off { &mut routes } else { &mut last };
+            of_relays.extend(relays.iter().take(MAX_TARGETS).map(through));
         }
+        self.plan.last = last;
         self.plan.head_start = match self.outlook {
             // a search takes longer than that, where it succeeds
             Outlook::BothSymmetric | Outlook::Search => Duration::ZERO,
@@ -118,6 +123,12 @@ mod tests {
         let through = |to: &str| Route { via: Via(Via::FIRST_RELAY), to: at(to) };
         let expected = [at("203.0.113.9:6000").into(), through("198.51.100.7:5000"), through("203.0.113.9:6000")];
         assert_eq!(plan.relayed, expected);
+        assert!(plan.last.is_empty(), "neither knows that it has anything but relays");
+        let has_udp = NatProfile { mapping: Mapping::EndpointIndependent, ..NatProfile::default() };
+        let own = Whereabouts { profile: has_udp, ..own };
+        let plan = planned(&own, &peer, &[relay(0, &["203.0.113.8:7000"])]);
+        assert_eq!(plan.relayed, expected[..2]);
+        assert_eq!(plan.last, expected[2..], "from relay to relay when nothing else helps");
         assert_eq!(plan.peer_relays, [at("203.0.113.9:6000")]);
         assert!(!plan.candidates.contains(&at("203.0.113.9:6000")), "what a relay keeps is no direct address");
     }

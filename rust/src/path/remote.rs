@@ -23,6 +23,8 @@ pub(super) struct Path {
     pub(super) answers: bool,
     /// The last sign of life that came from there; at first, when it was added.
     pub(super) heard: Time,
+    /// When the last ping was sent that was answered: until then at least, what we send arrives.
+    pub(super) answered: Option<Time>,
     /// Smoothed, from pings.
     pub(super) rtt: Option<Duration>,
     /// The last ping to keep it warm while another is in use.
@@ -322,6 +324,7 @@ impl Path {
             proven: false,
             answers: false,
             heard: now,
+            answered: None,
             rtt: None,
             warmed: None,
             probed: None,

@@ -41,6 +41,8 @@ pub struct PathTable {
     pub(super) stranger_pongs: Limit,
     /// Our own addresses as others saw them lately.
     observed: VecDeque<SocketAddr>,
+    /// Who saw us last where: an address that was left and taken again is news to whoever forgot it.
+    observers: VecDeque<(SocketAddr, SocketAddr)>,
     transmits: VecDeque<(Route, Purpose, Option<u8>)>,
     pub(super) events: VecDeque<PathEvent>,
     pub(super) counters: PathStats,
@@ -77,6 +79,7 @@ impl PathTable {
             meetings: Meetings::default(),
             unproven: Unproven::new(),
             observed: VecDeque::new(),
+            observers: VecDeque::new(),
             transmits: VecDeque::new(),
             events: VecDeque::new(),
             counters: PathStats::default(),
@@ -396,17 +399,29 @@ impl PathTable {
         }
     }
 
-    /// Reports an address of our own, if it is news.
+    /// Reports an address of our own, if it is news, or if whoever sees us there saw us elsewhere the last time.
     pub(super) fn observe(&mut self, address: SocketAddr, by: SocketAddr) {
         let address = canonical(address);
-        if !sendable(address) || self.observed.contains(&address) {
+        if !sendable(address) {
             return;
         }
-        if self.observed.len() >= MAX_OBSERVED {
-            self.observed.pop_front();
+        let known =
+            self.observers.iter().position(|(who, _)| *who == by).and_then(|place| self.observers.remove(place));
+        if self.observers.len() >= MAX_OBSERVERS {
+            self.observers.pop_front();
         }
-        self.observed.push_back(address);
-        self.events.push_back(PathEvent::Observed { address, by });
+        self.observers.push_back((by, address));
+        let moved = known.is_some_and(|(_, before)| before != address);
+        let is_new = !self.observed.contains(&address);
+        if is_new {
+            if self.observed.len() >= MAX_OBSERVED {
+                self.observed.pop_front();
+            }
+            self.observed.push_back(address);
+        }
+        if is_new || moved {
+            self.events.push_back(PathEvent::Observed { address, by });
+        }
     }
 
     /// The path at `address` (`None`: the one in use) is proven.
@@ -563,5 +578,7 @@ const MOVING_RETRIES: u32 = 3;
 const MAX_NODES: usize = 16;
 /// Own addresses that are remembered, so that peers who see different ones do not make an event each time.
 const MAX_OBSERVED: usize = 16;
+/// Those whose word counts are a few servers; peers come and go among them.
+const MAX_OBSERVERS: usize = 32;
 /// Unanswered pings that are remembered, by remote, on average: one a second for as long as a path takes to be lost.
 const PINGS_PER_REMOTE: usize = 8;

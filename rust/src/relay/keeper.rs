@@ -191,6 +191,11 @@ impl Relays {
         self.inner.own(false)
     }
 
+    /// One is in use of which nothing is doubted.
+    pub fn has_current(&self) -> bool {
+        self.inner.lock().in_use.have() > 0
+    }
+
     /// The hosts of those in use.
     pub fn hosts(&self) -> Vec<String> {
         let state = self.inner.lock();

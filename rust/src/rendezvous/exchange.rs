@@ -87,12 +87,19 @@ impl Exchange {
     /// What comes next; as long as nothing does, what was `said` is said again now and then: a session with a rendezvous may break
     /// with a signal under way.
     pub async fn hear(&mut self, said: &mut Said) -> Option<(usize, Heard)> {
+        let inner = self.inner.clone();
         loop {
-            let Ok(heard) = timeout_at(said.at + said.pause, self.heard.recv()).await else {
-                self.repeat(said);
-                continue;
-            };
-            return heard;
+            tokio::select! {
+                heard = timeout_at(said.at + said.pause, self.heard.recv()) => match heard {
+                    Ok(heard) => return heard,
+                    Err(_) => self.repeat(said),
+                },
+                // what the session before was given may be lost with it
+                () = inner.sessions.notified() => {
+                    said.sent = said.sent.max(inner.send_everywhere(&said.signal));
+                    said.times += 1;
+                }
+            }
         }
     }
 
@@ -322,7 +329,7 @@ impl Inner {
         report.outlook = Some(draft.outlook);
         report.peer_profile = Some(peer.profile);
         report.peer_candidates.clone_from(&peer.candidates);
-        let relayed = draft.plan.relayed.iter().map(|route| &route.to);
+        let relayed = draft.plan.relayed.iter().chain(&draft.plan.last).map(|route| &route.to);
         report.tried = draft.plan.candidates.iter().chain(&draft.plan.guesses).chain(relayed).copied().collect();
         draft
     }
@@ -336,7 +343,7 @@ impl Inner {
     ) -> Result<()> {
         let Introduced { peer, keys, .. } = introduced;
         self.peers.learn(&peer);
-        let (outlook, has_relays) = (draft.outlook, !draft.plan.relayed.is_empty());
+        let (outlook, has_relays) = (draft.outlook, !(draft.plan.relayed.is_empty() && draft.plan.last.is_empty()));
         let most = match outlook {
             Outlook::Direct => self.config.direct_timeout,
             Outlook::Prediction => self.config.prediction_timeout,
@@ -348,6 +355,8 @@ impl Inner {
         let mut meeting = self.peers.net.start_meeting(peer.leaf, keys, draft, within)?;
         let met = meeting.met().await;
         if met.is_err() {
+            // the own address may have been another by now: the next time it is known
+            self.surroundings.doubt();
             report.pings = meeting.ended().await;
         }
         match (met, outlook) {

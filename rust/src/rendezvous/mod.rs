@@ -8,6 +8,8 @@
 //! | `answering` | the other half |
 //! | `invitations` | which invitation is answered next, and which are turned away |
 //! | `surroundings` | where this node is: interfaces, NAT, mapped port |
+//! | `observed` | the own addresses as others saw them, with their age |
+//! | `moves` | what a change of network brings, and a path that falls silent |
 //! | `relays` | what relays add: candidates, a way to the rendezvous, direct paths in place of relayed ones |
 //! | `report` | how meetings went, so that it can be explained |
 //!
@@ -17,6 +19,8 @@
 mod answering;
 mod exchange;
 mod invitations;
+mod moves;
+mod observed;
 mod pause;
 mod relays;
 mod report;
@@ -33,7 +37,7 @@ use std::time::Duration;
 
 use tokio::sync::{broadcast, Notify};
 use tokio::task::JoinHandle;
-use tokio::time::{sleep, sleep_until, Instant};
+use tokio::time::{sleep, Instant};
 
 pub use relays::DirectOnly;
 use relays::Named;
@@ -43,9 +47,8 @@ pub use station::{Server, StationStatus};
 use crate::addr::{unmapped, NodeId};
 use crate::config::{HostConfig, RelayConfig, RendezvousConfig};
 use crate::error::Error;
-use crate::nat::Network;
 use crate::net::NetEvent;
-use crate::path::{is_local, is_virtual_range, Candidate, NatProfile};
+use crate::path::{is_local, Candidate, NatProfile};
 use crate::peer::{resolve, Finder, Peers};
 use crate::relay::client::RelaySpec;
 use crate::relay::{RelayStatus, Relays};
@@ -122,6 +125,8 @@ struct Inner {
     events: broadcast::Sender<RendezvousEvent>,
     /// A session has begun or an attempt has failed.
     progress: Notify,
+    /// A session has begun: what was said over those before may be lost.
+    sessions: Notify,
     /// A server has become known, or the network has changed: the NAT is to be looked at.
     look: Notify,
     /// Nodes that are being met again, or were lately.
@@ -134,7 +139,7 @@ impl Rendezvous {
     /// Registers at every server and stays so; from now on `peers` finds nodes through them. Needs a tokio runtime.
     pub fn start(peers: Arc<Peers>, options: Options, gate: Arc<dyn Gate>) -> Self {
         let Options { servers, stun, port_mapping, search_ports, relays, direct_only, config, relay, host } = options;
-        let surroundings = Surroundings::start(peers.net.local_address(), port_mapping, search_ports, &host);
+        let surroundings = Surroundings::start(&peers.net, port_mapping, search_ports, &host);
         let inner = Arc::new(Inner {
             invitations: Mutex::new(Invitations::new(&config, Instant::now())),
             knock: Notify::new(),
@@ -151,6 +156,7 @@ impl Rendezvous {
             reports: Mutex::default(),
             events: broadcast::Sender::new(EVENT_QUEUE),
             progress: Notify::new(),
+            sessions: Notify::new(),
             look: Notify::new(),
             again: Mutex::default(),
         });
@@ -160,6 +166,7 @@ impl Rendezvous {
             inner.stations.iter().map(|station| tokio::spawn(station.clone().run(inner.clone()))).collect();
         tasks.push(tokio::spawn(inner.clone().look_around(stun)));
         tasks.push(tokio::spawn(inner.clone().watch_network()));
+        tasks.push(tokio::spawn(inner.clone().keep_asking()));
         tasks.push(tokio::spawn(inner.clone().watch_paths()));
         tasks.push(tokio::spawn(inner.clone().watch_relays()));
         tasks.push(tokio::spawn(inner.clone().leave_relays()));
@@ -316,90 +323,22 @@ impl Inner {
         }
     }
 
-    async fn watch_network(self: Arc<Self>) {
-        let mut network = self.surroundings.network();
-        let mut before = ways_out(&network.borrow_and_update());
-        while network.changed().await.is_ok() {
-            let addresses: Vec<_> = self.surroundings.candidates().iter().map(|one| one.address).collect();
-            tracing::info!(?addresses, "the network has changed");
-            self.surroundings.forget();
-            let now = ways_out(&network.borrow_and_update());
-            if now != before {
-                // a bridge of containers that comes and goes says nothing about the way to a relay
-                self.relays.network_changed();
-            }
-            before = now;
-            self.publish(RendezvousEvent::NetworkChanged { addresses });
-            self.look.notify_one();
-            for station in &self.stations {
-                station.again.notify_one();
-            }
-        }
-    }
-
     /// A path that falls silent is opened anew; what others see of us may have changed.
     async fn watch_paths(self: Arc<Self>) {
         let mut events = self.peers.net.subscribe();
         loop {
             match events.recv().await {
-                Ok(NetEvent::PathSilent { node, .. }) => self.meet_again(node),
-                Ok(NetEvent::Observed { address, by }) => {
-                    let by = unmapped(by);
-                    if self.surroundings.is_server(by) {
-                        self.surroundings.observe(address, by);
-                    }
-                }
+                Ok(NetEvent::PathSilent { node, .. }) => match self.stations.iter().find(|one| one.server.node == node)
+                {
+                    Some(station) => station.fell_silent(),
+                    None => self.meet_again(node),
+                },
+                Ok(NetEvent::Observed { address, by }) => self.observed(address, by),
                 Ok(_) | Err(broadcast::error::RecvError::Lagged(_)) => {}
                 Err(broadcast::error::RecvError::Closed) => return,
             }
         }
     }
-
-    fn meet_again(self: &Arc<Self>, node: NodeId) {
-        if let Some(station) = self.stations.iter().find(|station| station.server.node == node) {
-            if self.peers.net.relayed_nodes().contains(&node) {
-                // its relay is gone, most likely: what others need to be found again does not wait until it counts as lost
-                station.renew.notify_one();
-            }
-            return; // it is dialled again by its station
-        }
-        let mut again = self.again.lock().unwrap_or_else(PoisonError::into_inner);
-        if again.len() >= MAX_AGAIN || !again.insert(node) {
-            return;
-        }
-        drop(again);
-        let inner = self.clone();
-        tokio::spawn(async move {
-            loop {
-                let next = Instant::now() + inner.config.again_after;
-                inner.meet_silent(node).await;
-                sleep_until(next).await;
-                // a meeting may fail, and the path may fall silent again while one is under way: that is reported once
-                let mut again = inner.again.lock().unwrap_or_else(PoisonError::into_inner);
-                if !inner.peers.net.has_silent_path(&node) {
-                    again.remove(&node);
-                    return;
-                }
-            }
-        });
-    }
-
-    async fn meet_silent(self: &Arc<Self>, node: NodeId) {
-        // our NAT may have forgotten them as well: then their pongs tell our new address before the invitation has it
-        self.stations.iter().for_each(|station| self.peers.net.ask(&station.server.node));
-        let deadline = Instant::now() + self.config.direct_timeout;
-        if let Err(error) = self.meet(node, deadline).await {
-            tracing::info!(%error, "a silent path was not opened anew");
-        }
-    }
-}
-
-/// The addresses that lead out of this machine.
-fn ways_out(network: &Network) -> Vec<IpAddr> {
-    let own = network.interfaces.candidates(false).map(|address| address.ip);
-    let mut found: Vec<_> = own.filter(|ip| !is_virtual_range(*ip)).collect();
-    found.sort_unstable();
-    found
 }
 
 /// Giving allocations back must not hold up the end.

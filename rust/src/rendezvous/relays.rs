@@ -214,7 +214,7 @@ impl Inner {
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         // when each is tried next, and the pause after that
         let mut next: HashMap<NodeId, (Instant, Duration)> = HashMap::new();
-        let mut network = self.surroundings.network();
+        let mut network = self.surroundings.generation();
         network.mark_unchanged();
         loop {
             tick.tick().await;

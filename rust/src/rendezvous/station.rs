@@ -8,6 +8,7 @@ use tokio::sync::{mpsc, Notify};
 use tokio::time::{interval_at, sleep, timeout, timeout_at, Instant, MissedTickBehavior};
 use tonic::{Code, Status, Streaming};
 
+use super::moves::answer_within;
 use super::pause::Pause;
 use super::wire::{
     self, FromNode, FromRendezvous, Going, Hello, NodeMessage, Refresh, RendezvousMessage, Signal, Welcome,
@@ -47,6 +48,8 @@ pub struct Station {
     pub again: Notify,
     /// The node has another key.
     pub renew: Notify,
+    /// The session has to show that it works.
+    check: Notify,
 }
 
 #[derive(Default)]
@@ -71,7 +74,7 @@ struct Session {
 
 impl Station {
     pub fn new(server: Server) -> Self {
-        Self { server, state: Mutex::default(), again: Notify::new(), renew: Notify::new() }
+        Self { server, state: Mutex::default(), again: Notify::new(), renew: Notify::new(), check: Notify::new() }
     }
 
     pub fn is_connected(&self) -> bool {
@@ -101,6 +104,17 @@ impl Station {
         self.lock().session = None;
     }
 
+    /// What failed may work now, and what works may not.
+    pub fn network_changed(&self) {
+        self.again.notify_one();
+        self.check.notify_one();
+    }
+
+    /// Nothing comes from the rendezvous any more.
+    pub fn fell_silent(&self) {
+        self.check.notify_one();
+    }
+
     /// Whether it is in a network of ours, and not on the internet.
     pub fn is_inside(&self) -> bool {
         self.lock().session.as_ref().is_some_and(|session| is_local(unmapped(session.from).ip()))
@@ -120,12 +134,12 @@ impl Station {
     /// Stays registered until the end of the program; each session's end is an event.
     pub async fn run(self: Arc<Self>, inner: Arc<Inner>) {
         let mut pause = Pause::new(&inner.config);
-        let mut better = None;
+        let mut next = None;
         loop {
             let started = Instant::now();
-            let result = match self.session(&inner, better.take()).await {
-                Ok(Ended::Better(next)) => {
-                    better = Some(next);
+            let result = match self.session(&inner, next.take()).await {
+                Ok(Ended::Replaced(by)) => {
+                    next = Some(by);
                     continue;
                 }
                 result => result,
@@ -165,18 +179,13 @@ impl Station {
         }
     }
 
-    /// One session: the one that is `better` than that before, if there is one.
-    async fn session(&self, inner: &Arc<Inner>, better: Option<Box<Established>>) -> Result<Ended> {
-        let is_better = better.is_some();
-        let established = match better {
-            Some(better) => *better,
-            None => {
-                let dial = self.dial(inner.config.connect_timeout);
-                let link = self.reach(inner, &dial).await?;
-                self.establish(inner, link, dial.deadline).await?
-            }
+    /// One session: the one that is to take the place of that before, if there is one.
+    async fn session(&self, inner: &Arc<Inner>, next: Option<Box<Established>>) -> Result<Ended> {
+        let established = match next {
+            Some(next) => *next,
+            None => self.connect(inner, Haste::None).await?,
         };
-        let Established { streams, welcome, from, rtt, relayed } = established;
+        let Established { streams, welcome, from, rtt, relayed, left_relay } = established;
         let (node, observed) = (self.server.node, welcome.observed.parse().ok().filter(|_| !relayed));
         {
             let mut state = self.lock();
@@ -187,7 +196,7 @@ impl Station {
         }
         tracing::info!(%node, address = %from, relayed, observed = welcome.observed, "rendezvous connected");
         inner.welcomed(&welcome, from, observed);
-        if is_better {
+        if left_relay {
             // what was found out while no UDP got through no longer holds
             let host = split_address(&self.server.address).map(|(host, _)| host);
             inner.relays.udp_is_back(host);
@@ -195,6 +204,7 @@ impl Station {
         }
         inner.publish(RendezvousEvent::Connected { node, address: from, observed });
         inner.progress.notify_waiters();
+        inner.sessions.notify_waiters();
         self.serve(inner, streams, &welcome, relayed).await
     }
 
@@ -218,7 +228,8 @@ impl Station {
         };
         match timeout(inner.config.connect_timeout, registered).await {
             Ok(Ok((incoming, welcome))) => {
-                Ok(Established { streams: Streams { incoming, messages }, welcome, from, rtt, relayed })
+                let streams = Streams { incoming, messages };
+                Ok(Established { streams, welcome, from, rtt, relayed, left_relay: false })
             }
             Ok(Err(status)) => Err(map_status(&status)),
             Err(_) => Err(unreachable("the rendezvous did not welcome this node in time")),
@@ -230,16 +241,22 @@ impl Station {
         Dial { node, address, priority: Priority::Interactive, deadline: Instant::now() + within }
     }
 
+    async fn connect(&self, inner: &Arc<Inner>, haste: Haste) -> Result<Established> {
+        let dial = self.dial(inner.config.connect_timeout);
+        let link = self.reach(inner, &dial, haste).await?;
+        self.establish(inner, link, dial.deadline).await
+    }
+
     /// Dials it; through relays as well, when nothing has come of it for a moment.
-    async fn reach(&self, inner: &Arc<Inner>, dial: &Dial) -> Result<Link> {
+    async fn reach(&self, inner: &Arc<Inner>, dial: &Dial, haste: Haste) -> Result<Link> {
         let direct = inner.peers.dial_directly(dial);
         let relayed = async {
             sleep(inner.relay_config.head_start).await;
-            if inner.peers.net.stats().datagrams_in > 0 {
+            if haste == Haste::None && inner.peers.net.stats().datagrams_in > 0 {
                 sleep(inner.relay_config.head_start_heard).await;
             }
             if let Some((host, _)) = split_address(&self.server.address) {
-                if inner.relays.own().is_empty() && !inner.relays.introduces(host) {
+                if !inner.relays.has_current() && !inner.relays.introduces(host) {
                     inner.relays.introduce(host, self.server.node);
                 }
             }
@@ -265,7 +282,7 @@ impl Station {
 
     /// Registers without a relay at a rendezvous that is reached over one: tries it now and then, until it works.
     async fn leave_relay(&self, inner: &Inner) -> Box<Established> {
-        let mut network = inner.surroundings.network();
+        let mut network = inner.surroundings.generation();
         network.mark_unchanged();
         let mut pause = inner.relay_config.upgrade_after;
         loop {
@@ -278,10 +295,40 @@ impl Station {
                 self.establish(inner, link, dial.deadline).await
             };
             match registered.await {
-                Ok(established) => return Box::new(established),
+                Ok(established) => return Box::new(Established { left_relay: true, ..established }),
                 Err(error) => tracing::debug!(%error, "the rendezvous still needs a relay"),
             }
             pause = (pause * 2).min(inner.relay_config.upgrade_most);
+        }
+    }
+
+    /// Registers beside a session that does not answer any more, when the network has changed or its path has fallen silent: others
+    /// are not to be looked for through it, nor is this node. What comes back meanwhile is as good as it was.
+    async fn replace_silent(&self, inner: &Arc<Inner>) -> Box<Established> {
+        loop {
+            self.check.notified().await;
+            let since = inner.peers.net.ask_anyway(&self.server.node);
+            let rtt = self.lock().session.as_ref().map(|session| session.rtt);
+            sleep(answer_within(rtt)).await;
+            let is_back = || inner.peers.net.is_heard_since(&self.server.node, since);
+            let mut pause = inner.config.reconnect_after;
+            while !is_back() {
+                tracing::debug!(address = %self.server.address, "the rendezvous does not answer: registering anew");
+                let back = async {
+                    while !is_back() {
+                        sleep(LOOK_EVERY).await;
+                    }
+                };
+                tokio::select! {
+                    next = self.connect(inner, Haste::NoUdp) => match next {
+                        Ok(next) => return Box::new(next),
+                        Err(error) => tracing::debug!(%error, "the rendezvous is not reached anew"),
+                    },
+                    () = back => break,
+                }
+                let _ = timeout(pause, self.check.notified()).await;
+                pause = (pause * 2).min(inner.config.reconnect_most);
+            }
         }
     }
 
@@ -289,8 +336,19 @@ impl Station {
         let every = Duration::from_secs(welcome.refresh_seconds.clamp(1, MAX_REFRESH).into());
         let mut refresh = interval_at(Instant::now() + every, every);
         refresh.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let leaving = self.leave_relay(inner);
-        tokio::pin!(leaving);
+        let leaving = async {
+            match relayed {
+                true => self.leave_relay(inner).await,
+                false => std::future::pending().await,
+            }
+        };
+        let replacing = async {
+            tokio::select! {
+                next = leaving => next,
+                next = self.replace_silent(inner) => next,
+            }
+        };
+        tokio::pin!(replacing);
         let mut gone = false;
         loop {
             tokio::select! {
@@ -298,9 +356,9 @@ impl Station {
                     Ok(Some(message)) => gone |= self.handle(inner, message),
                     Ok(None) => return Ok(Ended::ByServer),
                     // another registration of this node counts now: most likely the one that is on its way
-                    Err(status) if relayed && status.code() == Code::Aborted => {
-                        return match timeout(LAST_WORDS, &mut leaving).await {
-                            Ok(better) => Ok(Ended::Better(better)),
+                    Err(status) if status.code() == Code::Aborted => {
+                        return match timeout(LAST_WORDS, &mut replacing).await {
+                            Ok(next) => Ok(Ended::Replaced(next)),
                             Err(_) => Err(map_status(&status)),
                         };
                     }
@@ -309,12 +367,13 @@ impl Station {
                 () = self.renew.notified() => return Ok(Ended::Renewed),
                 // another has what this one had: the rendezvous need not wait for us
                 () = inner.is_elsewhere(self), if gone => return Err(unreachable(GOING)),
-                better = &mut leaving, if relayed => {
-                    // what was said before the other session counted
-                    while let Ok(Ok(Some(message))) = timeout(LAST_WORDS, streams.incoming.message()).await {
+                next = &mut replacing => {
+                    // what was said before the other session counted; where nothing comes any more, nothing is waited for
+                    let patience = if next.left_relay { LAST_WORDS } else { Duration::ZERO };
+                    while let Ok(Ok(Some(message))) = timeout(patience, streams.incoming.message()).await {
                         let _ = self.handle(inner, message);
                     }
-                    return Ok(Ended::Better(better));
+                    return Ok(Ended::Replaced(next));
                 }
                 _ = refresh.tick() => {
                     let message = NodeMessage { kind: Some(FromNode::Refresh(Refresh {})) };
@@ -367,8 +426,8 @@ impl Station {
 enum Ended {
     ByServer,
     Renewed,
-    /// There is a session without a relay.
-    Better(Box<Established>),
+    /// There is another session: one without a relay, or one that works.
+    Replaced(Box<Established>),
 }
 
 /// A session that has begun.
@@ -379,6 +438,16 @@ struct Established {
     from: SocketAddr,
     rtt: Duration,
     relayed: bool,
+    /// That before was reached over a relay, and this one is not.
+    left_relay: bool,
+}
+
+/// What is known of the way to the rendezvous.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Haste {
+    None,
+    /// Its UDP has just not been answered: no more time is given to that.
+    NoUdp,
 }
 
 /// The two directions of a session; it ends when they are dropped.
@@ -421,5 +490,7 @@ const AGENT: &str = concat!("keynet/", env!("CARGO_PKG_VERSION"));
 const QUEUE: usize = 256;
 /// The end of a session that another has replaced comes a round trip after that one's beginning.
 const LAST_WORDS: Duration = Duration::from_secs(1);
+/// Whether a session that was given up has come back meanwhile.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
 /// A refresh once a day is as good as none.
 const MAX_REFRESH: u32 = 86_400;

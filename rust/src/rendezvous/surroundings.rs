@@ -2,15 +2,17 @@
 //! what its NAT does.
 
 use std::net::{IpAddr, SocketAddr};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::watch;
+use tokio::sync::{watch, Notify};
 use tokio::time::{timeout, Instant};
 
+use super::observed::Observed;
 use crate::addr::unmapped;
 use crate::config::{DiscoveryConfig, HostConfig};
-use crate::nat::{self, Interfaces, Network, PortMapping, Watch};
+use crate::nat::{self, Interfaces, PortMapping, Watch};
+use crate::net::Net;
 use crate::path::{rank_candidates, sendable, Candidate, CandidateKind, Mapping, NatProfile, Ports, Whereabouts};
 
 /// What is known, and the tasks that find it out.
@@ -20,40 +22,67 @@ pub struct Surroundings {
     discovery: DiscoveryConfig,
     watch: Watch,
     mapping: Option<PortMapping>,
-    state: Mutex<State>,
-    /// The NAT's profile; `None` until it was looked for once.
+    state: Arc<Mutex<State>>,
+    /// The NAT's profile; `None` until it was looked for once in this network.
     profile: watch::Sender<Option<NatProfile>>,
+    /// What it was in the network before this one.
+    profile_before: Mutex<Option<NatProfile>>,
+    /// Goes up with each observation, and when a round of questions is over.
+    heard: watch::Sender<u64>,
+    /// Servers are to be asked where they see us.
+    pub ask: Notify,
 }
 
 #[derive(Default)]
 struct State {
     /// STUN servers, by where they answer.
     servers: Vec<SocketAddr>,
-    /// Our own addresses as others saw them last, of each family.
-    observed: Vec<SocketAddr>,
+    /// Our own addresses as others saw them.
+    observed: Observed,
+    /// Nobody of the family answered when that was asked last: IPv4, IPv6.
+    unheard: [bool; 2],
 }
 
 impl Surroundings {
-    /// `local`: the node's own socket. Starts inside a tokio runtime.
-    pub fn start(local: SocketAddr, port_mapping: bool, searches: bool, host: &HostConfig) -> Self {
+    /// `net` has the node's own socket. Starts inside a tokio runtime.
+    pub fn start(net: &Net, port_mapping: bool, searches: bool, host: &HostConfig) -> Self {
+        let (local, peers, state) = (net.local_address(), net.clone(), Arc::<Mutex<State>>::default());
         let loopback = local.ip().is_loopback();
+        let of_watch = state.clone();
+        // the ways to those that this node has to do with
+        let targets = move || {
+            let servers = of_watch.lock().unwrap_or_else(PoisonError::into_inner).servers.clone();
+            let mut targets: Vec<IpAddr> = servers.iter().map(SocketAddr::ip).collect();
+            targets.extend(peers.destinations(MAX_PEERS_LOOKED_AT).iter().map(|address| unmapped(*address).ip()));
+            targets
+        };
         Self {
             local,
             searches,
             discovery: DiscoveryConfig::default(),
-            watch: Watch::start(host),
+            watch: Watch::start(host, Arc::new(targets)),
             mapping: (port_mapping && !loopback).then(|| PortMapping::start(local.port(), Vec::new(), host)),
-            state: Mutex::default(),
+            state,
             profile: watch::Sender::new(None),
+            profile_before: Mutex::default(),
+            heard: watch::Sender::new(0),
+            ask: Notify::new(),
         }
     }
 
-    pub fn network(&self) -> watch::Receiver<Network> {
-        self.watch.network()
+    /// The number of the network, which changes with it.
+    pub fn generation(&self) -> watch::Receiver<u64> {
+        self.watch.generation()
+    }
+
+    /// There is a route to somebody.
+    pub fn is_online(&self) -> bool {
+        self.watch.network().borrow().ways.any()
     }
 
     pub fn profile(&self) -> Option<NatProfile> {
-        *self.profile.borrow()
+        let now = *self.profile.borrow();
+        now.or_else(|| *self.profile_before.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Adds a STUN server. True: it is news.
@@ -72,6 +101,21 @@ impl Surroundings {
         self.lock().servers.contains(&address)
     }
 
+    /// The servers to ask where they see us: of each IP address one, and some of either family.
+    pub fn observers(&self) -> Vec<SocketAddr> {
+        let servers = self.lock().servers.clone();
+        let network = self.watch.network();
+        let mut chosen: Vec<SocketAddr> = Vec::new();
+        for server in servers {
+            let of_family = chosen.iter().filter(|one| one.is_ipv4() == server.is_ipv4()).count();
+            let known = chosen.iter().any(|one| one.ip() == server.ip());
+            if of_family < MAX_OBSERVERS && !known && network.borrow().ways.leads_to(server.ip()) {
+                chosen.push(server);
+            }
+        }
+        chosen
+    }
+
     /// Somebody saw us come from there. One who is elsewhere cannot have seen us on the loopback, and whoever believed that
     /// would try what peers say of it.
     pub fn observe(&self, address: SocketAddr, by: SocketAddr) {
@@ -80,24 +124,73 @@ impl Surroundings {
             return;
         }
         let mut state = self.lock();
-        state.observed.retain(|known| known.is_ipv4() != address.is_ipv4());
-        state.observed.push(address);
+        state.observed.note(address, unmapped(by));
+        state.unheard[usize::from(address.is_ipv6())] = false;
+        drop(state);
+        self.heard.send_modify(|heard| *heard += 1);
+    }
+
+    /// A round of questions is over: who answered is of these families.
+    pub fn asked(&self, ipv4: bool, ipv6: bool) {
+        self.lock().unheard = [!ipv4, !ipv6];
+        self.heard.send_modify(|heard| *heard += 1);
+    }
+
+    /// What was seen may be otherwise by now: it is asked for again, and told until there is something newer.
+    pub fn doubt(&self) {
+        self.lock().observed.doubt();
+        self.ask.notify_one();
     }
 
     /// Everything was seen from another network.
-    pub fn forget(&self) {
-        self.lock().observed.clear();
+    pub fn network_changed(&self) {
+        self.lock().unheard = [false; 2];
+        self.doubt();
+        let before = self.profile.send_replace(None);
+        if before.is_some() {
+            *self.profile_before.lock().unwrap_or_else(PoisonError::into_inner) = before;
+        }
         if let Some(mapping) = &self.mapping {
             mapping.refresh();
         }
     }
 
+    /// Whether an own address is known in each family in which somebody can be asked, and answers.
+    pub fn is_sure(&self) -> bool {
+        let observers = self.observers();
+        let state = self.lock();
+        let is_sure = |ipv4: bool| state.observed.is_sure(ipv4) || state.unheard[usize::from(!ipv4)];
+        [true, false].into_iter().all(|ipv4| is_sure(ipv4) || observers.iter().all(|one| one.is_ipv4() != ipv4))
+    }
+
+    /// Waits for the own address where it is not known, or doubtful: for an answer to the questions that are asked now.
+    async fn own_address(&self) {
+        let mut heard = self.heard.subscribe();
+        heard.mark_unchanged();
+        if self.is_sure() {
+            return;
+        }
+        self.ask.notify_one();
+        let sure = async {
+            while heard.changed().await.is_ok() {
+                if self.is_sure() {
+                    return;
+                }
+            }
+        };
+        let _ = timeout(OWN_ADDRESS_PATIENCE, sure).await;
+    }
+
     /// Asks the servers what the NAT does.
     pub async fn discover(&self) {
         let servers = self.lock().servers.clone();
+        let (network, number) = (self.generation(), *self.generation().borrow());
         let profile = nat::discover(&servers, DISCOVERY_DEADLINE, &self.discovery).await;
         tracing::debug!(%profile, servers = servers.len(), "NAT behaviour");
-        self.profile.send_replace(Some(profile));
+        // what was asked in another network says nothing of this one
+        if *network.borrow() == number {
+            self.profile.send_replace(Some(profile));
+        }
     }
 
     /// What a peer is told: as soon as the NAT's behaviour is known, or when `patience` is over. Where the NAT counts its
@@ -106,7 +199,11 @@ impl Surroundings {
         let begin = Instant::now();
         let mut profile = self.profile.subscribe();
         let known = async { profile.wait_for(Option::is_some).await.ok().and_then(|profile| *profile) };
-        let mut profile = timeout(patience, known).await.ok().flatten().unwrap_or_default();
+        let before = *self.profile_before.lock().unwrap_or_else(PoisonError::into_inner);
+        // in a network that has changed, somebody waits for the path to come back
+        let patience = if before.is_some() { patience.min(OWN_ADDRESS_PATIENCE) } else { patience };
+        let (known, ()) = tokio::join!(timeout(patience, known), self.own_address());
+        let mut profile = known.ok().flatten().unwrap_or_default();
         let symmetric = !matches!(profile.mapping, Mapping::Unknown | Mapping::EndpointIndependent);
         if let (true, Ports::Sequential { delta, .. }) = (symmetric, profile.ports) {
             if let Some(last) = self.sample_port().await {
@@ -136,7 +233,7 @@ impl Surroundings {
     /// The addresses at which this node may be reached, the best first.
     pub fn candidates(&self) -> Vec<Candidate> {
         let network = self.watch.network().borrow().clone();
-        let observed = self.lock().observed.clone();
+        let observed = self.lock().observed.addresses();
         let port = self.local.port();
         let mut candidates = Vec::new();
         let host = |ip: IpAddr| Candidate { kind: CandidateKind::Host, address: SocketAddr::new(ip, port) };
@@ -165,7 +262,7 @@ impl Surroundings {
     /// Whether an address is in a network of ours: then it may be tried even if it is private.
     pub fn near(&self) -> impl Fn(IpAddr) -> bool {
         let interfaces: Interfaces = self.watch.network().borrow().interfaces.clone();
-        let on_loopback = self.lock().observed.iter().any(|address| address.ip().is_loopback());
+        let on_loopback = self.lock().observed.addresses().iter().any(|address| address.ip().is_loopback());
         let loopback = on_loopback || unmapped(self.local).ip().is_loopback();
         move |ip| if ip.is_loopback() { loopback } else { interfaces.same_subnet(ip) }
     }
@@ -186,17 +283,25 @@ const MAX_SERVERS: usize = 16;
 /// A round trip, and one repetition. What is not known then is guessed from the last time.
 const SAMPLE_TIMEOUT: Duration = Duration::from_millis(500);
 const SAMPLED: usize = 3;
+/// Asked where they see us, of each family: one that is down, one behind another uplink, and one more.
+const MAX_OBSERVERS: usize = 3;
+/// Peers whose route is watched: with one that leads elsewhere most others do.
+const MAX_PEERS_LOOKED_AT: usize = 16;
+/// A dial waits so long for what a round trip to a server tells; a second is a round trip of a bad path, and one repetition.
+const OWN_ADDRESS_PATIENCE: Duration = Duration::from_secs(1);
 /// PUNCH.md, phase 0.
 const DISCOVERY_DEADLINE: Duration = Duration::from_secs(3);
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::net::NetConfig;
 
     #[tokio::test]
     async fn what_cannot_be_true_is_not_believed() {
         let at = |text: &str| text.parse::<SocketAddr>().unwrap();
-        let surroundings = Surroundings::start(at("0.0.0.0:4433"), false, true, &HostConfig::default());
+        let (net, _incoming) = Net::bind(at("0.0.0.0:0"), NetConfig::default()).unwrap();
+        let surroundings = Surroundings::start(&net, false, true, &HostConfig::default());
         for lie in ["127.0.0.1:5", "224.0.0.1:5", "255.255.255.255:5", "203.0.113.9:0", "[ff02::1]:5"] {
             surroundings.observe(at(lie), at("203.0.113.1:7348"));
             assert!(!surroundings.candidates().iter().any(|one| one.address == at(lie)), "{lie}");
@@ -208,5 +313,33 @@ mod tests {
         surroundings.observe(at("127.0.0.1:5"), at("127.0.0.1:7348"));
         assert!(surroundings.near()("127.0.0.1".parse().unwrap()));
         surroundings.close().await;
+        net.close().await;
+    }
+
+    #[tokio::test]
+    async fn a_change_of_network_takes_nothing_away_and_a_dial_waits_for_what_is_new() {
+        let at = |text: &str| text.parse::<SocketAddr>().unwrap();
+        let (net, _incoming) = Net::bind(at("0.0.0.0:0"), NetConfig::default()).unwrap();
+        let surroundings = Surroundings::start(&net, false, true, &HostConfig::default());
+        let server = at("127.0.0.1:7348");
+        surroundings.add_server(server);
+        assert!(!surroundings.is_sure());
+        surroundings.observe(at("127.0.0.1:5"), server);
+        assert!(surroundings.is_sure());
+        surroundings.network_changed();
+        assert!(!surroundings.is_sure());
+        assert!(surroundings.candidates().iter().any(|one| one.address == at("127.0.0.1:5")), "nothing newer is known");
+        let (_, ()) = tokio::join!(surroundings.own_address(), async {
+            surroundings.ask.notified().await;
+            surroundings.observe(at("127.0.0.1:6"), server);
+        });
+        let told: Vec<_> = surroundings.candidates().iter().map(|one| one.address).collect();
+        assert!(told.contains(&at("127.0.0.1:6")) && !told.contains(&at("127.0.0.1:5")), "{told:?}");
+        surroundings.doubt();
+        surroundings.asked(false, false);
+        // nobody answers: nothing is waited for (this would take a second each time)
+        surroundings.own_address().await;
+        surroundings.close().await;
+        net.close().await;
     }
 }

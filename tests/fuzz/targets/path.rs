@@ -145,7 +145,8 @@ impl Outside {
         let opening_ttl = (how & 0x10 > 0).then_some(2);
         let relay = Via(Via::FIRST_RELAY + u16::from(how % 2));
         let relayed = guesses.iter().map(|to| Route { via: relay, to: *to }).collect();
-        let peer_relays = candidates.iter().take(usize::from(session % 3)).copied().collect();
+        let peer_relays: Vec<_> = candidates.iter().take(usize::from(session % 3)).copied().collect();
+        let last = peer_relays.iter().map(|to| Route { via: relay, to: *to }).collect();
         let direct_only = session % 5 == 0;
         let seen_at = if how & 1 > 0 { vec![[192, 0, 2, 9].into()] } else { Vec::new() };
         let plan = Plan {
@@ -155,6 +156,7 @@ impl Outside {
             seen_at,
             opening_ttl,
             relayed,
+            last,
             peer_relays,
             head_start: begin,
             direct_only,

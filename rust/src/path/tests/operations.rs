@@ -34,6 +34,7 @@ enum Operation {
     StopMeeting(usize),
     CloseRelay(u8),
     LeaveRelay(u8),
+    ChangeNetwork,
     Pass(u64),
 }
 
@@ -58,6 +59,7 @@ fn operation() -> impl Strategy<Value = Operation> {
         1 => (0..10usize).prop_map(Operation::StopMeeting),
         1 => (0..2u8).prop_map(Operation::CloseRelay),
         1 => (0..2u8).prop_map(Operation::LeaveRelay),
+        1 => Just(Operation::ChangeNetwork),
         3 => (0..20_000u64).prop_map(Operation::Pass),
     ]
 }
@@ -123,7 +125,8 @@ impl Outside {
                 let has_sockets = matches!(search, Some(Search::Sockets { .. }));
                 let relay = Via(Via::FIRST_RELAY + u16::from(session % 2));
                 let relayed = to.iter().map(|to| Route { via: relay, to: *to }).collect();
-                let peer_relays = to.iter().take(usize::from(session % 3)).copied().collect();
+                let peer_relays: Vec<_> = to.iter().take(usize::from(session % 3)).copied().collect();
+                let last = peer_relays.iter().map(|to| Route { via: relay, to: *to }).collect();
                 let head_start = millis(u64::from(session % 4) * 100);
                 let direct_only = session % 5 == 0;
                 let plan = Plan {
@@ -131,6 +134,7 @@ impl Outside {
                     guesses,
                     opening_ttl,
                     relayed,
+                    last,
                     peer_relays,
                     head_start,
                     direct_only,
@@ -149,6 +153,7 @@ impl Outside {
                     table.stop_meeting(now, *id);
                 }
             }
+            Operation::ChangeNetwork => drop(table.handle_network_change(now)),
             Operation::LeaveRelay(n) => table.handle_leaving(now, &[Via(Via::FIRST_RELAY + u16::from(n))]),
             Operation::CloseRelay(n) => table.handle_closed(now, Via(Via::FIRST_RELAY + u16::from(n))),
             Operation::Pass(duration) => self.pings.extend(self.bench.pass(millis(duration))),

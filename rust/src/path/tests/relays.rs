@@ -322,3 +322,41 @@ fn the_way_that_is_kept_warm_does_not_go_with_the_relay_in_use() {
     let sent = bench.pass_answering(seconds(60), |ping| ping.via == RELAY && ping.to == in_use.to);
     assert!(sent.iter().any(|ping| ping.via == second), "{sent:?}");
 }
+
+#[test]
+fn from_relay_to_relay_is_what_is_left_when_nothing_else_has_helped() {
+    let mut bench = Bench::new();
+    let last = Route { via: RELAY, to: address(8) };
+    bench.start(Plan { last: vec![last], ..plan(&[1], 8, 1) });
+    let is_last = |pings: &[PingOut]| pings.iter().filter(|ping| (ping.via, ping.to) == (RELAY, address(8))).count();
+    assert_eq!(is_last(&bench.pass(millis(490))), 0);
+    let pings = bench.pass(seconds(1));
+    assert!(is_last(&pings) > 0);
+    bench.answer(&to(&pings, RELAY, 8));
+    let met = bench.paths_met();
+    assert!(matches!(&met[..], [(_, route, true)] if *route == last), "{met:?}");
+    assert_eq!(is_last(&bench.pass(seconds(1))), 0, "a way that was found is not looked for");
+}
+
+#[test]
+fn our_relay_lets_in_what_the_peer_proves_to_send_from() {
+    let mut bench = Bench::new();
+    bench.start(plan(&[1], 8, 1));
+    bench.keyed_ping(address(5), 1, 1).unwrap();
+    let pings = bench.drain();
+    assert_eq!(targets(&pings), [address(5), address(5)]);
+    let through = to(&pings, RELAY, 5);
+    bench.keyed_ping(address(5), 2, 1).unwrap();
+    assert!(bench.drain().iter().all(|ping| ping.via == Via::MAIN), "once; then it belongs to the rounds");
+    bench.now += millis(300);
+    bench.answer(&through);
+    assert!(matches!(&bench.paths_met()[..], [(_, Route { via: RELAY, .. }, true)]));
+}
+
+#[test]
+fn what_comes_from_the_peers_relay_says_nothing_of_where_the_peer_is() {
+    let mut bench = Bench::new();
+    bench.start(plan(&[1], 8, 1));
+    bench.keyed_ping(address(8), 1, 1).unwrap();
+    assert!(bench.drain().iter().all(|ping| ping.via == Via::MAIN));
+}

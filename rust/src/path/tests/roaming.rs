@@ -262,3 +262,26 @@ fn a_node_that_changes_its_key_is_found_under_both_names() {
     assert_eq!(bench.table.addresses_of_node(&node(1)), [], "sixteen names are enough");
     assert_eq!(bench.table.names.len(), 8);
 }
+
+#[test]
+fn after_a_change_of_network_every_path_in_use_has_to_answer_anew() {
+    let mut bench = Bench::new();
+    let (one, idle) = (bench.peer(address(1), 1), bench.peer(address(2), 2));
+    bench.table.release(bench.now, idle);
+    bench.pass_answered(millis(100));
+    let since = bench.now;
+    let asked = bench.table.handle_network_change(since);
+    assert_eq!(asked.iter().map(|(node, _)| *node).collect::<Vec<_>>(), [node(1)], "nobody needs the other");
+    let pings = bench.drain();
+    assert_eq!(targets(&pings), [address(1)]);
+    assert!(!bench.table.is_heard_since(&node(1), since));
+    bench.now += millis(30);
+    // what comes may come to an address that nothing is sent from any more
+    bench.table.handle_utp_from(bench.now, address(1), one, false);
+    assert!(!bench.table.is_heard_since(&node(1), since));
+    bench.answer(&pings[0]);
+    assert!(bench.table.is_heard_since(&node(1), since));
+    assert!(!bench.table.is_heard_since(&node(1), bench.now));
+    assert_eq!(bench.table.destinations(8), [address(1)]);
+    assert_eq!(bench.table.destinations(0), []);
+}
