@@ -319,7 +319,12 @@ impl Inner {
                 () = self.look.notified() => {}
                 () = sleep(self.config.discover_every) => {}
             }
-            self.surroundings.discover().await;
+            let mut generation = self.surroundings.generation();
+            tokio::select! {
+                () = self.surroundings.discover() => {}
+                // the answers that are waited for would be those of another network
+                Ok(()) = generation.changed() => self.look.notify_one(),
+            }
         }
     }
 

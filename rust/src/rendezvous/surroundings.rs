@@ -75,9 +75,11 @@ impl Surroundings {
         self.watch.generation()
     }
 
-    /// There is a route to somebody.
+    /// There is a route to somebody, or a network of our own.
     pub fn is_online(&self) -> bool {
-        self.watch.network().borrow().ways.any()
+        let network = self.watch.network();
+        let network = network.borrow();
+        network.ways.any() || network.interfaces.candidates(false).next().is_some()
     }
 
     pub fn profile(&self) -> Option<NatProfile> {
