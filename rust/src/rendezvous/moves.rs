@@ -51,15 +51,15 @@ impl Inner {
 
     /// A path has fallen silent: the node is met again, and again as long as it stays so.
     pub(super) fn meet_again(self: &Arc<Self>, node: NodeId) {
-        self.meet_until(node, move |inner| !inner.peers.net.has_silent_path(&node));
+        self.meet_while_silent(node, move |inner| !inner.peers.net.has_silent_path(&node));
     }
 
     /// The same for one that has not answered since a change of network, though packets may come from it.
     fn meet_again_since(self: &Arc<Self>, node: NodeId, since: Time) {
-        self.meet_until(node, move |inner| inner.peers.net.is_heard_since(&node, since));
+        self.meet_while_silent(node, move |inner| inner.peers.net.is_heard_since(&node, since));
     }
 
-    fn meet_until(self: &Arc<Self>, node: NodeId, is_back: impl Fn(&Self) -> bool + Send + 'static) {
+    fn meet_while_silent(self: &Arc<Self>, node: NodeId, is_back: impl Fn(&Self) -> bool + Send + 'static) {
         let mut again = self.again.lock().unwrap_or_else(PoisonError::into_inner);
         if again.len() >= MAX_AGAIN || !again.insert(node) {
             return;
