@@ -1,4 +1,4 @@
-"""A stream lives through a move to a network that is worse: without UDP, behind a NAT that cannot be foretold, both sides at once."""
+"""A stream lives through a move to a worse network: without UDP, behind a NAT that cannot be foretold, of both at once."""
 
 from __future__ import annotations
 
