@@ -1,4 +1,4 @@
-"""A stream lives through a move to a worse network: without UDP, behind a NAT that cannot be foretold, of both at once."""
+"""A stream lives through a move to a worse network: without UDP, behind a NAT that cannot be foretold, or of both."""
 
 from __future__ import annotations
 
