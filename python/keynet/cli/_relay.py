@@ -54,7 +54,8 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
         "--secret-file",
         type=pathlib.Path,
         metavar="FILE",
-        help="a secret shared with whoever gives out names that end (coturn's use-auth-secret); or KEYNET_RELAY_SECRET",
+        help="a secret shared with whoever gives out names that end (coturn's use-auth-secret); or "
+        "KEYNET_RELAY_SECRET. With several lines: the one in use, then those before it whose names have not ended yet",
     )
     _add_bounds(parser)
     parser.set_defaults(run=run)
@@ -161,16 +162,17 @@ def _users(flags: list[str], environment: Mapping[str, str]) -> dict[str, str]:
     return dict(split(text, "NAME=PASSWORD") for text in texts)
 
 
-def _secret(file: pathlib.Path | None, environment: Mapping[str, str]) -> str | None:
+def _secret(file: pathlib.Path | None, environment: Mapping[str, str]) -> list[str] | None:
     if file is None:
-        return environment.get("KEYNET_RELAY_SECRET") or None
+        given = environment.get("KEYNET_RELAY_SECRET")
+        return [given] if given else None
     try:
-        secret = file.read_text().strip()
+        secrets = [line.strip() for line in file.read_text().splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise invalid(f"--secret-file: {file} cannot be read: {error}") from None
-    if not secret:
+    if not secrets:
         raise invalid(f"--secret-file: {file} is empty")
-    return secret
+    return secrets
 
 
 def _limits(options: argparse.Namespace) -> RelayLimits:

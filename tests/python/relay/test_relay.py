@@ -116,6 +116,34 @@ async def test_names_that_end() -> None:
 
 
 @needs_uclient
+async def test_one_secret_follows_another() -> None:
+    async with echo("127.0.0.1") as peer, loopback_relay(users={}, secret=["new", "old"]) as relay:
+        port = port_of(relay.addresses[0])
+        for secret in ("old", "new"):
+            await uclient("127.0.0.1", port, peer, "-W", secret, messages=1)
+        taken = relay.stats()
+        assert (taken["datagrams_to_clients"], taken["auth_failures"]) == (4, 0)
+        relay.set_secret("new")
+        await uclient("127.0.0.1", port, peer, "-W", "old", messages=1)
+        assert relay.stats()["allocated"] == taken["allocated"]
+        assert relay.stats()["auth_failures"] > 0
+        with pytest.raises(keynet.InvalidArgument, match="4 at most"):
+            relay.set_secret(["a", "b", "c", "d", "e"])
+        with pytest.raises(keynet.InvalidArgument, match="empty"):
+            relay.set_secret("")
+
+
+def test_secrets_in_a_file_are_a_line_each(tmp_path: pathlib.Path) -> None:
+    from keynet.cli._relay import _secret
+
+    file = tmp_path / "secret"
+    file.write_text("new\n\n old \n")
+    assert _secret(file, {}) == ["new", "old"]
+    assert _secret(None, {"KEYNET_RELAY_SECRET": "one"}) == ["one"]
+    assert _secret(None, {"KEYNET_RELAY_SECRET": ""}) is None
+
+
+@needs_uclient
 async def test_peers_are_off_limits_unless_allowed() -> None:
     async with echo("127.0.0.1") as peer, loopback_relay(allowed_peers=[]) as relay:
         await uclient("127.0.0.1", port_of(relay.addresses[0]), peer, messages=1)
