@@ -40,23 +40,43 @@ fn every_exit_code_is_in_operations_md() {
 
 #[test]
 fn every_bug_of_others_has_its_tests() {
-    let document = fs::read_to_string(checkout().join("CONTRIBUTING.md")).unwrap();
-    let section = document.split_once("## Bugs of other").unwrap().1.split_once("\n## ").unwrap().0;
+    let names = tests_named_in("CONTRIBUTING.md", "## Bugs of other");
+    assert!(names.len() > 30, "found only {} names: is the reader of the table broken?", names.len());
+}
+
+#[test]
+fn every_security_check_has_its_tests() {
+    let names = tests_named_in("SECURITY.md", "## Checks, and the tests");
+    assert!(names.len() > 60, "found only {} names: is the reader of the table broken?", names.len());
+    let rows = fs::read_to_string(checkout().join("SECURITY.md")).unwrap();
+    let without = rows.split_once("## Checks, and the tests").unwrap().1.lines().filter(|line| line.starts_with("| "));
+    let without: Vec<_> = without.skip(1).filter(|row| !row.rsplit(" | ").next().unwrap().contains('`')).collect();
+    assert!(without.is_empty(), "checks without a test: {without:?}");
+}
+
+/// The names in the last column of the table in this section of a document, each of which is a test.
+fn tests_named_in(document: &str, heading: &str) -> Vec<String> {
+    let text = fs::read_to_string(checkout().join(document)).unwrap();
+    let section = text.split_once(heading).unwrap().1;
+    let section = section.split_once("\n## ").map_or(section, |(section, _)| section);
     let tests = section.lines().filter_map(|line| line.strip_prefix("| ")?.strip_suffix(" |")?.rsplit_once(" | "));
-    let names: Vec<&str> = tests.flat_map(|(_, tests)| tests.split('`').skip(1).step_by(2)).collect();
+    let names: Vec<String> =
+        tests.flat_map(|(_, tests)| tests.split('`').skip(1).step_by(2)).map(str::to_owned).collect();
     let (mut sources, mut folders) = (String::new(), vec![checkout().join("tests"), checkout().join("rust/src")]);
     while let Some(folder) = folders.pop() {
         for path in fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()) {
             if path.is_dir() {
                 folders.push(path);
-            } else if path.extension().is_some_and(|extension| extension == "rs") {
+            } else if path.extension().is_some_and(|extension| extension == "rs" || extension == "py") {
                 sources += &fs::read_to_string(path).unwrap();
             }
         }
     }
-    let missing: Vec<_> = names.iter().filter(|name| !sources.contains(&format!("fn {name}()"))).collect();
-    assert!(missing.is_empty(), "CONTRIBUTING.md names tests that are not there: {missing:?}");
-    assert!(names.len() > 30, "found only {} names: is the reader of the table broken?", names.len());
+    let is_there =
+        |name: &String| sources.contains(&format!("fn {name}()")) || sources.contains(&format!("def {name}("));
+    let missing: Vec<_> = names.iter().filter(|name| !is_there(name)).collect();
+    assert!(missing.is_empty(), "{document} names tests that are not there: {missing:?}");
+    names
 }
 
 #[test]

@@ -144,7 +144,8 @@ fn check_bans(source: &Source, name: &Name, in_test: bool, findings: &mut Vec<Fi
     let Some((layer, _)) = name.module.first().and_then(|top| layer_of(top)) else { return };
     let top = &name.module[0];
     for ban in BANS {
-        let applies = layer <= ban.up_to && !ban.except.contains(&top.as_str()) && !(in_test && ban.tests_may);
+        let excepted = ban.except.iter().any(|place| *place == top || *place == source.path);
+        let applies = layer <= ban.up_to && !excepted && !(in_test && ban.tests_may);
         if applies && ban.matches(&name.path) {
             let path = name.path.join("::");
             findings.push(finding(&source.path, name.line, format!("`{path}` in layer {layer}: {}", ban.why)));
@@ -218,6 +219,7 @@ struct Ban {
     /// The path must begin with them (the name of a crate), instead of holding them anywhere.
     at_root: bool,
     up_to: u8,
+    /// Top-level modules, or single files, that may.
     except: &'static [&'static str],
     tests_may: bool,
     why: &'static str,
@@ -232,8 +234,14 @@ impl Ban {
         Self { path, at_root: true, up_to, except: &[], tests_may: false, why }
     }
 
-    const fn except(mut self, modules: &'static [&'static str]) -> Self {
-        self.except = modules;
+    const fn except(mut self, places: &'static [&'static str]) -> Self {
+        self.except = places;
+        self
+    }
+
+    /// Holds for the whole crate.
+    const fn everywhere(mut self) -> Self {
+        self.up_to = 6;
         self
     }
 
@@ -252,6 +260,8 @@ const RUNTIME: &str = "the runtime starts at layer 2";
 const SOCKETS: &str = "sockets belong to layer 2 and above";
 const CLOCK: &str = "the time is an argument";
 const RANDOM: &str = "randomness is an argument";
+const FILES: &str = "files are an argument, as bytes";
+const PRINT: &str = "the terminal belongs to the program: return values, events and tracing say it";
 
 const BANS: &[Ban] = &[
     Ban::krate(&["tokio"], 1, RUNTIME),
@@ -287,7 +297,18 @@ const BANS: &[Ban] = &[
     Ban::new(&["process", "abort"], "the core returns errors"),
     Ban::new(&["std", "env"], "options are arguments"),
     // identity files are read and written where their rules are (mode, atomicity)
-    Ban::new(&["std", "fs"], "files are an argument, as bytes").except(&["tls"]),
+    Ban::new(&["std", "fs"], FILES).except(&["tls/file.rs"]),
+    Ban::new(&["os", "unix", "fs"], FILES).except(&["tls/file.rs"]),
+    Ban::new(&["NodeId", "from_public_key"], "keys that are nobody's must be refused: NodeId::of_key").everywhere(),
+    Ban::new(&["println!"], PRINT).everywhere(),
+    Ban::new(&["print!"], PRINT).everywhere(),
+    Ban::new(&["eprintln!"], PRINT).everywhere(),
+    Ban::new(&["eprint!"], PRINT).everywhere(),
+    Ban::new(&["dbg!"], PRINT).everywhere(),
+    Ban::new(&["stdout"], PRINT).everywhere(),
+    Ban::new(&["stderr"], PRINT).everywhere(),
+    Ban::new(&["std", "println"], PRINT).everywhere(),
+    Ban::new(&["std", "eprintln"], PRINT).everywhere(),
 ];
 
 const UNSAFE: &str = "unsafe outside the places of UNSAFE_IN";

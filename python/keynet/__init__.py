@@ -51,6 +51,7 @@ from ._status import (
 from ._status_server import StatusServer
 from .errors import (
     AccessDenied,
+    AccessRevoked,
     BindError,
     BothSymmetric,
     CertificateError,
@@ -169,6 +170,7 @@ __all__ = [
     "RendezvousLost",
     # errors
     "AccessDenied",
+    "AccessRevoked",
     "BindError",
     "BothSymmetric",
     "CertificateError",

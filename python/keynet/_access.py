@@ -7,6 +7,7 @@ import dataclasses
 import inspect
 import logging
 import threading
+import time
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Final, Union, final
 
@@ -68,13 +69,15 @@ def _split(allow: Allow | None) -> tuple[object, AccessCallable | None]:
 class _Gatekeeper:
     """Threads that ask the user's function, off the data path.
 
-    An answer that is not truthy, an exception (logged) and silence for `allow_timeout` (kept by the core) all deny.
+    An answer that is not truthy, an exception of any kind (logged) and silence for `allow_timeout` (kept by the core)
+    all deny. No exception ends a thread: `SystemExit` of a plug-in must not deny everybody who comes later.
     """
 
     def __init__(
         self, requests: _keynet.AccessRequests, ask: AccessCallable, loop: asyncio.AbstractEventLoop | None
     ) -> None:
         self._requests, self._ask, self._loop = requests, ask, loop
+        self._complaints = _Complaints()
         for n in range(_WORKERS):
             # daemons: they sit in the core, which lets them go when the proxy closes (at the latest at exit)
             threading.Thread(target=self._work, name=f"keynet-access-{n}", daemon=True).start()
@@ -82,25 +85,33 @@ class _Gatekeeper:
     def _work(self) -> None:
         while (raw := self._requests.next()) is not None:
             number, node_id, node_ids, service_port, remote_address = raw
-            request = AccessRequest(NodeId(node_id), tuple(map(NodeId, node_ids)), service_port, remote_address)
             try:
+                request = AccessRequest(NodeId(node_id), tuple(map(NodeId, node_ids)), service_port, remote_address)
                 verdict = self._ask(request)
                 if inspect.isawaitable(verdict):
                     self._answer_later(number, request, verdict)
                 else:
                     self._requests.answer(number, bool(verdict))
-            except Exception:
-                _log.exception("allow= failed for node %s; access denied", request.node_id)
-                self._requests.answer(number, False)
+            except BaseException as error:
+                self._failed(number, node_id, error)
+
+    def _failed(self, number: int, node_id: str, error: BaseException) -> None:
+        try:
+            self._complaints.say(node_id, error)
+        finally:
+            self._requests.answer(number, None)
 
     def _answer_later(self, number: int, request: AccessRequest, verdict: Awaitable[bool]) -> None:
         async def judge() -> None:
-            allowed = False
             try:
                 allowed = bool(await verdict)
-            except Exception:
-                _log.exception("allow= failed for node %s; access denied", request.node_id)
-            finally:
+            except asyncio.CancelledError as error:
+                self._failed(number, request.node_id, error)
+                raise
+            except BaseException as error:
+                # not passed on: SystemExit would end the program's event loop
+                self._failed(number, request.node_id, error)
+            else:
                 self._requests.answer(number, allowed)
 
         if self._loop is None or self._loop.is_closed():
@@ -113,3 +124,26 @@ class _Gatekeeper:
         except RuntimeError:  # closed in between
             judgement.close()
             raise
+
+
+class _Complaints:
+    """Tracebacks that a stranger can cause: a few in a minute, then only how many there were."""
+
+    _AT_ONCE, _SECONDS = 5, 60.0
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._since, self._said, self._unsaid = time.monotonic(), 0, 0
+
+    def say(self, node_id: str, error: BaseException) -> None:
+        with self._lock:
+            now = time.monotonic()
+            if now - self._since >= self._SECONDS:
+                self._since, self._said = now, 0
+            self._said += 1
+            if self._said > self._AT_ONCE:
+                self._unsaid += 1
+                return
+            unsaid, self._unsaid = self._unsaid, 0
+        more = f" ({unsaid} more failures were not logged)" if unsaid else ""
+        _log.error("allow= failed for node %s; access denied%s", node_id, more, exc_info=error)

@@ -129,6 +129,7 @@ class Limits(TypedDict, total=False):
     max_dials_per_node: int
     max_handshakes: int
     max_handshakes_per_source: int
+    max_handshakes_per_network: int
     max_peers: int
     max_addresses: int
     max_connections: int
@@ -140,6 +141,7 @@ class Limits(TypedDict, total=False):
     service_timeout: float
     open_timeout: float
     handshake_timeout: float
+    hello_timeout: float
     linger: float
     other_addresses_after: float
     drain_timeout: float

@@ -156,6 +156,14 @@ class BaseProxy:
         """Forgets a node's addresses. Connections that stand go on."""
         self._running.remove_peer(NodeId(node_id))
 
+    def disconnect(self, node_id: str) -> int:
+        """Ends every open connection with a node, by any of its names; returns how many there were.
+
+        Those to services here end with the reason `access_revoked`, which the node is told; those to its services with
+        `cancelled`. The node may connect again, as far as `allow` lets it.
+        """
+        return self._running.disconnect(NodeId(node_id))
+
     def peers(self) -> dict[NodeId, tuple[str, ...]]:
         """The nodes told by `add_peer`, with their addresses."""
         return {NodeId(node): tuple(addresses) for node, addresses in self._running.peers()}
@@ -172,11 +180,16 @@ class BaseProxy:
         """Offers a service at this port, in place of an earlier one; None takes it away. What stands goes on."""
         self._running.set_service(port, None if backend is None else os.fspath(backend))
 
-    def set_allow(self, allow: Allow) -> None:
-        """Replaces the access list, for new connections."""
+    def set_allow(self, allow: Allow, *, cut: bool = True) -> None:
+        """Replaces the access list.
+
+        Connections of nodes that are not on the new one, by any of their names, end at once: here with a
+        `ConnectionClosed` whose reason is `access_revoked`, there with `AccessRevoked`. A function is asked about each
+        connection that stands. With `cut=False` those go on, and the list is for new connections.
+        """
         core_allow, ask = _split(allow)
         self._check_ask(ask)
-        requests = self._running.set_allow(core_allow, self._settings["allow_timeout"])
+        requests = self._running.set_allow(core_allow, self._settings["allow_timeout"], bool(cut))
         if requests is not None and ask is not None:
             _Gatekeeper(requests, ask, self._loop)
 

@@ -127,6 +127,7 @@ class Reason(_Name):
     FINISHED = "finished"
     CLIENT_RESET = "client_reset"
     SERVICE_RESET = "service_reset"
+    ACCESS_REVOKED = "access_revoked"
 
     INTERNAL = "internal"
 

@@ -21,6 +21,7 @@ that too.
     │   │                  ServiceTimeout (TimeoutError)
     │   └── PeerBusy, ProtocolError
     └── ConnectionLost (ConnectionError)   a connection that stood has ended
+        ├── AccessRevoked (PermissionError)
         └── PeerLostError, PeerResetError, PeerClosedError, LocalResetError, Finished
 """
 
@@ -70,6 +71,7 @@ __all__ = [
     "PeerLostError",
     "PeerResetError",
     "PeerClosedError",
+    "AccessRevoked",
     "LocalResetError",
     "Finished",
 ]
@@ -290,6 +292,10 @@ class PeerResetError(ConnectionLost, ConnectionResetError):
     """The peer reset the connection."""
 
 
+class AccessRevoked(ConnectionLost, PermissionError):
+    """The node was taken off the access list of the other, or disconnected by it, while it was connected."""
+
+
 class PeerClosedError(ConnectionLost):
     """The peer said that it is shutting down."""
 
@@ -350,6 +356,7 @@ _CLASSES: dict[Reason, type[KeynetError]] = {
     Reason.PEER_LOST: PeerLostError,
     Reason.PEER_RESET: PeerResetError,
     Reason.PEER_CLOSED: PeerClosedError,
+    Reason.ACCESS_REVOKED: AccessRevoked,
     Reason.FINISHED: Finished,
     Reason.CLIENT_RESET: LocalResetError,
     Reason.SERVICE_RESET: LocalResetError,

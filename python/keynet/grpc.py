@@ -33,6 +33,7 @@ from ._info import ConnectionInfo
 from ._node import NodeId
 from ._proxy import BaseProxy, _running_proxies
 from ._reasons import Reason, Stage
+from ._text import printable
 from .errors import KeynetError, ProxyClosedError, RequestError
 
 with needed_by("keynet.grpc", "grpc"):
@@ -443,7 +444,7 @@ def explain(error: grpc.RpcError, proxy: BaseProxy, node_id: str | None = None) 
         grpc.StatusCode.DEADLINE_EXCEEDED,
         grpc.StatusCode.CANCELLED,
     ):
-        return Explanation(code, None, None, f"the server was reached and answered {code.name}: {details}")
+        return Explanation(code, None, None, f"the server was reached and answered {code.name}: {printable(details)}")
     causes = _causes(proxy, node_id, http_status)
     cause = causes[0] if len(causes) == 1 else None
     if causes:
@@ -453,7 +454,7 @@ def explain(error: grpc.RpcError, proxy: BaseProxy, node_id: str | None = None) 
     elif http_status is not None:
         text = f"{code.name}: the forward proxy answered {http_status}; {_guess(http_status)}"
     else:
-        text = f"{code.name}: {details or 'no details'}; keynet itself knows of no failure with the node"
+        text = f"{code.name}: {printable(details) or 'no details'}; keynet itself knows of no failure with the node"
     return Explanation(code, cause, http_status, text)
 
 

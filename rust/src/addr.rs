@@ -22,6 +22,17 @@ impl NodeId {
     /// Length of the text form.
     pub const TEXT_LEN: usize = 53;
 
+    /// The node of a key that came from outside, however it came. Fails for keys that are nobody's: points of small order,
+    /// with which anyone can sign (whoever holds no key at all passes for such a node), and second spellings of a point
+    /// (RFC 8032 section 5.1.3 step 1: y is not below p), with which one node has two names.
+    pub fn of_key(key: [u8; 32]) -> Result<Self, BadNodeId> {
+        match weakness(&key) {
+            Some(why) => Err(BadNodeId(format!("{why}, which proves nothing about who uses it: not a node id"))),
+            None => Ok(Self(key)),
+        }
+    }
+
+    /// The node of a key that is known to be one: for tests. `tests/layers.rs` sees that nothing else makes nodes so.
     pub const fn from_public_key(key: [u8; 32]) -> Self {
         Self(key)
     }
@@ -63,9 +74,40 @@ impl FromStr for NodeId {
         let upper = text.to_ascii_uppercase();
         let body = upper.strip_prefix('V').ok_or_else(|| bad("a node id starts with 'v'"))?;
         let bytes = BASE32HEX_NOPAD.decode(body.as_bytes()).map_err(|e| bad(&format!("not base32hex: {e}")))?;
-        bytes.try_into().map(Self).map_err(|_| bad("a node id holds 32 bytes"))
+        Self::of_key(bytes.try_into().map_err(|_| bad("a node id holds 32 bytes"))?)
     }
 }
+
+/// What is wrong with a public key of Ed25519, if something is. A key that is no point of the curve is not looked for: no
+/// signature holds under it, so nobody can prove to be it.
+fn weakness(key: &[u8; 32]) -> Option<&'static str> {
+    let mut y = *key;
+    y[31] &= 0x7f; // the sign of x
+    let [low, middle @ .., high] = &y;
+    if *low >= 0xed && *high == 0x7f && middle.iter().all(|byte| *byte == 0xff) {
+        return Some("the key is a point in a second spelling");
+    }
+    SMALL_ORDER.contains(&y).then_some("the key is a point of small order")
+}
+
+/// The y of every point whose order divides 8, little-endian, without the sign of x: table 1 of K. Chalkias, F. Garillot, V.
+/// Nikolaenko, "Taming the many EdDSAs" (SSR 2020), less the second spellings.
+const SMALL_ORDER: [[u8; 32]; 5] = [
+    [0; 32],
+    [1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0],
+    [
+        0x26, 0xe8, 0x95, 0x8f, 0xc2, 0xb2, 0x27, 0xb0, 0x45, 0xc3, 0xf4, 0x89, 0xf2, 0xef, 0x98, 0xf0, 0xd5, 0xdf,
+        0xac, 0x05, 0xd3, 0xc6, 0x33, 0x39, 0xb1, 0x38, 0x02, 0x88, 0x6d, 0x53, 0xfc, 0x05,
+    ],
+    [
+        0xc7, 0x17, 0x6a, 0x70, 0x3d, 0x4d, 0xd8, 0x4f, 0xba, 0x3c, 0x0b, 0x76, 0x0d, 0x10, 0x67, 0x0f, 0x2a, 0x20,
+        0x53, 0xfa, 0x2c, 0x39, 0xcc, 0xc6, 0x4e, 0xc7, 0xfd, 0x77, 0x92, 0xac, 0x03, 0x7a,
+    ],
+    [
+        0xec, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff,
+        0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x7f,
+    ],
+];
 
 impl fmt::Display for BadNodeId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -217,6 +259,7 @@ mod tests {
     proptest! {
         #[test]
         fn text_round_trip(key: [u8; 32]) {
+            prop_assume!(weakness(&key).is_none());
             let id = NodeId::from_public_key(key);
             let text = id.to_string();
             prop_assert_eq!(text.len(), NodeId::TEXT_LEN);
@@ -232,9 +275,56 @@ mod tests {
         }
     }
 
+    /// Every spelling of every point of small order: canonical or not, with either sign.
+    fn weak_keys() -> Vec<[u8; 32]> {
+        let mut keys = SMALL_ORDER.to_vec();
+        // y + p fits into 255 bits for y = 0 and 1 alone
+        keys.extend([0xed, 0xee].map(|low| {
+            let mut key = [0xff; 32];
+            (key[0], key[31]) = (low, 0x7f);
+            key
+        }));
+        let negative: Vec<_> = keys.iter().map(|key| [&key[..31], &[key[31] | 0x80]].concat()).collect();
+        keys.extend(negative.into_iter().map(|key| <[u8; 32]>::try_from(key).unwrap()));
+        keys
+    }
+
+    #[test]
+    fn a_key_that_anyone_can_sign_with_is_no_node() {
+        use aws_lc_rs::signature::{UnparsedPublicKey, ED25519};
+        let mut forged = 0;
+        for key in weak_keys() {
+            // what the refusal is for: without any secret, R of small order and S = 0 pass for a signature of some messages
+            let signs = (0..64u8).any(|message| {
+                weak_keys().iter().any(|r| {
+                    let signature = [&r[..], &[0; 32]].concat();
+                    UnparsedPublicKey::new(&ED25519, key).verify(&[message], &signature).is_ok()
+                })
+            });
+            forged += usize::from(signs);
+            assert!(NodeId::of_key(key).is_err(), "{key:02x?}");
+            let text = NodeId::from_public_key(key).to_string();
+            assert!(text.parse::<NodeId>().unwrap_err().to_string().contains("not a node id"), "{text}");
+        }
+        assert!(forged >= 8, "only {forged} of {} could be signed with: is the list wrong?", weak_keys().len());
+        assert!(format!("v{}", "0".repeat(52)).parse::<NodeId>().is_err());
+    }
+
+    #[test]
+    fn every_second_spelling_of_a_point_is_refused_and_its_first_is_not() {
+        for low in 0..=u8::MAX {
+            for high in [0x7f, 0xff] {
+                let mut key = [0xff; 32];
+                (key[0], key[31]) = (low, high);
+                // p = 2^255 - 19; p - 1 has order 2
+                assert_eq!(NodeId::of_key(key).is_ok(), low < 0xec, "{low:02x} {high:02x}");
+            }
+        }
+    }
+
     #[test]
     fn trailing_bits_must_be_zero() {
-        let mut text = NodeId::from_public_key([255; 32]).to_string();
+        let mut text = NodeId::from_public_key([127; 32]).to_string();
         text.pop();
         text.push('v');
         assert!(text.parse::<NodeId>().is_err());

@@ -223,9 +223,9 @@ pub struct TlsConfig {
     pub max_chain: usize,
     /// The handshake must be over by then.
     pub handshake_timeout: Duration,
-    /// A leaf is taken this long before its first date: a machine whose clock is slow must still take an identity made just
-    /// now. The last date is a date.
-    pub clock_skew: Duration,
+    /// An accepted connection must have brought the whole ClientHello by then. Its first packet makes the connection, the second
+    /// follows at once; a lost one is repeated within 1.5 s even over a geostationary satellite.
+    pub hello_timeout: Duration,
     /// Session tickets kept for dialling again, over all nodes (rustls keeps 8 a node; the oldest node makes room). A ticket
     /// holds the peer's chain: about 1 KiB, 33 KiB at the very most, so 2048 (256 nodes) are about 2 MiB.
     pub max_tickets: usize,
@@ -236,7 +236,7 @@ impl Default for TlsConfig {
         Self {
             max_chain: 16,
             handshake_timeout: Duration::from_secs(10),
-            clock_skew: Duration::from_secs(3600),
+            hello_timeout: Duration::from_secs(2),
             max_tickets: 2_048,
         }
     }
@@ -261,9 +261,12 @@ pub struct ProxyLimits {
     /// Dials to one node at once, once a path to it is proven; others wait their turn. Below what the endpoint at the other
     /// end keeps half open for one remote (`EndpointConfig::max_half_open_per_remote`).
     pub max_dials_per_node: usize,
-    /// Peers that have connected but not yet finished TLS and sent `Open`, in all and from one IP address (one /64).
+    /// Peers that have connected but not yet been let in by the access list, in all (a quarter is kept for nodes that are
+    /// known), of strangers from one IP address (one /64), and of those from one network (IPv4 /24, IPv6 /48). An honest one
+    /// is let in within two round trips, so one address gets 160 strangers a second in at 100 ms.
     pub max_handshakes: usize,
     pub max_handshakes_per_source: usize,
+    pub max_handshakes_per_network: usize,
     /// The service behind the reverse proxy must accept by then.
     pub service_timeout: Duration,
     /// An accepted uTP connection must have finished TLS and sent `Open` by then.
@@ -297,7 +300,8 @@ impl Default for ProxyLimits {
             other_addresses_after: Duration::from_millis(250),
             max_dials_per_node: 128,
             max_handshakes: 1_024,
-            max_handshakes_per_source: 512,
+            max_handshakes_per_source: 32,
+            max_handshakes_per_network: 128,
             service_timeout: Duration::from_secs(5),
             open_timeout: Duration::from_secs(10),
             splice_buffer: 128 << 10,

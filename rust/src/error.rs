@@ -220,6 +220,9 @@ reasons! {
     /// The service broke its connection.
     ServiceReset = 105, "service_reset", Service, 502, "connection_terminated", "look at the server: it closed before the stream had ended";
 
+    /// The node has lost its access while it was connected.
+    AccessRevoked = 107, "access_revoked", Peer, 403, "http_request_denied", "ask the peer why this node's id is no longer on its allow list; where it was this node that ended it, nothing";
+
     /// A broken promise of keynet's own code.
     Internal = 120, "internal", Keynet, 500, "proxy_internal_error", "report this with the log";
 }
@@ -284,8 +287,9 @@ pub struct Error {
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 impl Error {
+    /// `detail` may quote what came from outside: it is made printable, and cut.
     pub fn new(reason: Reason, stage: Stage, detail: impl Into<String>) -> Self {
-        Self { reason, stage, node: None, address: None, detail: detail.into() }
+        Self { reason, stage, node: None, address: None, detail: printable(detail.into(), MAX_DETAIL) }
     }
 
     /// Names the peer, unless it is named already.
@@ -320,6 +324,39 @@ impl fmt::Display for Error {
 
 impl std::error::Error for Error {}
 
+/// A text that others have a say in, as it may be shown: in a terminal, a log, an event, an answer. What does not print is
+/// escaped (control characters, so no new line and no sequence for a terminal begins in it; characters that turn the direction
+/// of writing, or have no width), and it ends after `most` bytes. What prints already stays as it is.
+pub fn printable(text: String, most: usize) -> String {
+    if text.len() <= most && text.chars().all(is_plain) {
+        return text;
+    }
+    let mut shown = String::with_capacity(text.len().min(most));
+    for c in text.chars() {
+        let before = shown.len();
+        match is_plain(c) {
+            true => shown.push(c),
+            false => shown.extend(c.escape_debug()),
+        }
+        if shown.len() > most {
+            shown.truncate(before);
+            shown.push('…');
+            break;
+        }
+    }
+    shown
+}
+
+/// Printable by the rule of `char::escape_debug`, which would also escape quotes.
+fn is_plain(c: char) -> bool {
+    matches!(c, ' '..='~') || (c > '~' && c.escape_debug().len() == 1)
+}
+
+/// Bytes of a text from outside that are shown: some lines of a terminal.
+pub const MAX_OUTSIDE: usize = 256;
+/// Bytes of an error's detail: 32 addresses that were tried fit, and what a peer says of its refusal (512).
+const MAX_DETAIL: usize = 2_048;
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -337,6 +374,25 @@ mod tests {
             assert!(matches!(reason.http_status(), 200 | 400..=599));
         }
         assert_eq!(Reason::from_code(0), None);
+    }
+
+    #[test]
+    fn what_others_say_neither_breaks_lines_nor_steers_terminals() {
+        let said = "a\r\nb\x1b[2J\u{9b}2J\u{7}\u{202e}gpj\u{2066}\u{200b}\u{2028}\u{feff}\u{e0041}\0 \"é\" 世";
+        let error = Error::new(Reason::PeerBusy, Stage::Open, said);
+        assert!(error.detail.chars().all(is_plain), "{}", error.detail);
+        assert!(error.detail.starts_with(r"a\r\nb\u{1b}[2J\u{9b}2J\u{7}\u{202e}gpj"), "{}", error.detail);
+        assert!(error.detail.ends_with("\"é\" 世"), "what prints stays: {}", error.detail);
+        assert_eq!(printable(error.detail.clone(), MAX_DETAIL), error.detail, "twice is once");
+    }
+
+    #[test]
+    fn what_others_say_is_cut() {
+        for text in ["x".repeat(100_000), "\x1b".repeat(100_000), "世".repeat(100_000)] {
+            let shown = printable(text, MAX_OUTSIDE);
+            assert!(shown.len() <= MAX_OUTSIDE + "…".len() && shown.ends_with('…'), "{}", shown.len());
+        }
+        assert_eq!(printable("short".to_owned(), MAX_OUTSIDE), "short");
     }
 
     #[test]

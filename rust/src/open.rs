@@ -2,7 +2,7 @@
 //! two TCP connections.
 
 use crate::addr::NodeId;
-use crate::error::{Error, Reason, Result, Stage};
+use crate::error::{printable, Error, Reason, Result, Stage};
 
 /// What a stream is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -59,7 +59,7 @@ impl Open {
             match tag {
                 TAG_NODE => {
                     let key = value.try_into().map_err(|_| violation("a node id that has not 32 bytes"))?;
-                    open.node = Some(NodeId::from_public_key(key));
+                    open.node = Some(NodeId::of_key(key).map_err(|bad| violation(format!("a node id: {bad}")))?);
                 }
                 TAG_PRIORITY => {
                     open.priority = match value {
@@ -133,7 +133,7 @@ impl Answer {
 
 /// A peer may only give the reasons that a peer can know: it must not make this proxy ask its client for a password (407).
 fn read_refusal(code: u16, text: &[u8]) -> Answer {
-    let text: String = String::from_utf8_lossy(text).chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+    let text = printable(String::from_utf8_lossy(text).into_owned(), MAX_TEXT);
     match Reason::from_code(code).filter(|reason| REFUSALS.contains(reason)) {
         Some(reason) => Answer::Refused { reason, text },
         None => {
@@ -334,6 +334,8 @@ mod tests {
         for body in broken {
             assert_eq!(Open::decode(body).unwrap_err().reason, Reason::ProtocolViolation, "{body:?}");
         }
+        let weak = [&[1, 0, 80, 1, 0, 32][..], &[0; 32]].concat();
+        assert_eq!(Open::decode(&weak).unwrap_err().reason, Reason::ProtocolViolation, "nobody's key");
         let long = [&[3, 0, 80][..], &[b'x'; MAX_TEXT + 1]].concat();
         for body in [&[][..], &[1], &[3], &[3, 0], &[2, 1], &long] {
             assert_eq!(Answer::decode(body).unwrap_err().reason, Reason::ProtocolViolation, "{body:?}");

@@ -101,8 +101,34 @@ fn what_the_core_may_not_touch() {
     clean("tls/file.rs", "#[cfg(test)]\nmod tests { fn f() { std::thread::spawn(|| SystemTime::now()); } }");
     clean("utp/send.rs", "fn f(elapsed: Duration) { elapsed.max(x); x.elapsed; self.elapsed(now) }");
     clean("net/mod.rs", "use tokio::net::UdpSocket;\nuse std::time::Instant;\nuse std::fs;");
+    caught("tls/chain.rs", "fn f() -> Vec<u8> {\n    std::fs::read(\"x\").unwrap_or_default()\n}", 2, FILES);
+    caught("tls/chain.rs", "use std::{fmt, fs::File};", 1, FILES);
+    caught("tls/mod.rs", "use std::os::unix::fs::symlink;", 1, FILES);
     caught("path/mod.rs", "fn f() { StdRng::from_os_rng() }", 1, RANDOM);
     clean("path/mod.rs", "use rand::{rngs::StdRng, SeedableRng};\nfn f() { StdRng::from_seed(seed) }");
+}
+
+#[test]
+fn keys_become_nodes_by_one_way() {
+    for file in ["open.rs", "tls/chain.rs", "rendezvous/wire.rs", "python/mod.rs"] {
+        caught(file, "fn f() {\n    NodeId::from_public_key(key)\n}", 2, "NodeId::of_key");
+        caught(file, "fn f() { key.map(crate::addr::NodeId::from_public_key) }", 1, "NodeId::of_key");
+    }
+    clean("tls/chain.rs", "#[cfg(test)]\nmod tests { fn f() { NodeId::from_public_key([1; 32]) } }");
+}
+
+#[test]
+fn nobody_prints() {
+    for file in ["utp/send.rs", "tls/chain.rs", "net/mod.rs", "proxy/mod.rs", "python/mod.rs"] {
+        caught(file, "fn f() {\n    println!(\"x\");\n}", 2, PRINT);
+        caught(file, "fn f() { std::eprintln!(\"x\") }", 1, PRINT);
+        caught(file, "fn f() { g(dbg!(x)) }", 1, PRINT);
+    }
+    caught("utp/send.rs", "use std::println as say;", 1, PRINT);
+    caught("utp/send.rs", "fn f() { writeln!(std::io::stdout(), \"x\") }", 1, PRINT);
+    caught("utp/send.rs", "use std::io::{self, stderr};", 1, PRINT);
+    clean("utp/send.rs", "#[cfg(test)]\nmod tests { fn f() { println!(\"x\") } }");
+    clean("utp/send.rs", "fn f(page: Page) -> bool { page.print(); print != x && !print(x) }");
 }
 
 #[test]

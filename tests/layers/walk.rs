@@ -208,6 +208,11 @@ impl Walk {
             }
             at += 2;
         }
+        if let ([.., last], true, Some(TokenTree::Group(_))) =
+            (&path[..], is_punct(tokens.get(at), '!'), tokens.get(at + 1))
+        {
+            self.name(vec![format!("{last}!")], line_of(&tokens[0]), in_use, in_test);
+        }
         self.name(path, line_of(&tokens[0]), in_use, in_test);
         at.max(1)
     }

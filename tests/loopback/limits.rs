@@ -1,6 +1,8 @@
 //! Everything has a cap, and a sentence about what happens there.
 
-use std::time::Duration;
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 use keynet::config::UtpConfig;
 use keynet::error::Reason;
@@ -72,6 +74,66 @@ fn a_stranger_that_says_nothing_is_dropped_and_holds_few_places() {
         assert!(far.connections().is_empty());
         net.close().await;
     });
+}
+
+/// A name that is made for the occasion gives a node no more streams than it has.
+#[test]
+fn fresh_keys_of_one_node_count_for_the_name_that_lets_it_in() {
+    both(|family| async move {
+        let service = echo(family).await;
+        let root = identity();
+        let listed = Allow::Nodes(HashSet::from([root.node_id()]));
+        let asked = Allow::Ask(Arc::new(|_| Box::pin(async { true })));
+        for allow in [listed, asked] {
+            let far = node(family).service(SERVICE, service.address).allow(allow);
+            let far = far.limits(|limits| limits.max_streams_per_node = 2).start().await;
+            let mut held = Vec::new();
+            for n in 0..3 {
+                let near = node(family).identity(root.rotate(SystemTime::now()).unwrap()).start().await;
+                know(&near, &far);
+                match n {
+                    2 => drop(refused(&near, &far.node_id(), Reason::PeerBusy).await),
+                    _ => held.push((tunnel(&near, &far).await, near)),
+                }
+            }
+        }
+    });
+}
+
+/// Who is being judged holds his place meanwhile: otherwise strangers without number could wait for a slow access list.
+#[test]
+fn the_place_of_a_handshake_is_held_until_the_access_list_has_answered() {
+    both(|family| async move {
+        let service = echo(family).await;
+        let (answer, answered) = tokio::sync::watch::channel(false);
+        let allow = Allow::Ask(Arc::new(move |_| {
+            let mut answered = answered.clone();
+            Box::pin(async move { answered.wait_for(|answered| *answered).await.is_ok() })
+        }));
+        let far = node(family).service(SERVICE, service.address).allow(allow);
+        let far = far.limits(|limits| limits.max_handshakes_per_source = 1).start().await;
+        let (first, second) = (node(family).start().await, node(family).start().await);
+        let mut events = far.subscribe();
+        know(&first, &far);
+        know(&second, &far);
+        let request = connect_request(&first, &target(&far.node_id(), SERVICE));
+        let waiting = async { check_tunnel(ask(&first, request.as_bytes()).await) };
+        let other = async {
+            until("the first is judged", || far.stats().tasks == 1).await;
+            // whether it is asked already does not matter: it holds the only place in any case
+            let answer_of_second =
+                ask(&second, connect_request(&second, &target(&far.node_id(), SERVICE)).as_bytes()).await;
+            assert_ne!(answer_of_second.status, 200);
+            assert_eq!(refusal(&mut events).await, Reason::PeerBusy);
+            answer.send_replace(true);
+        };
+        tokio::join!(waiting, other);
+        drop(tunnel(&second, &far).await);
+    });
+}
+
+fn check_tunnel(answer: Answer) {
+    assert_eq!(answer.status, 200, "{}", answer.head);
 }
 
 #[test]

@@ -13,6 +13,7 @@ mod load;
 mod lookups;
 #[path = "../support/machine.rs"]
 mod machine;
+mod revocation;
 mod roaming;
 mod streams;
 mod support;

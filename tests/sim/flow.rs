@@ -99,6 +99,35 @@ fn a_repeated_syn_makes_one_connection() {
     assert_eq!((it.read().as_slice(), it.endpoint.connections()), (&b"once and for all"[..], 1));
 }
 
+/// Whoever sends packets of no connection, from wherever he says, makes a node send so many RESETs a second and no more.
+#[test]
+fn resets_are_so_many_a_second() {
+    let config = EndpointConfig { resets_per_second: 5, ..EndpointConfig::default() };
+    let mut endpoint = Endpoint::new(config, utp(), [7; 32]);
+    let mut answered = [0; 3];
+    for at in 0..3_000u64 {
+        let id = at as u16;
+        let header = Header {
+            kind: [Kind::Data, Kind::State, Kind::Fin][at as usize % 3],
+            connection_id: id,
+            timestamp: 1,
+            timestamp_difference: 0,
+            window: 0,
+            seq: id,
+            ack: id,
+        };
+        let mut datagram = Vec::new();
+        header.write(&mut datagram);
+        if header.kind == Kind::Data {
+            datagram.push(b'x');
+        }
+        let origin = Origin::of(([192, 0, 2, id as u8], 7).into());
+        endpoint.handle(Time::from_millis(at), RemoteId(at), &datagram, origin, None);
+        answered[at as usize / 1_000] += usize::from(endpoint.poll_reply(&mut Vec::new()).is_some());
+    }
+    assert_eq!(answered, [5; 3]);
+}
+
 /// When a connection that dials into silence sends SYNs within `seconds`; somebody there answers a ping at `punched`.
 fn syns(patient: bool, punched: Option<u64>, seconds: u64) -> Vec<u64> {
     let mut endpoint = Endpoint::new(EndpointConfig::default(), utp(), [7; 32]);

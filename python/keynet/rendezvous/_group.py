@@ -19,6 +19,7 @@ from google.protobuf.message import DecodeError
 
 from .._extras import needed_by
 from .._node import NodeId
+from .._text import printable
 from ._limits import MAX_MESSAGE, Settings, invalid
 from ._registry import Settle
 from ._stats import cause_name
@@ -139,7 +140,7 @@ class Group:
                     await self._changed.wait()
                     self._changed.clear()
             except (OSError, asyncio.TimeoutError, nats.errors.Error) as error:
-                _log.warning("NATS: %s", error or type(error).__name__)
+                _log.warning("NATS: %s", printable(error) or type(error).__name__)
             await asyncio.sleep(_RECONNECT_PAUSE)
 
     async def _connect(self) -> Client:
@@ -260,7 +261,7 @@ def _outcome(data: bytes) -> tuple[pb.Cause | None, str]:
 
 
 async def _complain(error: Exception) -> None:
-    _log.info("NATS: %s", error or type(error).__name__)
+    _log.info("NATS: %s", printable(error) or type(error).__name__)
 
 
 async def _connected() -> None:

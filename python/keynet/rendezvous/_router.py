@@ -52,7 +52,11 @@ class Router:
         if (refusal := self._judge(sender, signal)) is not None:
             undelivered(*refusal)
             return False
-        receiver = NodeId.from_public_key(receiver_key)
+        try:
+            receiver = NodeId.from_public_key(receiver_key)
+        except ValueError:  # a key that anyone can sign with: nobody is registered under it
+            undelivered(pb.CAUSE_OFFLINE, "no node can have this name")
+            return False
         signal.node = sender.leaf.public_key
         sender.in_flight += 1
         failed = False

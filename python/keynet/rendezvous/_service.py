@@ -14,6 +14,7 @@ import grpc.aio
 
 from .. import grpc as keynet_grpc
 from .._info import ConnectionInfo
+from .._text import printable
 from ._limits import MAX_AGENT, MAX_USES, Buckets, Settings, network_of
 from ._loads import Loads
 from ._registry import GONE, Parcel, Registration, Registry
@@ -194,7 +195,7 @@ class Service(rpc.RendezvousServicer):
         except Exception as error:
             # gRPC raises various things when the stream has broken; anything else must not leave a stream unread
             level = logging.DEBUG if isinstance(error, grpc.RpcError | asyncio.InvalidStateError) else logging.WARNING
-            _log.log(level, "reading from node %s failed: %s", registration.leaf, error)
+            _log.log(level, "reading from node %s failed: %s", registration.leaf, printable(error))
             registration.end(grpc.StatusCode.INTERNAL, "reading failed")
 
     def _name_relays(self, registration: Registration) -> None:

@@ -47,6 +47,29 @@ fn reason(request: impl AsRef<[u8]>) -> Reason {
 }
 
 #[test]
+fn credentials_are_the_whole_of_them() {
+    use data_encoding::BASE64;
+    let request = |text: &[u8]| {
+        let field = format!("Proxy-Authorization: Basic {}\r\n", BASE64.encode(text));
+        format!("CONNECT {}.keynet:1 HTTP/1.1\r\n{field}\r\n", node())
+    };
+    let right = b"user:p:ss";
+    assert!(judge(request(right).as_bytes()).is_ok());
+    for length in 0..right.len() {
+        assert_eq!(reason(request(&right[..length])), Reason::CredentialsRequired, "the first {length} bytes");
+        assert_eq!(
+            reason(request(&right[length + 1..])),
+            Reason::CredentialsRequired,
+            "without the first {}",
+            length + 1
+        );
+    }
+    for longer in [&b"user:p:ss "[..], b"user:p:sss", b"user:p:ss\0", b"xuser:p:ss", b"user:p:ssuser:p:ss"] {
+        assert_eq!(reason(request(longer)), Reason::CredentialsRequired, "{longer:?}");
+    }
+}
+
+#[test]
 fn what_real_clients_send() {
     let id = node();
     let target = Target { node: id, service_port: 50051, address: None };

@@ -181,7 +181,7 @@ mod tests {
     use super::*;
 
     fn node(byte: u8) -> NodeId {
-        NodeId::from_public_key([byte; 32])
+        NodeId::from_public_key([byte.wrapping_add(1); 32])
     }
 
     fn service(node: NodeId, port: u16, ips: &[&str]) -> ResolvedService {

@@ -10,7 +10,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::conn::{Conn, ConnState};
 use super::Inner;
-use crate::addr::{RemoteId, Route};
+use crate::addr::{NodeId, RemoteId, Route};
 use crate::config::ControllerKind;
 use crate::error::{Error, Reason, Stage};
 use crate::utp::{ReadOutcome, UtpStats};
@@ -39,6 +39,13 @@ impl UtpStream {
         self.inner.core().paths.is_relayed(self.conn.remote)
     }
 
+    /// The node at the other end, if it shares a key with us by which its pings are known: a pong has proven that it has it.
+    pub fn known_node(&self) -> Option<NodeId> {
+        let core = self.inner.core();
+        let keys = core.paths.shared_keys(self.conn.remote);
+        keys.peers.or(keys.own).and_then(|_| core.paths.node_of(self.conn.remote))
+    }
+
     /// The way to the peer now.
     pub fn route(&self) -> Route {
         self.inner.core().route_of(self.conn.remote)
@@ -50,11 +57,15 @@ impl UtpStream {
 
     /// Ends both directions at once, with RESET.
     pub fn reset(&self) {
-        let mut state = self.conn.lock();
+        Self::abort(&self.conn, &self.inner);
+    }
+
+    fn abort(conn: &Arc<Conn>, inner: &Inner) {
+        let mut state = conn.lock();
         state.utp.abort();
         let wakes = state.utp.take_wakes();
         state.wake(wakes);
-        self.inner.doorbell.ring(&self.conn, &mut state);
+        inner.doorbell.ring(conn, &mut state);
     }
 
     pub fn stats(&self) -> UtpStats {
@@ -87,7 +98,7 @@ impl UtpStream {
 
     /// For who wants to change that while the stream is in other hands.
     pub fn helm(&self) -> Helm {
-        Helm(Arc::downgrade(&self.conn))
+        Helm(Arc::downgrade(&self.conn), Arc::downgrade(&self.inner))
     }
 
     /// Waits until what is written will leave at once: until the SYN-ACK is here, unless the two nodes know each other.
@@ -129,14 +140,25 @@ impl UtpStream {
 
 /// Steers a stream without keeping it.
 #[derive(Clone, Debug, Default)]
-pub struct Helm(Weak<Conn>);
+pub struct Helm(Weak<Conn>, Weak<Inner>);
 
 impl Helm {
     /// As [`UtpStream::set_controller`]. False: the stream is gone.
     pub fn set_controller(&self, kind: ControllerKind) -> bool {
-        let Some(conn) = self.0.upgrade() else { return false };
+        let Some((conn, _)) = self.upgrade() else { return false };
         conn.lock().utp.set_controller(kind);
         true
+    }
+
+    /// As [`UtpStream::reset`].
+    pub fn reset(&self) {
+        if let Some((conn, inner)) = self.upgrade() {
+            UtpStream::abort(&conn, &inner);
+        }
+    }
+
+    fn upgrade(&self) -> Option<(Arc<Conn>, Arc<Inner>)> {
+        Some((self.0.upgrade()?, self.1.upgrade()?))
     }
 }
 

@@ -1,14 +1,13 @@
 //! Accepting: TLS and `Open`, within limits, and nothing else spent on whoever it is.
 
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
-use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use tokio::io::AsyncWriteExt;
 use tokio::time::{timeout_at, Instant};
-use tokio_rustls::{TlsAcceptor, TlsStream};
+use tokio_rustls::{LazyConfigAcceptor, StartHandshake, TlsStream};
 
 use super::link::{explain, finish_raw, Link};
+use super::places::{Place, Progress};
 use super::Peers;
 use crate::addr::unmapped;
 use crate::error::{Error, Reason, Result, Stage};
@@ -16,19 +15,23 @@ use crate::net::UtpStream;
 use crate::open::{Answer, Open};
 
 impl Peers {
-    /// Shakes hands with whoever connected, and reads what it asks for. `None` when it asks for nothing and leaves in order
-    /// (a ping, or a dial that won over another address).
+    /// Shakes hands with whoever connected, and reads what it asks for; `place` learns how far that is. `None` when it asks for
+    /// nothing and leaves in order (a ping, or a dial that won over another address).
     ///
     /// Errors: why it was turned away; it has been told already.
-    pub async fn accept(&self, stream: UtpStream) -> Result<Option<(Link, Open)>> {
+    pub async fn accept(&self, stream: UtpStream, place: &Place) -> Result<Option<(Link, Open)>> {
         let address = unmapped(stream.remote_address());
         let deadline = Instant::now() + self.limits.open_timeout;
-        let mut link = self.handshake(stream, deadline).await.map_err(|error| error.with_address(address))?;
+        let mut link = self.handshake(stream, deadline, place).await.map_err(|error| error.with_address(address))?;
+        place.advance(Progress::Open);
         let leaf = link.peer.leaf;
         let named = |error: Error| error.with_node(leaf).with_address(address);
         match timeout_at(deadline, link.receive()).await {
             Ok(Ok(Some(body))) => match Open::decode(&body).and_then(|open| self.check_name(open)) {
-                Ok(open) => Ok(Some((link, open))),
+                Ok(open) => {
+                    place.advance(Progress::Access);
+                    Ok(Some((link, open)))
+                }
                 Err(error) => {
                     let error = named(error);
                     self.refuse(link, &error).await;
@@ -65,22 +68,11 @@ impl Peers {
         }
     }
 
-    /// One of the places for handshakes from this source; `None` when it holds as many as it may.
-    pub fn admit(self: &Arc<Self>, source: SocketAddr) -> Option<Admission> {
-        let source = network(source);
-        let mut handshakes = self.handshakes.lock().unwrap_or_else(PoisonError::into_inner);
-        let held = handshakes.entry(source).or_default();
-        if *held >= self.limits.max_handshakes_per_source {
-            return None;
-        }
-        *held += 1;
-        Some(Admission { peers: self.clone(), source })
-    }
-
-    async fn handshake(&self, stream: UtpStream, deadline: Instant) -> Result<Link> {
+    async fn handshake(&self, stream: UtpStream, deadline: Instant, place: &Place) -> Result<Link> {
         let start = Instant::now();
-        let acceptor = TlsAcceptor::from(self.current().tls.server_config());
-        let accepting = acceptor.accept(stream).into_fallible();
+        let hello = self.hello(stream, deadline.min(start + self.tls.hello_timeout)).await?;
+        place.advance(Progress::Tls);
+        let accepting = hello.into_stream(self.current().tls.server_config()).into_fallible();
         let accepted = match timeout_at(deadline.min(start + self.tls.handshake_timeout), accepting).await {
             Ok(Ok(accepted)) => TlsStream::Server(accepted),
             Ok(Err((error, mut stream))) => {
@@ -96,6 +88,23 @@ impl Peers {
                 turn_away(accepted, &error, self.limits.linger.min(ALERT_LINGER)).await;
                 Err(error)
             }
+        }
+    }
+
+    /// Waits for the whole ClientHello, and no longer than `deadline`: it costs a stranger nothing not to send it.
+    async fn hello(&self, stream: UtpStream, deadline: Instant) -> Result<StartHandshake<UtpStream>> {
+        let mut acceptor = LazyConfigAcceptor::new(rustls::server::Acceptor::default(), stream);
+        match timeout_at(deadline, &mut acceptor).await {
+            Ok(Ok(hello)) => Ok(hello),
+            Ok(Err(error)) => match acceptor.take_io() {
+                Some(mut stream) => {
+                    let error = explain(&error, &stream, Stage::Tls);
+                    finish_raw(&mut stream, self.limits.linger.min(ALERT_LINGER)).await;
+                    Err(error)
+                }
+                None => Err(Error::new(Reason::TlsFailed, Stage::Tls, error.to_string())),
+            },
+            Err(_) => Err(Error::new(Reason::TlsTimeout, Stage::Tls, "the peer sent no ClientHello in time")),
         }
     }
 
@@ -122,32 +131,6 @@ async fn turn_away(mut stream: TlsStream<UtpStream>, error: &Error, within: Dura
     };
     if let Ok(Ok(())) = tokio::time::timeout(within, told).await {
         finish_raw(stream.get_mut().0, within).await;
-    }
-}
-
-/// A place among the handshakes under way; dropping it frees the place.
-pub struct Admission {
-    peers: Arc<Peers>,
-    source: IpAddr,
-}
-
-impl Drop for Admission {
-    fn drop(&mut self) {
-        let mut handshakes = self.peers.handshakes.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(held) = handshakes.get_mut(&self.source) {
-            *held = held.saturating_sub(1);
-            if *held == 0 {
-                handshakes.remove(&self.source);
-            }
-        }
-    }
-}
-
-/// One customer's addresses: an IPv4 address, or a /64 of IPv6 (RFC 6177).
-fn network(source: SocketAddr) -> IpAddr {
-    match unmapped(source).ip() {
-        IpAddr::V6(v6) => IpAddr::V6(Ipv6Addr::from_bits(v6.to_bits() & (u128::MAX << 64))),
-        v4 => v4,
     }
 }
 

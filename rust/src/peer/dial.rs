@@ -14,7 +14,7 @@ use tokio_rustls::{TlsConnector, TlsStream};
 
 use super::contact::Contact;
 use super::link::{explain, Link};
-use super::{now as today, Peers};
+use super::Peers;
 use crate::addr::{unmapped, NodeId, Route};
 use crate::error::{Error, Reason, Result, Stage};
 use crate::net::UtpStream;
@@ -197,11 +197,11 @@ impl Peers {
     /// Judges who is at the other end, in either role, and tells the path table.
     pub(super) fn judge(&self, stream: &TlsStream<UtpStream>, wanted: Option<&NodeId>) -> Result<PeerIdentity> {
         let (utp, connection) = stream.get_ref();
-        let peer = finish(connection, wanted, &self.tls, today())?;
+        let peer = finish(connection, wanted, &self.tls, self.judging_time())?;
         let mut exported = [0; 64];
         export(stream, &mut exported)?;
         self.net.bind_node(utp.remote(), peer.leaf, ping_keys(&exported, wanted.is_some()));
-        self.table().learn_leaf(peer.leaf, &peer.all);
+        self.learn(&peer, wanted);
         Ok(peer)
     }
 

@@ -14,7 +14,7 @@ use crate::addr::unmapped;
 use crate::error::{Error, Reason, Result, Stage};
 use crate::net::UtpStream;
 use crate::open::{Answer, Collector, Open};
-use crate::tls::{map_tls_error, PeerIdentity};
+use crate::tls::{access_denied, map_tls_error, PeerIdentity};
 
 /// uTP, TLS over it, and the node at the other end.
 pub struct Link {
@@ -106,6 +106,35 @@ impl Link {
     /// Breaks the link: the peer sees a reset.
     pub fn reset(&self) {
         self.utp().reset();
+    }
+
+    /// Breaks the link because the peer may no longer have it, and tells it so: with an alert behind all that was sent. A peer
+    /// that does not read within `within` sees a reset.
+    pub async fn dismiss(self, within: Duration) {
+        let (mut utp, mut connection) = match self.stream {
+            TlsStream::Server(stream) => {
+                let (utp, connection) = stream.into_inner();
+                (utp, rustls::Connection::Server(connection))
+            }
+            TlsStream::Client(stream) => {
+                let (utp, connection) = stream.into_inner();
+                (utp, rustls::Connection::Client(connection))
+            }
+        };
+        let told = async {
+            let mut last = Vec::new();
+            while connection.wants_write() {
+                connection.write_tls(&mut last)?;
+            }
+            let secrets = connection.dangerous_extract_secrets().map_err(io::Error::other)?;
+            last.extend(access_denied(&secrets).ok_or(io::ErrorKind::Unsupported)?);
+            utp.write_all(&last).await?;
+            utp.shutdown().await?;
+            wait_for_end(&mut utp).await
+        };
+        // how it ended does not matter any more
+        let _ = tokio::time::timeout(within, told).await;
+        utp.reset();
     }
 
     /// Ends the link in order: says goodbye, then waits until the peer has everything and has ended too, so that nothing that

@@ -5,11 +5,12 @@ mod accept;
 mod contact;
 mod dial;
 mod link;
+mod places;
 mod table;
 
 use std::collections::{BTreeMap, HashMap};
 use std::future::Future;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, Weak};
 use std::time::SystemTime;
@@ -17,9 +18,9 @@ use std::time::SystemTime;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
-pub use accept::Admission;
 pub use dial::{resolve, Dial, PingReport};
 pub use link::Link;
+pub use places::{Place, Places, Ticket};
 
 use crate::addr::{NodeId, Route};
 use crate::config::{ControllerKind, ProxyLimits, TlsConfig, UtpConfig};
@@ -42,8 +43,8 @@ pub struct Peers {
     contacts: Mutex<HashMap<contact::Key, Weak<Contact>>>,
     /// Dials to nodes to which a path is proven: each node has its own limit, so that none is in another's way.
     turns: Mutex<HashMap<NodeId, Arc<Semaphore>>>,
-    /// Handshakes under way, by where they come from.
-    handshakes: Mutex<HashMap<IpAddr, usize>>,
+    /// Places for handshakes of those who connect.
+    pub places: Arc<Places>,
     /// Who opens paths to nodes whose addresses are not known.
     finder: OnceLock<Weak<dyn Finder>>,
     /// Nodes of the local network, by their own word.
@@ -75,10 +76,10 @@ impl Peers {
             utp,
             tls,
             table: Mutex::new(Table::new(limits.max_peers, limits.max_addresses)),
+            places: Places::new(&limits),
             limits,
             contacts: Mutex::default(),
             turns: Mutex::default(),
-            handshakes: Mutex::default(),
             finder: OnceLock::new(),
             neighbours: Mutex::default(),
         }))
@@ -86,6 +87,11 @@ impl Peers {
 
     pub fn identity(&self) -> Identity {
         self.current().identity
+    }
+
+    /// The moment by which the dates of others are judged.
+    pub fn judging_time(&self) -> SystemTime {
+        self.current().identity.judging_time(now())
     }
 
     /// New handshakes, in both roles, use this identity; live links go on.
@@ -157,9 +163,26 @@ impl Peers {
         self.table().has_dialled(node)
     }
 
-    /// Remembers the names that a node has proven.
-    pub fn learn(&self, peer: &PeerIdentity) {
-        self.table().learn_leaf(peer.leaf, &peer.all);
+    /// Remembers which key a node uses, for the name by which it was looked for, and for those that the program has told.
+    pub fn learn(&self, peer: &PeerIdentity, wanted: Option<&NodeId>) {
+        self.table().learn_of(peer.leaf, &peer.all, wanted);
+    }
+
+    /// The access list has let a node in; `listed` are those of its names that the list itself has.
+    pub fn let_in(&self, peer: &PeerIdentity, listed: &[NodeId]) {
+        self.learn(peer, None);
+        let mut table = self.table();
+        table.learn_leaf(peer.leaf, listed);
+        table.welcome(peer.leaf);
+    }
+
+    /// Whether the node was let in before, since the access list is what it is.
+    pub fn is_welcome(&self, node: &NodeId) -> bool {
+        self.table().is_welcome(node)
+    }
+
+    pub fn forget_welcomes(&self) {
+        self.table().forget_welcomes();
     }
 
     pub fn tls_config(&self) -> &TlsConfig {

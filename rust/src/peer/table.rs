@@ -15,6 +15,8 @@ pub(super) struct Table {
     dialled: Recent<()>,
     /// Old name -> the key that the node uses now, learned from its chain.
     leaves: Recent<NodeId>,
+    /// Who was let in, by the key it uses.
+    welcomes: Recent<()>,
     max_peers: usize,
     max_addresses: usize,
 }
@@ -26,6 +28,7 @@ impl Table {
             errors: Recent::new(MAX_RECENT),
             dialled: Recent::new(MAX_RECENT),
             leaves: Recent::new(MAX_RECENT),
+            welcomes: Recent::new(MAX_RECENT),
             max_peers,
             max_addresses,
         }
@@ -94,11 +97,33 @@ impl Table {
         self.errors.entries.get(node).cloned()
     }
 
-    /// Remembers which key now stands for the names in `all`.
-    pub fn learn_leaf(&mut self, leaf: NodeId, all: &[NodeId]) {
-        for node in all.iter().filter(|node| **node != leaf) {
+    /// Remembers which key now stands for `names`. They are to be names that this node has a use for, not all that a peer shows:
+    /// a chain of sixteen costs a stranger nothing, and would push out what is needed.
+    pub fn learn_leaf(&mut self, leaf: NodeId, names: &[NodeId]) {
+        for node in names.iter().filter(|node| **node != leaf) {
             self.leaves.insert(*node, leaf);
         }
+    }
+
+    /// The same for what a peer has proven: `all` its names, `wanted` the one by which it was looked for.
+    pub fn learn_of(&mut self, leaf: NodeId, all: &[NodeId], wanted: Option<&NodeId>) {
+        let mut names: Vec<_> =
+            all.iter().copied().filter(|name| self.is_named(name) || self.has_dialled(name)).collect();
+        names.extend(wanted);
+        self.learn_leaf(leaf, &names);
+    }
+
+    /// Remembers that the node was let in.
+    pub fn welcome(&mut self, leaf: NodeId) {
+        self.welcomes.insert(leaf, ());
+    }
+
+    pub fn is_welcome(&self, leaf: &NodeId) -> bool {
+        self.welcomes.entries.contains_key(leaf)
+    }
+
+    pub fn forget_welcomes(&mut self) {
+        self.welcomes = Recent::new(MAX_RECENT);
     }
 
     /// The key that a node uses now, as far as is known.
@@ -177,6 +202,36 @@ mod tests {
         (1..=3).for_each(|n| table.note(node(n), Some(error.clone())));
         assert_eq!(table.last_error(&node(1)), None);
         assert_eq!((table.errors.entries.len(), table.errors.order.len()), (2, 2));
+    }
+
+    /// A chain of sixteen names costs a stranger nothing. What is learned is what was dialled, or is named by the program.
+    #[test]
+    fn names_that_a_stranger_shows_push_out_nothing() {
+        let mut table = Table::new(10, 1);
+        table.add(node(1), vec![]).unwrap();
+        table.learn_leaf(node(2), &[node(1)]);
+        let fresh = |n: u32| NodeId::from_public_key([n.to_be_bytes(); 8].concat().try_into().unwrap());
+        for n in 0..10_000 {
+            let all: Vec<_> = (0..16).map(|m| fresh(n * 16 + m + 1)).collect();
+            table.learn_of(all[0], &all, None);
+        }
+        assert_eq!(table.leaf(&node(1)), node(2));
+        assert_eq!(table.leaves.entries.len(), 1);
+        // a name that the program has told, and one that was looked for
+        table.learn_of(node(4), &[node(4), node(3), node(1)], Some(&node(3)));
+        assert_eq!((table.leaf(&node(1)), table.leaf(&node(3))), (node(4), node(4)));
+    }
+
+    #[test]
+    fn welcomes_are_bounded_and_can_be_forgotten() {
+        let mut table = Table::new(1, 1);
+        table.welcome(node(1));
+        assert!(table.is_welcome(&node(1)) && !table.is_welcome(&node(2)));
+        table.welcomes.max = 2;
+        (2..=3).for_each(|n| table.welcome(node(n)));
+        assert!(!table.is_welcome(&node(1)) && table.is_welcome(&node(3)));
+        table.forget_welcomes();
+        assert!(!table.is_welcome(&node(3)));
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -70,12 +71,15 @@ async fn connect_one(server: SocketAddr, info: &ConnectionInfo, registry: &Regis
     let source = source_towards(server).map_err(|error| refused(&error))?;
     socket.bind(source).map_err(|error| busy(&error))?;
     let local = socket.local_addr().map_err(|error| busy(&error))?;
+    // Holds the port until the entry is marked closed when this fails or is given up: dropped after `entry`.
+    let held = socket.as_fd().try_clone_to_owned().map_err(|error| busy(&error))?;
     let entry = registry.enter(ConnectionInfo {
         reverse_address: Some(local.to_string()),
         server_address: Some(server.to_string()),
         ..info.clone()
     });
     let stream = socket.connect(server).await.map_err(|error| refused(&error))?;
+    drop(held);
     Ok((LocalStream::tcp(stream), entry))
 }
 

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::sync::{Arc, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use tokio::sync::{broadcast, Semaphore};
@@ -161,7 +161,7 @@ impl Gate for Door {
         if shared.peers.is_named(node) || (shared.peers.has_dialled(node) && !self.stations.contains(node)) {
             return true;
         }
-        let listed = match &*shared.allow.read().unwrap_or_else(PoisonError::into_inner) {
+        let listed = match shared.access.now() {
             Some(Allow::Nodes(nodes)) => nodes.contains(node),
             None | Some(Allow::Anyone | Allow::Ask(_)) => false,
         };
@@ -170,12 +170,11 @@ impl Gate for Door {
 
     fn admits(&self, peer: &PeerIdentity) -> Admitted {
         let Some(shared) = self.shared.upgrade() else { return Box::pin(std::future::ready(false)) };
-        let allow = shared.allow.read().unwrap_or_else(PoisonError::into_inner).clone();
-        let ask = match allow {
+        match shared.access.now() {
             None | Some(Allow::Nodes(_)) => return Box::pin(std::future::ready(false)),
             Some(Allow::Anyone) => return Box::pin(std::future::ready(true)),
-            Some(Allow::Ask(ask)) => ask,
-        };
+            Some(Allow::Ask(_)) => {}
+        }
         // which service it wants, and from where, is not known before there is a connection
         let nowhere = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0));
         let request =
@@ -184,7 +183,8 @@ impl Gate for Door {
         Box::pin(async move {
             let asked = async {
                 let _place = questions.acquire_owned().await.ok()?;
-                Some(ask(request).await)
+                // in turn with those who have connected: introductions are from nowhere, and so one network
+                Some(shared.access.check(&request, limit).await.is_ok())
             };
             timeout(limit, asked).await.ok().flatten().unwrap_or(false)
         })

@@ -100,7 +100,10 @@ async fn handle_client(shared: Arc<Shared>, client: LocalStream, from: Option<So
                 return;
             }
             entry.open();
-            carry(client, link, early, entry, Role::Forward, &shared.limits).await;
+            let nodes = entry.connection.fixed.nodes.clone();
+            if carry(client, link, early, entry, Role::Forward, &shared.limits).await == Reason::AccessRevoked {
+                revoked(&shared, &nodes);
+            }
         }
         Err(error) if error.reason == Reason::Cancelled => {
             if let Some(why) = client.refused() {
@@ -117,6 +120,15 @@ async fn handle_client(shared: Arc<Shared>, client: LocalStream, from: Option<So
                 let _ = timeout(ANSWER_TIME, say(client, &answer(&error))).await;
             }
         }
+    }
+}
+
+/// The peer has taken this node's access away: whoever asks why a call failed is told, by whichever name it knows the peer.
+fn revoked(shared: &Shared, nodes: &[NodeId]) {
+    let text = "the peer has taken this node off its access list";
+    for node in nodes {
+        let error = Error::new(Reason::AccessRevoked, Stage::Stream, text).with_node(*node);
+        shared.peers.note(*node, Err(error));
     }
 }
 

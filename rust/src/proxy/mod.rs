@@ -4,20 +4,26 @@
 //! |---|---|
 //! | `settings` | what a proxy is told when it starts |
 //! | `forward` | local clients on their way to services of other nodes |
-//! | `reverse`, `backend` | peers on their way to services here: access list, limits, the connection to the service |
+//! | `access` | who may use the services, and what a change of that means for those who are connected |
+//! | `asking` | `allow=` as a function: whose question is asked next |
+//! | `reverse`, `backend` | peers on their way to services here: limits, the connection to the service |
 //! | `tunnel`, `splice` | bytes, and what the end of one side means for the other |
 //! | `local` | TCP and UNIX sockets on this machine |
 //! | `registry` | which connections there are, looked up by address |
 //! | `finding` | how other nodes are found by their key; what is known of them |
 //! | `events` | what subscribers are told |
+//! | `quiet` | how often strangers can make this node say something |
 //! | `lifecycle` | the phases from start to close, and the tasks that have to end |
 
+mod access;
+mod asking;
 mod backend;
 mod events;
 mod finding;
 mod forward;
 mod lifecycle;
 mod local;
+mod quiet;
 mod registry;
 mod reverse;
 mod settings;
@@ -35,9 +41,11 @@ use tokio::sync::{broadcast, watch, Semaphore};
 
 pub use crate::open::Priority;
 pub use crate::peer::PingReport;
+pub use asking::Denials;
 pub use events::{Event, Events};
 pub use finding::{Explanation, NodeStatus, PeerStatus};
 pub use local::LocalListener;
+pub use quiet::Quiet;
 pub use registry::{ConnectionInfo, Role};
 pub use settings::{AccessRequest, Allow, Backend, BoxFuture, Close, ProxyConfig};
 pub use tunnel::Tunnel;
@@ -49,6 +57,7 @@ use crate::http_connect::Credentials;
 use crate::net::{Net, NetEvent, NetStats, PathInfo};
 use crate::peer::{Link, Peers};
 use crate::tls::Identity;
+use access::Access;
 use events::Publisher;
 use finding::Finding;
 use forward::{Serves, Wanted, REFUSAL_PLACES};
@@ -71,11 +80,13 @@ struct Handle {
 struct Shared {
     peers: Arc<Peers>,
     limits: ProxyLimits,
+    /// Where its tasks run: the access list may be replaced from anywhere.
+    runtime: tokio::runtime::Handle,
     credentials: (String, String),
     check: Credentials,
     forward_address: SocketAddr,
     services: RwLock<BTreeMap<u16, Backend>>,
-    allow: RwLock<Option<Allow>>,
+    access: Access,
     registry: Registry,
     publisher: Publisher,
     lifecycle: Lifecycle,
@@ -87,6 +98,9 @@ struct Shared {
     /// Nodes of which subscribers know that they are connected.
     connected: Mutex<HashMap<NodeId, SocketAddr>>,
     refusals: AtomicU64,
+    /// Log lines about peers that were refused, and events about those without a name.
+    quiet_log: Quiet,
+    quiet_events: Quiet,
 }
 
 /// Counters since the start, and what there is now.
@@ -129,11 +143,12 @@ impl Proxy {
         let publisher = Publisher::new(limits.event_queue);
         let shared = Arc::new(Shared {
             peers,
+            runtime: tokio::runtime::Handle::current(),
             credentials,
             check,
             forward_address,
             services: RwLock::new(config.services),
-            allow: RwLock::new(config.allow),
+            access: Access::new(config.allow),
             registry: Registry::new(publisher.clone(), limits.tombstone, limits.max_tombstones),
             publisher,
             lifecycle: Lifecycle::default(),
@@ -142,6 +157,8 @@ impl Proxy {
             finding: OnceLock::new(),
             connected: Mutex::default(),
             refusals: AtomicU64::new(0),
+            quiet_log: Quiet::new(32, 60),
+            quiet_events: Quiet::new(64, 600),
             limits,
         });
         let _ = shared.finding.set(Finding::start(&shared, &finding)?);
@@ -268,9 +285,21 @@ impl Proxy {
         };
     }
 
-    /// Replaces the access list, for streams that are opened from now on.
+    /// Replaces the access list. Streams of nodes that are not on it any more, by any of their names, end with `AccessRevoked`,
+    /// and their nodes are told; a function is asked about each stream that stands.
     pub fn set_allow(&self, allow: Allow) {
-        *self.shared().allow.write().unwrap_or_else(PoisonError::into_inner) = Some(allow);
+        self.shared().replace_allow(allow, true);
+    }
+
+    /// Replaces the access list for streams that are opened from now on; those that stand go on.
+    pub fn set_allow_for_new(&self, allow: Allow) {
+        self.shared().replace_allow(allow, false);
+    }
+
+    /// Ends every live connection with a node, by any of its names, and says how many there were: those to services here with
+    /// `AccessRevoked`, those to its services with `Cancelled`. It may connect again, as far as the access list lets it.
+    pub fn disconnect(&self, node: &NodeId) -> usize {
+        self.shared().disconnect(node)
     }
 
     /// Every live connection, in the order in which they began.

@@ -5,11 +5,11 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
-use tokio::sync::watch;
+use tokio::sync::{watch, Notify};
 
 use super::events::{Event, Publisher};
 use super::splice::Counters;
@@ -98,12 +98,17 @@ impl ConnectionInfo {
 /// A live connection: what is fixed, and what changes while bytes flow.
 #[derive(Debug)]
 pub(super) struct Connection {
-    fixed: ConnectionInfo,
+    pub fixed: ConnectionInfo,
     pub counters: Counters,
     rtt_nanos: AtomicU64,
     priority: Mutex<Priority>,
     /// Not of a tombstone: it would keep the memory of the stream.
     helm: Mutex<Option<Helm>>,
+    /// Why this node ends it, if it does.
+    cut: Mutex<Option<Reason>>,
+    cut_told: Notify,
+    /// A task waits for [`Self::was_cut`], and ends it properly.
+    minded: AtomicBool,
     end: Mutex<Option<(SystemTime, Instant, Reason)>>,
 }
 
@@ -118,11 +123,38 @@ impl Connection {
         *lock(&self.helm) = Some(helm);
     }
 
+    /// Ends the tunnel, whatever flows in it. The first reason stays.
+    pub fn cut(&self, reason: Reason) {
+        lock(&self.cut).get_or_insert(reason);
+        self.cut_told.notify_one();
+        if !self.minded.load(Ordering::SeqCst) {
+            // what stands and is in nobody's care yet, or in the hands of a Rust program
+            lock(&self.helm).as_ref().map(Helm::reset);
+        }
+    }
+
+    /// Why this node has ended it.
+    pub fn cut_for(&self) -> Option<Reason> {
+        *lock(&self.cut)
+    }
+
+    /// Waits until this node ends it; for the one task that minds it.
+    pub async fn was_cut(&self) -> Reason {
+        self.minded.store(true, Ordering::SeqCst);
+        loop {
+            if let Some(reason) = self.cut_for() {
+                return reason;
+            }
+            self.cut_told.notified().await;
+        }
+    }
+
     pub fn info(&self) -> ConnectionInfo {
         let end = *lock(&self.end);
         let rtt = self.rtt_nanos.load(Ordering::Relaxed);
+        let ended = self.counters.ended.load(Ordering::SeqCst);
         ConnectionInfo {
-            closed: end.map(|(at, _, _)| at),
+            closed: end.map(|(at, _, _)| at).or_else(|| ended.then(SystemTime::now)),
             reason: end.map(|(_, _, reason)| reason),
             bytes_in: self.counters.into.load(Ordering::Relaxed),
             bytes_out: self.counters.out.load(Ordering::Relaxed),
@@ -156,8 +188,10 @@ struct Inner {
     addresses: HashMap<Key, Arc<Connection>>,
     /// Closed connections, oldest first.
     closed: VecDeque<Arc<Connection>>,
-    /// How many live streams each peer has opened, by its oldest name: a rotation does not give it more.
-    streams: HashMap<NodeId, usize>,
+    /// How many streams from peers there are, and how many are counted for each name: those that let a peer in. A name
+    /// that is made for the occasion gives it no more.
+    streams: usize,
+    streams_of: HashMap<NodeId, usize>,
     totals: Totals,
 }
 
@@ -187,6 +221,9 @@ impl Registry {
             counters: Counters::default(),
             rtt_nanos: AtomicU64::new(0),
             helm: Mutex::new(None),
+            cut: Mutex::new(None),
+            cut_told: Notify::new(),
+            minded: AtomicBool::new(false),
             end: Mutex::new(None),
         });
         inner.live.insert(connection.fixed.id, connection.clone());
@@ -197,28 +234,36 @@ impl Registry {
         Entry { registry: self.clone(), connection, opened: false, finished: false }
     }
 
-    /// Takes one of the places for streams from peers. Errors: the text of a refusal.
-    pub fn reserve(&self, peer: NodeId, max: usize, max_per_node: usize) -> Result<Place, String> {
+    /// Takes one of the places for streams from peers; it counts for each of `names`. Errors: the text of a refusal.
+    pub fn reserve(&self, names: &[NodeId], max: usize, max_per_node: usize) -> Result<Place, String> {
         let mut inner = lock(&self.inner);
-        let total: usize = inner.streams.values().sum();
+        let total = inner.streams;
         if total >= max {
             return Err(format!("{total} streams are open here, no more are taken"));
         }
-        let held = inner.streams.entry(peer).or_default();
-        if *held >= max_per_node {
+        let held = names.iter().filter_map(|name| inner.streams_of.get(name)).max().copied().unwrap_or(0);
+        if held >= max_per_node {
             return Err(format!("this node has {held} streams open, no more are taken"));
         }
-        *held += 1;
-        Ok(Place { registry: self.clone(), peer })
+        inner.streams += 1;
+        for name in names {
+            *inner.streams_of.entry(*name).or_default() += 1;
+        }
+        Ok(Place { registry: self.clone(), names: names.to_vec() })
+    }
+
+    /// Every live connection itself.
+    pub fn connections(&self) -> Vec<Arc<Connection>> {
+        lock(&self.inner).live.values().cloned().collect()
     }
 
     /// Whether a stream that this peer has opened was let in, and lives.
     pub fn serves(&self, peer: &NodeId) -> bool {
-        lock(&self.inner).streams.get(peer).is_some_and(|held| *held > 0)
+        lock(&self.inner).streams_of.get(peer).is_some_and(|held| *held > 0)
     }
 
     pub fn live(&self) -> Vec<ConnectionInfo> {
-        let connections: Vec<_> = lock(&self.inner).live.values().cloned().collect();
+        let connections = self.connections();
         let mut all: Vec<_> = connections.iter().map(|connection| connection.info()).collect();
         all.sort_unstable_by_key(|info| info.id);
         all
@@ -358,16 +403,19 @@ impl Drop for Entry {
 #[derive(Debug)]
 pub(super) struct Place {
     registry: Registry,
-    peer: NodeId,
+    names: Vec<NodeId>,
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
         let mut inner = lock(&self.registry.inner);
-        if let Some(held) = inner.streams.get_mut(&self.peer) {
-            *held -= 1;
-            if *held == 0 {
-                inner.streams.remove(&self.peer);
+        inner.streams = inner.streams.saturating_sub(1);
+        for name in &self.names {
+            if let Some(held) = inner.streams_of.get_mut(name) {
+                *held -= 1;
+                if *held == 0 {
+                    inner.streams_of.remove(name);
+                }
             }
         }
     }
@@ -497,13 +545,14 @@ mod tests {
     #[test]
     fn places_are_limited_and_come_back() {
         let registry = registry(Duration::ZERO, 0);
-        let (a, b) = (NodeId::from_public_key([1; 32]), NodeId::from_public_key([2; 32]));
-        let first = registry.reserve(a, 2, 1).unwrap();
-        assert!(registry.reserve(a, 2, 1).is_err());
-        let second = registry.reserve(b, 2, 1).unwrap();
-        assert!(registry.reserve(NodeId::from_public_key([3; 32]), 2, 1).is_err());
+        let [a, b, c] = [1, 2, 3].map(|n| NodeId::from_public_key([n; 32]));
+        let first = registry.reserve(&[a], 2, 1).unwrap();
+        assert!(registry.reserve(&[a], 2, 1).is_err());
+        assert!(registry.reserve(&[c, a], 2, 1).is_err(), "another name beside it gives it no more");
+        let second = registry.reserve(&[b], 2, 1).unwrap();
+        assert!(registry.reserve(&[c], 2, 1).is_err());
         drop((first, second));
-        assert!(registry.reserve(a, 2, 1).is_ok());
-        assert!(lock(&registry.inner).streams.is_empty());
+        assert!(registry.reserve(&[a, b], 2, 1).is_ok());
+        assert!(lock(&registry.inner).streams_of.is_empty() && lock(&registry.inner).streams == 0);
     }
 }

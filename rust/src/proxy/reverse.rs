@@ -2,85 +2,110 @@
 //! list, then limits, and only then is a service dialled.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::sync::Arc;
-
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::timeout;
+use std::time::Duration;
 
 use super::backend;
 use super::events::Event;
 use super::lifecycle::Phase;
 use super::local::LocalStream;
-use super::registry::{ConnectionInfo, Entry, Place, Role};
-use super::settings::{AccessRequest, Allow, Backend};
+use super::registry::{ConnectionInfo, Entry, Place as StreamPlace, Role};
+use super::settings::{AccessRequest, Backend};
 use super::tunnel::carry;
 use super::Shared;
 use crate::error::{Error, Reason, Result, Stage};
 use crate::net::{Incoming, UtpStream};
 use crate::open::{Answer, Open};
-use crate::peer::{Admission, Link};
+use crate::peer::{Link, Place, Ticket};
 
 /// Takes what peers open until the socket closes.
 pub(super) async fn serve(shared: Arc<Shared>, mut incoming: Incoming) {
-    let places = Arc::new(Semaphore::new(shared.limits.max_handshakes));
     loop {
-        // The place comes first: what cannot be served waits in the socket's bounded queue.
-        let next = async {
-            let place = places.clone().acquire_owned().await.ok()?;
-            Some((incoming.accept().await?, place))
-        };
-        let (stream, place) = tokio::select! {
+        let stream = tokio::select! {
             biased;
             () = shared.lifecycle.reached(Phase::Aborting) => return,
-            next = next => match next {
-                Some(next) => next,
+            next = incoming.accept() => match next {
+                Some(stream) => stream,
                 None => return,
             },
         };
-        let source = stream.remote_address();
-        let Some(admission) = shared.peers.admit(source) else {
-            stream.reset();
-            let text = "too many handshakes from this address";
-            let error = Error::new(Reason::PeerBusy, Stage::Tls, text).with_address(source);
-            shared.refused(None, Some(source), None, error);
-            continue;
+        let (source, known) = (stream.remote_address(), shared.access.is_known(&shared.peers, &stream));
+        let places = &shared.peers.places;
+        let entered = match places.enter(source, known) {
+            Some(place) => Some(Entrance::Place(place)),
+            None => places.queue(source, known).map(Entrance::Queue),
         };
-        shared.lifecycle.spawn_connection(handle_stream(shared.clone(), stream, (place, admission)));
+        match entered {
+            Some(entrance) => shared.lifecycle.spawn_connection(handle_stream(shared.clone(), stream, entrance)),
+            None => no_place(&shared, &stream, source),
+        }
     }
 }
 
-async fn handle_stream(shared: Arc<Shared>, stream: UtpStream, handshake: (OwnedSemaphorePermit, Admission)) {
+/// What whoever connects has at first.
+enum Entrance {
+    Place(Place),
+    Queue(Ticket),
+}
+
+async fn handle_stream(shared: Arc<Shared>, stream: UtpStream, entrance: Entrance) {
+    let source = stream.remote_address();
+    let place = match entrance {
+        Entrance::Place(place) => Some(place),
+        Entrance::Queue(ticket) => ticket.place(shared.limits.open_timeout.min(QUEUE_TIME) / 2).await,
+    };
+    let Some(mut place) = place else {
+        no_place(&shared, &stream, source);
+        return;
+    };
+    let gives_way = place.gives_way();
     // On the heap, so that a tunnel that stands does not carry the space of its making.
-    let Some(tunnel) = Box::pin(prepare(&shared, stream, handshake)).await else { return };
+    let prepared = tokio::select! {
+        biased;
+        () = gives_way => Err(()),
+        prepared = Box::pin(prepare(&shared, stream, place)) => Ok(prepared),
+    };
+    let tunnel = match prepared {
+        Ok(Some(tunnel)) => tunnel,
+        Ok(None) => return,
+        Err(()) => {
+            let text = "it had to give way: there are too many handshakes, and most from there";
+            let error = Error::new(Reason::PeerBusy, Stage::Tls, text).with_address(source);
+            shared.stranger_refused(source, error);
+            return;
+        }
+    };
     let Tunnel { local, link, entry, place } = tunnel;
     carry(local, link, Vec::new(), entry, Role::Reverse, &shared.limits).await;
     drop(place);
+}
+
+fn no_place(shared: &Shared, stream: &UtpStream, source: SocketAddr) {
+    stream.reset();
+    let error = Error::new(Reason::PeerBusy, Stage::Tls, "too many handshakes from this address").with_address(source);
+    shared.stranger_refused(source, error);
 }
 
 struct Tunnel {
     local: LocalStream,
     link: Link,
     entry: Entry,
-    place: Place,
+    place: StreamPlace,
 }
 
 /// From a uTP connection to a tunnel that stands; `None` when it does not come to that.
-async fn prepare(
-    shared: &Arc<Shared>,
-    stream: UtpStream,
-    handshake: (OwnedSemaphorePermit, Admission),
-) -> Option<Tunnel> {
+async fn prepare(shared: &Arc<Shared>, stream: UtpStream, handshake: Place) -> Option<Tunnel> {
     let source = stream.remote_address();
-    let (mut link, open) = match shared.peers.accept(stream).await {
+    let (mut link, open) = match shared.peers.accept(stream, &handshake).await {
         Ok(Some(asked)) => asked,
         Ok(None) => return None,
         Err(error) => {
-            shared.refused(error.node, Some(source), None, error);
+            shared.stranger_refused(source, error);
             return None;
         }
     };
     let mut handshake = Some(handshake);
-    shared.met(&link);
     link.utp().set_controller(shared.peers.controller(open.priority));
     let connected = connect(shared, &link, &open, &mut handshake).await;
     if connected.is_ok() {
@@ -100,8 +125,9 @@ async fn prepare(
         },
         Err(error) => {
             let error = error.with_node(link.peer.leaf).with_address(link.address);
-            // strangers, who cost nothing to be, are logged at debug only (`refused`)
-            tracing::info!(%error, service = open.service_port, "peer refused");
+            if let Some(unsaid) = shared.quiet_log.may_say() {
+                tracing::info!(%error, service = open.service_port, unsaid, "peer refused");
+            }
             shared.refused(Some(link.peer.leaf), Some(link.address), Some(open.service_port), error.clone());
             shared.peers.refuse(link, &error).await;
             None
@@ -115,15 +141,20 @@ async fn connect(
     shared: &Arc<Shared>,
     link: &Link,
     open: &Open,
-    handshake: &mut Option<(OwnedSemaphorePermit, Admission)>,
-) -> Result<(LocalStream, Entry, Place)> {
+    handshake: &mut Option<Place>,
+) -> Result<(LocalStream, Entry, StreamPlace)> {
     if shared.lifecycle.phase() != Phase::Running {
         return Err(Error::new(Reason::PeerClosed, Stage::Open, "this node is shutting down"));
     }
     let services = shared.services.read().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
     let service = find(&services, open.service_port);
     let service_port = service.map_or(open.service_port, |(port, _)| port);
-    check_access(shared, link, service_port).await?;
+    let request =
+        AccessRequest { node: link.peer.leaf, all: link.peer.all.clone(), service_port, remote_address: link.address };
+    let limits = &shared.limits;
+    let admitted = shared.access.check(&request, limits.open_timeout).await?;
+    shared.met(link);
+    shared.peers.let_in(&link.peer, if admitted.listed { &admitted.names } else { &[] });
     *handshake = None;
     let Some((service_port, backend)) = service else {
         let text = match open.service_port {
@@ -132,18 +163,19 @@ async fn connect(
         };
         return Err(Error::new(Reason::ServiceNotFound, Stage::Open, text));
     };
-    // A node that rotates its key keeps its places: the oldest name counts.
-    let oldest = link.peer.all.last().copied().unwrap_or(link.peer.leaf);
-    let limits = &shared.limits;
     let place = shared
         .registry
-        .reserve(oldest, limits.max_streams, limits.max_streams_per_node)
+        .reserve(&admitted.names, limits.max_streams, limits.max_streams_per_node)
         .map_err(|text| Error::new(Reason::PeerBusy, Stage::Open, text))?;
     let info = ConnectionInfo::of(Role::Reverse, link, service_port, shared.peers.net.local_address());
     let info = ConnectionInfo { priority: open.priority, ..info };
     let own = shared.peers.identity().node_id();
     let (local, entry) = backend::connect(backend, info, &shared.registry, &own, limits.service_timeout).await?;
     entry.connection.steered_by(link.utp().helm());
+    // the list may have changed meanwhile: whoever changed it has not seen this connection then
+    if shared.access.has_changed(admitted.list) {
+        shared.access.check(&request, limits.open_timeout).await?;
+    }
     Ok((local, entry, place))
 }
 
@@ -154,40 +186,22 @@ fn find(services: &BTreeMap<u16, Backend>, port: u16) -> Option<(u16, &Backend)>
     }
 }
 
-/// Before anything else is told: a stranger does not learn which services there are.
-async fn check_access(shared: &Shared, link: &Link, service_port: u16) -> Result<()> {
-    let denied = |text: &str| Error::new(Reason::AccessDenied, Stage::Open, text);
-    let allow = shared.allow.read().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
-    let allowed = match allow {
-        None => false,
-        Some(Allow::Anyone) => true,
-        Some(Allow::Nodes(nodes)) => link.peer.all.iter().any(|node| nodes.contains(node)),
-        Some(Allow::Ask(ask)) => {
-            let request = AccessRequest {
-                node: link.peer.leaf,
-                all: link.peer.all.clone(),
-                service_port,
-                remote_address: link.address,
-            };
-            match timeout(shared.limits.open_timeout, ask(request)).await {
-                Ok(allowed) => allowed,
-                Err(_) => return Err(denied("the access list did not answer in time")),
-            }
-        }
-    };
-    if allowed {
-        Ok(())
-    } else {
-        Err(denied("not on the access list"))
-    }
-}
-
 impl Shared {
+    /// The same for somebody without a name. Such are cheap to be: they must not push what subscribers wait for out of their
+    /// queues.
+    fn stranger_refused(&self, source: SocketAddr, error: Error) {
+        if error.node.is_some() || self.quiet_events.may_say().is_some() {
+            self.refused(error.node, Some(source), None, error);
+        } else {
+            self.refusals.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        }
+    }
+
     /// Tells the subscribers of a tunnel that did not come about.
     pub(super) fn refused(
         &self,
         node: Option<crate::addr::NodeId>,
-        address: Option<std::net::SocketAddr>,
+        address: Option<SocketAddr>,
         service_port: Option<u16>,
         error: Error,
     ) {
@@ -196,3 +210,6 @@ impl Shared {
         self.publisher.publish(Event::ConnectionRefused { node, address, service_port, error });
     }
 }
+
+/// Whoever finds no place for its handshake waits half of this for one: those before it need two round trips.
+const QUEUE_TIME: Duration = Duration::from_secs(2);

@@ -73,6 +73,7 @@ impl ProxyConfig {
             ("event_queue", limits.event_queue),
             ("max_handshakes", limits.max_handshakes),
             ("max_handshakes_per_source", limits.max_handshakes_per_source),
+            ("max_handshakes_per_network", limits.max_handshakes_per_network),
             ("max_dials_per_node", limits.max_dials_per_node),
         ];
         match counts.iter().find(|(_, count)| *count == 0) {

@@ -7,7 +7,7 @@ use std::cell::RefCell;
 use std::future::{poll_fn, Future};
 use std::io;
 use std::pin::{pin, Pin};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{ready, Context, Poll};
 use std::time::Duration;
 
@@ -34,6 +34,9 @@ pub(super) struct Counters {
     pub out: AtomicU64,
     /// From the link to the local socket.
     pub into: AtomicU64,
+    /// The local socket has ended in both directions, or is about to: its port may be another's from now on, for the system
+    /// gives up the port of whoever ends last at once.
+    pub ended: AtomicBool,
 }
 
 /// Moves bytes until both directions have ended or one side breaks. The sockets are left as they are: what a broken one means
@@ -54,13 +57,14 @@ pub(super) async fn splice<L: AsyncRead + AsyncWrite + Unpin>(
     let mut broken = pin!(local.broken());
     let mut look = pin!(sleep(LOOK_EVERY));
     poll_fn(|cx| {
-        let (mut here, mut there) = (Here(local), There(&mut *link));
+        let (mut here, mut there) = (Here(local, None), There(&mut *link));
         let up = match upload.poll(cx, &mut here, &mut there, &counters.out) {
             Poll::Ready(Err(Broken::Source(error))) => return Poll::Ready(Outcome::Local(error)),
             Poll::Ready(Err(Broken::Sink(error))) => return Poll::Ready(Outcome::Link(error)),
             Poll::Ready(Ok(())) => true,
             Poll::Pending => false,
         };
+        here.1 = up.then_some(&counters.ended);
         let down = match download.poll(cx, &mut there, &mut here, &counters.into) {
             Poll::Ready(Err(Broken::Source(error))) => return Poll::Ready(Outcome::Link(error)),
             Poll::Ready(Err(Broken::Sink(error))) => return Poll::Ready(Outcome::Local(error)),
@@ -91,7 +95,8 @@ trait Side {
     fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
 }
 
-struct Here<'a>(&'a LocalStream);
+/// With what to set before its last direction ends.
+struct Here<'a>(&'a LocalStream, Option<&'a AtomicBool>);
 
 impl Side for Here<'_> {
     fn poll_read(&mut self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
@@ -107,6 +112,9 @@ impl Side for Here<'_> {
     }
 
     fn poll_end(&mut self, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if let Some(ended) = self.1 {
+            ended.store(true, Ordering::SeqCst);
+        }
         Poll::Ready(self.0.shutdown_write())
     }
 }

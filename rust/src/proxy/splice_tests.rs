@@ -142,7 +142,7 @@ async fn an_idle_direction_holds_no_buffer() {
         program.write_all(b"hello").await.unwrap();
         let arrived = async {
             poll_fn(|cx| {
-                let polled = flow.poll(cx, &mut Here(&local), &mut There(&mut link), &moved);
+                let polled = flow.poll(cx, &mut Here(&local, None), &mut There(&mut link), &moved);
                 assert!(polled.is_pending() && flow.buffer.bytes.is_empty());
                 if moved.load(Ordering::Relaxed).is_multiple_of(5) && moved.load(Ordering::Relaxed) > 0 {
                     return Poll::Ready(());

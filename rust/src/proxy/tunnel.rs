@@ -14,6 +14,7 @@ use super::splice::{splice, Outcome};
 use crate::config::ProxyLimits;
 use crate::error::{Error, Reason};
 use crate::peer::Link;
+use crate::tls::is_access_denied;
 
 /// Carries bytes until the tunnel ends, passes the end on to the side that does not know of it, and enters the reason.
 pub(super) async fn carry(
@@ -23,22 +24,42 @@ pub(super) async fn carry(
     entry: Entry,
     role: Role,
     limits: &ProxyLimits,
-) {
+) -> Reason {
     let connection = entry.connection.clone();
     connection.set_rtt(link.rtt());
     let failure = |stream: &tokio_rustls::TlsStream<crate::net::UtpStream>| {
         let reason = stream.get_ref().0.failure()?;
         Some(io::Error::other(Error::new(reason, crate::error::Stage::Stream, "")))
     };
-    let outcome = splice(&local, &mut link.stream, early, &connection.counters, limits.splice_buffer, failure).await;
+    let outcome = tokio::select! {
+        biased;
+        reason = connection.was_cut() => Err(reason),
+        outcome = splice(&local, &mut link.stream, early, &connection.counters, limits.splice_buffer, failure) => Ok(outcome),
+    };
     connection.set_rtt(link.rtt());
+    let outcome = match outcome {
+        Ok(outcome) => outcome,
+        Err(reason) => {
+            // the program on this side hears it first: what it writes meanwhile would go nowhere
+            entry.finish(reason);
+            drop(local);
+            match reason {
+                Reason::AccessRevoked => Box::pin(link.dismiss(limits.linger.min(DISMISS_TIME))).await,
+                _ => link.reset(),
+            }
+            return reason;
+        }
+    };
     let reason = match outcome {
         Outcome::Finished => {
-            local.finish();
-            match link.finish(limits.linger).await {
+            let reason = match link.finish(limits.linger).await {
                 Ok(()) => Reason::Finished,
                 Err(error) => broken_by(&error, None),
-            }
+            };
+            // the local port is another program's as soon as it is free: whoever asks must not hear that it is this node
+            entry.finish(reason);
+            local.finish();
+            return reason;
         }
         Outcome::Local(error) => {
             tracing::debug!(id = connection.info().id, ?role, %error, "the local side broke");
@@ -57,10 +78,15 @@ pub(super) async fn carry(
         }
     };
     entry.finish(reason);
+    reason
 }
 
 fn broken_by(error: &io::Error, failure: Option<Reason>) -> Reason {
     let ours = error.get_ref().and_then(|inner| inner.downcast_ref::<Error>());
+    let tls = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
+    if tls.is_some_and(is_access_denied) {
+        return Reason::AccessRevoked;
+    }
     match (ours, failure, error.kind()) {
         (Some(ours), _, _) => ours.reason,
         (None, Some(reason), _) => reason,
@@ -71,6 +97,9 @@ fn broken_by(error: &io::Error, failure: Option<Reason>) -> Reason {
         _ => Reason::PeerReset,
     }
 }
+
+/// How long a peer that has lost its access may take to read so.
+const DISMISS_TIME: Duration = Duration::from_secs(1);
 
 /// A stream to a service of another node, for programs in Rust. Dropping it resets it, unless both directions have ended.
 #[derive(Debug)]
@@ -101,7 +130,8 @@ impl Tunnel {
 
     fn broken(&mut self, error: io::Error) -> io::Error {
         let failure = self.link.as_ref().and_then(|link| link.utp().failure());
-        self.failed.get_or_insert(broken_by(&error, failure));
+        let cut = self.entry.as_ref().and_then(|entry| entry.connection.cut_for());
+        self.failed.get_or_insert(cut.unwrap_or_else(|| broken_by(&error, failure)));
         error
     }
 }
@@ -159,7 +189,8 @@ impl Drop for Tunnel {
             }
             _ => {
                 link.reset();
-                entry.finish(Reason::Cancelled);
+                let reason = entry.connection.cut_for().unwrap_or(Reason::Cancelled);
+                entry.finish(reason);
             }
         }
     }

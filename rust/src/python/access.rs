@@ -2,16 +2,16 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use pyo3::prelude::*;
 use tokio::sync::oneshot;
 
 use super::errors::OrRaise;
 use super::runtime::{lock, Owned};
-use crate::proxy::{AccessRequest, Allow};
+use crate::proxy::{AccessRequest, Allow, Denials, Quiet};
 
-/// Questions that wait for a thread; what comes on top is denied.
+/// Questions that wait for a thread; what comes on top is denied. The proxy asks fewer at once (`proxy/asking.rs`).
 const MAX_WAITING: usize = 256;
 
 /// The questions of one access list.
@@ -27,11 +27,11 @@ struct State {
     next: u64,
     waiting: VecDeque<(u64, AccessRequest)>,
     /// Those asked and not answered; bounded by `MAX_WAITING` too, because a question that timed out is taken away.
-    unanswered: HashMap<u64, oneshot::Sender<bool>>,
+    unanswered: HashMap<u64, oneshot::Sender<Option<bool>>>,
 }
 
 impl Queue {
-    fn ask(&self, request: AccessRequest) -> Option<(u64, oneshot::Receiver<bool>)> {
+    fn ask(&self, request: AccessRequest) -> Option<(u64, oneshot::Receiver<Option<bool>>)> {
         let mut state = lock(&self.state);
         if state.closed || state.unanswered.len() >= MAX_WAITING {
             return None;
@@ -74,28 +74,46 @@ impl Queue {
 }
 
 /// Closes the queue when the access list that asks through it is dropped, so that the threads behind it end.
-pub(super) struct Asker(Arc<Queue>);
+pub(super) struct Asker {
+    queue: Arc<Queue>,
+    denials: Mutex<Denials>,
+    complaints: Quiet,
+}
 
 impl Drop for Asker {
     fn drop(&mut self) {
-        self.0.close();
+        self.queue.close();
     }
 }
 
 impl Asker {
     async fn ask(&self, request: AccessRequest, timeout: Duration) -> bool {
         let node = request.node;
-        let Some((number, answer)) = self.0.ask(request) else {
-            tracing::warn!(node = %node.short(), "access denied: too many questions wait for allow=");
+        if lock(&self.denials).hold(&request, Instant::now()) {
+            return false;
+        }
+        let Some((number, answer)) = self.queue.ask(request.clone()) else {
+            if let Some(unsaid) = self.complaints.may_say() {
+                tracing::warn!(node = %node.short(), unsaid, "access denied: too many questions wait for allow=");
+            }
             return false;
         };
-        let forget = Forget(&self.0, number);
+        let forget = Forget(&self.queue, number);
         let verdict = tokio::time::timeout(timeout, answer).await;
         drop(forget);
         match verdict {
-            Ok(answer) => answer.unwrap_or(false),
+            Ok(Ok(Some(true))) => true,
+            Ok(Ok(Some(false))) => {
+                lock(&self.denials).remember(&request, Instant::now());
+                false
+            }
+            // it failed: that is in the log, and the next question may fare better
+            Ok(Ok(None) | Err(_)) => false,
             Err(_) => {
-                tracing::warn!(node = %node.short(), "access denied: allow= did not answer within {timeout:?}");
+                if let Some(unsaid) = self.complaints.may_say() {
+                    let within = timeout.as_secs_f64();
+                    tracing::warn!(node = %node.short(), unsaid, "access denied: allow= did not answer within {within} s");
+                }
                 false
             }
         }
@@ -114,7 +132,8 @@ impl Drop for Forget<'_> {
 /// An access list that asks Python, and where Python finds the questions.
 pub(super) fn ask_python(timeout: Duration) -> (Allow, AccessRequests) {
     let queue = Arc::new(Queue::default());
-    let asker = Arc::new(Asker(queue.clone()));
+    let asker = Asker { queue: queue.clone(), denials: Mutex::default(), complaints: Quiet::new(5, 6) };
+    let asker = Arc::new(asker);
     let allow = Allow::Ask(Arc::new(move |request| {
         let asker = asker.clone();
         Box::pin(async move { asker.ask(request, timeout).await })
@@ -151,8 +170,9 @@ impl AccessRequests {
         }))
     }
 
-    /// Answers a question; too late is no error.
-    fn answer(&self, py: Python<'_>, number: u64, allowed: bool) -> PyResult<()> {
+    /// Answers a question; None says that the function failed. Too late is no error.
+    #[pyo3(signature = (number, allowed))]
+    fn answer(&self, py: Python<'_>, number: u64, allowed: Option<bool>) -> PyResult<()> {
         if let Some(sender) = lock(&self.0.get().or_raise(py)?.state).unanswered.remove(&number) {
             let _ = sender.send(allowed);
         }

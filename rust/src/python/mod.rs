@@ -78,7 +78,8 @@ fn parse_node_id(py: Python<'_>, text: &str) -> PyResult<String> {
 fn node_id_from_key(py: Python<'_>, key: &[u8]) -> PyResult<String> {
     let key: [u8; 32] =
         key.try_into().map_err(|_| errors::to_py(py, &convert::invalid("an Ed25519 public key has 32 bytes")))?;
-    Ok(NodeId::from_public_key(key).to_string())
+    let node = NodeId::of_key(key).map_err(|bad| errors::to_py(py, &convert::invalid(bad.to_string())))?;
+    Ok(node.to_string())
 }
 
 #[pyfunction]

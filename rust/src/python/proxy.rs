@@ -128,10 +128,23 @@ impl Proxy {
         Ok(())
     }
 
-    fn set_allow(&self, py: Python<'_>, allow: AllowSetting, timeout: f64) -> PyResult<Option<AccessRequests>> {
+    fn set_allow(
+        &self,
+        py: Python<'_>,
+        allow: AllowSetting,
+        timeout: f64,
+        cut: bool,
+    ) -> PyResult<Option<AccessRequests>> {
         let (allow, requests) = allow.allow(timeout).or_raise(py)?;
-        self.core(py)?.set_allow(allow);
+        match cut {
+            true => self.core(py)?.set_allow(allow),
+            false => self.core(py)?.set_allow_for_new(allow),
+        }
         Ok(requests)
+    }
+
+    fn disconnect(&self, py: Python<'_>, node: &str) -> PyResult<usize> {
+        Ok(self.core(py)?.disconnect(&node_id(node).or_raise(py)?))
     }
 
     fn connections(&self, py: Python<'_>, node: Option<&str>) -> PyResult<Vec<Connection>> {

@@ -185,6 +185,7 @@ limits! {
     "max_dials_per_node" => limits.max_dials_per_node, count;
     "max_handshakes" => limits.max_handshakes, count;
     "max_handshakes_per_source" => limits.max_handshakes_per_source, count;
+    "max_handshakes_per_network" => limits.max_handshakes_per_network, count;
     "max_peers" => limits.max_peers, count;
     "max_addresses" => limits.max_addresses, count;
     "max_connections" => net.endpoint.max_connections, count;
@@ -196,6 +197,7 @@ limits! {
     "service_timeout" => limits.service_timeout, seconds;
     "open_timeout" => limits.open_timeout, seconds;
     "handshake_timeout" => tls.handshake_timeout, seconds;
+    "hello_timeout" => tls.hello_timeout, seconds;
     "linger" => limits.linger, seconds;
     "other_addresses_after" => limits.other_addresses_after, seconds;
     "drain_timeout" => limits.drain_timeout, seconds;

@@ -91,7 +91,8 @@ impl Inner {
             }
             Err(error) => {
                 tracing::info!(%error, "invited in vain");
-                if let Some(node) = error.node {
+                // strangers have no place among what can be explained
+                if let Some(node) = error.node.filter(|_| error.reason != Reason::AccessDenied) {
                     report.error = Some(error);
                     self.reports().insert(node, report, self.config.max_reports);
                 }
@@ -102,7 +103,7 @@ impl Inner {
     async fn accept(self: &Arc<Self>, invite: &Invite, report: &mut Report) -> Result<NodeId> {
         let identity = self.peers.identity();
         let Invite { id, body, from, .. } = invite;
-        let peer = Welcomed::who(&identity, id, body, self.peers.tls_config(), now())?;
+        let peer = Welcomed::who(&identity, id, body, self.peers.tls_config(), self.peers.judging_time())?;
         let (node, names) = (peer.leaf, peer.all.clone());
         if node.public_key() != &from.node {
             let text = "the rendezvous says that the invitation is of somebody else";

@@ -244,6 +244,7 @@ impl Inner {
         own.direct_only |= self.direct_only.applies(&introduced.peer.all);
         let go = exchange.say(introduced.peer.leaf, go);
         let draft = self.plan((&own, &peer), ways, seen_at, report);
+        self.peers.learn(&introduced.peer, Some(&node));
         let meeting = async {
             // the peer begins when it has our Go: half a round trip from now (DCUtR), without what it took to find out where it is
             sleep(round_trip.saturating_sub(peer.took) / 2).await;
@@ -276,9 +277,10 @@ impl Inner {
             }
             let failure = match heard {
                 Heard::Body(Words { body, seen_at, .. }) if Kind::of(&body) == Some(Kind::Answer) => {
-                    match invitation.check(&body, config, now()) {
+                    match invitation.check(&body, config, self.peers.judging_time()) {
                         Ok(()) => {
-                            let (introduced, go) = invitation.handle_answer(&body, &own.encode(), config, now())?;
+                            let (introduced, go) =
+                                invitation.handle_answer(&body, &own.encode(), config, self.peers.judging_time())?;
                             return Ok(Answered { introduced, go, seen_at });
                         }
                         Err(error) => Failure { error, again: None },
@@ -342,7 +344,7 @@ impl Inner {
         report: &mut Report,
     ) -> Result<()> {
         let Introduced { peer, keys, .. } = introduced;
-        self.peers.learn(&peer);
+        self.peers.learn(&peer, None);
         let (outlook, has_relays) = (draft.outlook, !(draft.plan.relayed.is_empty() && draft.plan.last.is_empty()));
         let most = match outlook {
             Outlook::Direct => self.config.direct_timeout,

@@ -15,7 +15,7 @@ use super::wire::{
 };
 use super::{Inner, RendezvousEvent};
 use crate::addr::{unmapped, NodeId};
-use crate::error::{Error, Reason, Result, Stage};
+use crate::error::{printable, Error, Reason, Result, Stage, MAX_OUTSIDE};
 use crate::open::{Open, Priority};
 use crate::path::is_local;
 use crate::peer::{Dial, Link};
@@ -194,7 +194,8 @@ impl Station {
             state.tried = true;
             (state.going, state.relays_named) = (None, false);
         }
-        tracing::info!(%node, address = %from, relayed, observed = welcome.observed, "rendezvous connected");
+        let seen = printable(welcome.observed.clone(), MAX_OUTSIDE);
+        tracing::info!(%node, address = %from, relayed, observed = seen, "rendezvous connected");
         inner.welcomed(&welcome, from, observed);
         if left_relay {
             // what was found out while no UDP got through no longer holds

@@ -135,10 +135,10 @@ impl Draft<'_> {
 
 /// The node that a key pair is.
 pub(super) fn node_of(key: &Ed25519KeyPair) -> Result<NodeId, Error> {
+    let unusable = |why: String| Error::new(Reason::Internal, Stage::Setup, why);
     let bytes: Result<[u8; 32], _> = key.public_key().as_ref().try_into();
-    bytes
-        .map(NodeId::from_public_key)
-        .map_err(|_| Error::new(Reason::Internal, Stage::Setup, "an Ed25519 public key of other than 32 bytes"))
+    let bytes = bytes.map_err(|_| unusable("an Ed25519 public key of other than 32 bytes".to_owned()))?;
+    NodeId::of_key(bytes).map_err(|bad| unusable(bad.to_string()))
 }
 
 /// Seconds since 1970, negative before.
@@ -192,7 +192,7 @@ fn ed25519_key(tbs: &TbsCertificate) -> Result<NodeId, Fault> {
     }
     let bits = &info.subject_public_key;
     match <[u8; 32]>::try_from(bits.data.as_ref()) {
-        Ok(key) if bits.unused_bits == 0 => Ok(NodeId::from_public_key(key)),
+        Ok(key) if bits.unused_bits == 0 => NodeId::of_key(key).map_err(|bad| invalid(bad.to_string())),
         _ => Err(invalid("its Ed25519 key does not have 32 bytes")),
     }
 }
@@ -351,6 +351,20 @@ mod tests {
         let der = CertificateParams::default().signed_by(&other, &issuer).unwrap();
         let fault = refusal(der.der());
         assert!(fault.what.contains("not an Ed25519 key"), "{}", fault.what);
+    }
+
+    #[test]
+    fn a_key_that_anyone_can_sign_with_is_in_no_certificate() {
+        let (signer, issuer, _) = sample();
+        for weak in [[0; 32], [255; 32]] {
+            let node = NodeId::from_public_key(weak);
+            let (subject, issuer) = (node.to_string(), issuer.to_string());
+            let (from, until) = (UNIX_EPOCH, UNIX_EPOCH + Duration::from_secs(2_000_000_000));
+            let draft = Draft { subject: &subject, key: &node, issuer: &issuer, signer: &signer, from, until };
+            let fault = refusal(&draft.sign().unwrap());
+            assert_eq!(fault.reason, Reason::CertificateInvalid);
+            assert!(fault.what.contains("not a node id"), "{}", fault.what);
+        }
     }
 
     #[test]

@@ -32,7 +32,7 @@ impl TlsContext {
     /// Fails with `Internal` when the operating system gives no randomness or the key is refused.
     pub fn new(identity: &Identity, config: &TlsConfig) -> Result<Self> {
         let provider = Arc::new(provider());
-        let verifier = Arc::new(Verifier(config.clone()));
+        let verifier = Arc::new(Verifier { config: config.clone(), own: Some(identity.clone()) });
         let key = crypto::sign::any_eddsa_type(&PrivatePkcs8KeyDer::from(identity.pkcs8())).map_err(setup_error)?;
         let own = Arc::new(SingleCertAndKey::from(CertifiedKey::new(identity.chain().to_vec(), key)));
 
@@ -45,6 +45,8 @@ impl TlsContext {
         client.alpn_protocols = vec![ALPN.to_vec()];
         // the name would tell an onlooker who is called
         client.enable_sni = false;
+        // for the last record of a session that is ended against the peer's will (`alert`)
+        client.enable_secret_extraction = true;
         client.resumption = Resumption::in_memory_sessions(config.max_tickets);
 
         let mut server = ServerConfig::builder_with_provider(provider)
@@ -53,6 +55,7 @@ impl TlsContext {
             .with_client_cert_verifier(verifier)
             .with_cert_resolver(own);
         server.alpn_protocols = vec![ALPN.to_vec()];
+        server.enable_secret_extraction = true;
         // the session travels inside the ticket: strangers cannot fill a table, nor push others out of one
         server.ticketer = crypto::Ticketer::new().map_err(setup_error)?;
 

@@ -96,7 +96,7 @@ pub fn judged(chain: &[Vec<u8>], wanted: Option<&NodeId>, config: &TlsConfig, no
 pub fn verified(chain: &[Vec<u8>], wanted: Option<&NodeId>, config: &TlsConfig, now: SystemTime) -> Result<()> {
     let ders: Vec<CertificateDer<'_>> = chain.iter().map(|der| CertificateDer::from(der.as_slice())).collect();
     let Some((leaf, others)) = ders.split_first() else { return judge(chain, wanted, config, now).map(drop) };
-    let verifier = Verifier(config.clone());
+    let verifier = Verifier { config: config.clone(), own: None };
     let now = UnixTime::since_unix_epoch(Duration::from_secs(unix_seconds(now).unsigned_abs()));
     let verdict = match wanted {
         Some(wanted) => verifier.verify_server_cert(leaf, others, &server_name(wanted), &[], now).map(drop),

@@ -112,6 +112,12 @@ impl Identity {
         self.0.chain.not_after()
     }
 
+    /// By which moment this node judges the dates of others, when its clock says `now`: that, unless its own leaf is not valid
+    /// then.
+    pub fn judging_time(&self, now: SystemTime) -> SystemTime {
+        self.0.chain.judging_time(now)
+    }
+
     /// A new key whose certificate the old key signs; peers that know an older name still find it on the chain. The old key
     /// can be thrown away, and should.
     ///
@@ -216,9 +222,9 @@ impl fmt::Debug for Identity {
     }
 }
 
-/// How long a leaf lasts: 10 years. Its own key can renew it at any time, so the dates guard nothing against a thief; they
-/// are the end of what nobody cares for any more.
-pub(super) const LIFETIME: Duration = Duration::from_secs(3_652 * 86_400);
+/// How long a leaf lasts: 30 years. Its own key can renew it at any time, so the dates guard nothing against a thief; they
+/// are the end of what nobody cares for any more. A clock that is wrong by less, in whichever direction, keeps no node out.
+pub(super) const LIFETIME: Duration = Duration::from_secs(10_957 * 86_400);
 
 pub(super) fn new_key() -> Result<Ed25519KeyPair> {
     Ed25519KeyPair::generate().map_err(|_| internal("the operating system gives no randomness"))

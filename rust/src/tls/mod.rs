@@ -8,6 +8,7 @@
 //! | `file` | an identity on disk, for our eyes only |
 //! | `verifier` | the chain's rules inside rustls, and verdicts on their way out of it |
 //! | `context` | rustls configurations for one identity |
+//! | `alert` | the last record of a session that is taken away from its peer |
 //! | `derived` | secrets that follow from a key |
 //! | `introduction` | two nodes prove who they are through a third that they need not trust |
 //! | `forge` | identities that break one rule each, for tests |
@@ -15,6 +16,7 @@
 //! A handshake is over when [`finish`] says so: rustls does not ask the verifier again for a resumed session, whose peer may
 //! have expired since.
 
+mod alert;
 mod certificate;
 mod chain;
 mod context;
@@ -34,6 +36,7 @@ use crate::addr::{NodeId, PingKeys};
 use crate::config::TlsConfig;
 use crate::error::{Error, Reason, Result, Stage};
 
+pub use alert::{access_denied, is_access_denied};
 pub use chain::PeerIdentity;
 pub use context::{TlsContext, ALPN};
 pub use identity::Identity;

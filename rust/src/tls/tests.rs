@@ -205,7 +205,6 @@ fn every_forged_identity_fails_for_its_own_reason_in_both_roles() {
     let name = victim.node_id();
     let cases = [
         (forge::expired(now), None, Reason::CertificateExpired),
-        (forge::not_yet_valid(now), None, Reason::CertificateExpired),
         (forge::broken_chain(&victim, now), Some(name), Reason::ChainBroken),
         (forge::unlinked_chain(&victim, now), Some(name), Reason::ChainBroken),
         (forge::over_long(now), None, Reason::ChainTooLong),
@@ -292,6 +291,16 @@ fn a_rotated_node_resumes_no_session_of_its_old_key() {
     let met = meet(&a, &context(&second), &first.node_id());
     assert_eq!(met.kinds(), [Some(HandshakeKind::Full); 2]);
     assert_eq!(met.client.unwrap().leaf, second.node_id());
+}
+
+/// A clock that is days behind, or an identity made by one that was ahead.
+#[test]
+fn a_leaf_of_tomorrow_is_taken() {
+    let tomorrow = forge::not_yet_valid(SystemTime::now()).unwrap();
+    let (a, b) = (context(&identity()), context(&tomorrow));
+    assert_eq!(meet(&a, &b, &tomorrow.node_id()).reasons(), (None, None));
+    let wanted = identity();
+    assert_eq!(meet(&b, &context(&wanted), &wanted.node_id()).reasons(), (None, None));
 }
 
 #[test]

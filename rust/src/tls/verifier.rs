@@ -14,6 +14,7 @@ use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 
 use super::certificate::Certificate;
 use super::chain::judge;
+use super::Identity;
 use crate::addr::NodeId;
 use crate::config::TlsConfig;
 use crate::error::{Error, Reason, Stage};
@@ -21,7 +22,11 @@ use crate::error::{Error, Reason, Stage};
 /// Judges the peer's chain during a full handshake. Which node a dialler wants comes with the server name, so that one
 /// configuration serves all nodes, and rustls' session cache, which goes by that name, is one per node.
 #[derive(Debug)]
-pub(super) struct Verifier(pub TlsConfig);
+pub(super) struct Verifier {
+    pub config: TlsConfig,
+    /// Who judges; tests judge for nobody.
+    pub own: Option<Identity>,
+}
 
 /// The server name that carries `wanted` to the verifier. It never leaves this machine: SNI is off.
 pub(super) fn server_name(wanted: &NodeId) -> ServerName<'static> {
@@ -47,7 +52,8 @@ impl Verifier {
     ) -> Result<(), rustls::Error> {
         let chain: Vec<&[u8]> = std::iter::once(end_entity).chain(intermediates).map(AsRef::as_ref).collect();
         let now = UNIX_EPOCH + Duration::from_secs(now.as_secs());
-        judge(&chain, wanted, &self.0, now).map(|_| ()).map_err(wrap)
+        let now = self.own.as_ref().map_or(now, |own| own.judging_time(now));
+        judge(&chain, wanted, &self.config, now).map(|_| ()).map_err(wrap)
     }
 
     /// The key is taken from the certificate as the chain's rules read it: a second parser could read another one.

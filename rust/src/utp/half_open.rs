@@ -298,4 +298,34 @@ mod tests {
         table.greet(now, &config(), (origin("192.0.2.9:9"), 9), 1, None, 0);
         assert_eq!(table.recognise(now, &key, &first(&forged)), Some(forged));
     }
+
+    #[test]
+    fn one_address_fills_its_own_rows_and_no_more() {
+        let mut table = HalfOpen::new([1; 32]);
+        let config = EndpointConfig { max_half_open: 100, max_half_open_per_remote: 7, ..EndpointConfig::default() };
+        let now = Time::from_millis(1_000);
+        for id in 0..1_000 {
+            table.greet(now, &config, (origin("192.0.2.1:7"), id), 1, None, 5);
+        }
+        assert_eq!(table.len(), 7);
+        for id in 0..1_000 {
+            table.greet(now, &config, (origin("192.0.2.2:7"), id), 1, None, 5);
+        }
+        assert_eq!(table.len(), 14, "another address has its own");
+    }
+
+    #[test]
+    fn a_number_that_was_used_is_known_in_its_slot_and_in_the_next() {
+        let mut spent = Spent::default();
+        let key = |id| (origin("192.0.2.1:7"), id);
+        let at = |seconds: u64| Time::from_millis(seconds * 1_000);
+        spent.note(at(1_000), key(1), 10);
+        assert!(spent.holds(key(1), 10) && !spent.holds(key(1), 11) && !spent.holds(key(2), 10));
+        spent.note(at(1_120), key(2), 20);
+        assert!(spent.holds(key(1), 10), "a late copy comes up to two minutes later");
+        spent.note(at(1_240), key(3), 30);
+        assert!(!spent.holds(key(1), 10) && spent.holds(key(2), 20) && spent.holds(key(3), 30));
+        (0..u16::MAX).for_each(|seq| spent.note(at(1_240), key(4), seq));
+        assert!(spent.now.len() + spent.before.len() <= 2 * MAX_SPENT);
+    }
 }

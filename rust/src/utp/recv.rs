@@ -304,6 +304,19 @@ mod tests {
     }
 
     #[test]
+    fn early_packets_have_a_cap_however_small_they_are() {
+        let mut queue = queue();
+        let next = queue.next();
+        let taken = (1..30_000).filter(|n| queue.insert(next + *n, b"x") == Arrival::Early).count();
+        assert_eq!(taken, (1 << 16) / EARLY_COST);
+        assert_eq!(queue.early.len(), taken);
+        let mut small = ReceiveQueue::new(first(1), 100, 100);
+        let next = small.next();
+        let taken = (1..30_000).filter(|n| small.insert(next + *n, b"x") == Arrival::Early).count();
+        assert_eq!(taken, MIN_EARLY);
+    }
+
+    #[test]
     fn fin_may_come_before_missing_data_and_nothing_counts_after_it() {
         let mut queue = queue();
         let next = queue.next();

@@ -12,6 +12,8 @@ use stun_types::message::{
 };
 use subtle::ConstantTimeEq;
 
+use crate::error::printable;
+
 /// What is asked, with what makes it different from another of its kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Question {
@@ -241,7 +243,8 @@ impl<'a> Iterator for Attributes<'a> {
 /// RFC 8489 section 14.8. The text goes into errors that people read: bounded, and without control characters.
 fn error_code(value: &[u8]) -> Option<(u16, String)> {
     let &[_, _, class, number, ref text @ ..] = value else { return None };
-    let text: String = String::from_utf8_lossy(text).chars().filter(|c| !c.is_control()).take(MAX_TEXT).collect();
+    let text: String = String::from_utf8_lossy(text).chars().filter(|c| !c.is_control()).collect();
+    let text = printable(text, MAX_TEXT);
     Some((u16::from(class & 7) * 100 + u16::from(number.min(99)), text.trim().to_owned()))
 }
 
