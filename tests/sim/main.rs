@@ -8,6 +8,7 @@ mod flow;
 mod golden;
 mod goodput;
 mod idle;
+mod jitter;
 mod liars;
 mod paths;
 mod random;

@@ -12,8 +12,12 @@ pub struct LinkConfig {
     /// Bytes per second; `None` is infinitely fast.
     pub rate: Option<u64>,
     pub delay: Duration,
-    /// Added to the delay, evenly distributed; order is kept unless `reorder` says otherwise.
+    /// Added to the delay, evenly distributed; order is kept unless `jitter_reorders` or `reorder` says otherwise.
     pub jitter: Duration,
+    /// A datagram that drew less jitter overtakes one that drew more, as on Wi-Fi and LTE with several queues.
+    pub jitter_reorders: bool,
+    /// The jitter is the sum of so many even draws, each of its share: 1 is even, 4 is close to a bell curve.
+    pub jitter_draws: u32,
     /// Bytes that wait for the rate; more are dropped.
     pub queue: u64,
     pub loss: f64,
@@ -49,6 +53,8 @@ impl Default for LinkConfig {
             rate: None,
             delay: Duration::from_millis(10),
             jitter: Duration::ZERO,
+            jitter_reorders: false,
+            jitter_draws: 1,
             queue: u64::MAX,
             loss: 0.0,
             bursts: None,
@@ -147,8 +153,12 @@ impl Link {
     }
 
     fn arrival(&mut self, departure: Time) -> Time {
-        let jitter = Duration::from_nanos(self.rng.below(self.config.jitter.as_nanos() as u64 + 1));
-        let arrival = departure + self.config.delay + jitter;
+        let share = self.config.jitter.as_nanos() as u64 / u64::from(self.config.jitter_draws);
+        let jitter: u64 = (0..self.config.jitter_draws).map(|_| self.rng.below(share + 1)).sum();
+        let arrival = departure + self.config.delay + Duration::from_nanos(jitter);
+        if self.config.jitter_reorders {
+            return arrival;
+        }
         if self.rng.chance(self.config.reorder) {
             return arrival + Duration::from_nanos(self.rng.below(self.config.reorder_by.as_nanos() as u64 + 1));
         }

@@ -43,15 +43,30 @@ pub struct Recovery {
 }
 
 /// What reordering taught about one path.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct Reordering {
     seen: bool,
-    factor: u32,
+    /// By how much packets came later than packets sent after them: the largest of the previous and of the present stretch.
+    late: [Duration; 2],
+    /// When the present stretch began.
+    since: Time,
 }
 
-impl Default for Reordering {
-    fn default() -> Self {
-        Self { seen: false, factor: 1 }
+impl Reordering {
+    fn note(&mut self, now: Time, late: Duration) {
+        if now.since(self.since) >= LATE_STRETCH {
+            self.late = [self.late[1], Duration::ZERO];
+            self.since = now;
+        }
+        self.late[1] = self.late[1].max(late);
+    }
+
+    /// RFC 8985 section 6.2 step 4 starts with a quarter of the minimum RTT and widens it step by step when DSACK tells that losses were
+    /// none. BEP 29 has no DSACK; here the lateness itself is measured. A quarter more, because the largest is yet to come. The RFC's
+    /// bound, SRTT, is less than packets differ by where the round trip is mostly jitter: what they vary by is added.
+    fn window(&self, rtt: &Rtt) -> Duration {
+        let late = self.late[0].max(self.late[1]);
+        (late + late / 4).max(rtt.min() / 4).min(rtt.srtt() + rtt.var() * 4)
     }
 }
 
@@ -63,7 +78,6 @@ struct Rack {
     rtt: Duration,
     /// The number after the highest one delivered.
     high: Seq,
-    /// `factor` widens the reordering window after false alarms.
     reordering: Reordering,
 }
 
@@ -89,6 +103,9 @@ pub struct Acked {
     news: bool,
     /// RTT of the newest packet that was sent once.
     pub rtt: Option<Duration>,
+    /// The RTTs of all of them, summed, and how many they are.
+    pub rtt_sum: Duration,
+    pub rtt_count: u32,
     /// Bytes per second.
     pub rate: Option<u64>,
     pub app_limited: bool,
@@ -465,12 +482,14 @@ impl Recovery {
         let elapsed = now.since(segment.sent);
         let resent = segment.transmissions > 1;
         // an ack sooner than a round trip can take is for an earlier copy
-        let early = resent && rtt.has_sample() && elapsed < rtt.min() / 2;
+        let early = resent && rtt.has_sample() && elapsed < rtt.min() / 8 * 7;
         if (segment.lost && !resent) || (early && !segment.moved) {
             self.episode.false_alarms += 1;
         }
-        if !resent && seq < self.rack.high {
-            self.rack.reordering.seen = true;
+        self.note_order(now, rtt, (seq, segment), elapsed, early);
+        if !resent {
+            acked.rtt_sum += elapsed;
+            acked.rtt_count += 1;
         }
         self.rack.high = self.rack.high.max(seq + 1);
         if !early && (!resent || elapsed >= rtt.min()) && (segment.sent, seq) > self.rack.newest {
@@ -482,6 +501,20 @@ impl Recovery {
             acked.rtt = Some(elapsed);
         } else if acked.newest.is_none() {
             acked.newest = Some(*segment);
+        }
+    }
+
+    /// Learns by how much packets are overtaken. A packet that was sent again, and whose first copy arrived soon after that, had used
+    /// up the whole window before.
+    fn note_order(&mut self, now: Time, rtt: &Rtt, sent: (Seq, &Segment), elapsed: Duration, early: bool) {
+        let (seq, segment) = sent;
+        let resent = segment.transmissions > 1;
+        if !resent && seq < self.rack.high {
+            self.rack.reordering.seen = true;
+            self.rack.reordering.note(now, elapsed.saturating_sub(self.rack.rtt));
+        } else if early && !segment.moved {
+            let used_up = self.rack.reordering.window(rtt);
+            self.rack.reordering.note(now, used_up + elapsed);
         }
     }
 
@@ -510,7 +543,7 @@ impl Recovery {
         if !self.rack.reordering.seen && (self.in_episode() || queue.sacked_count() >= 3) {
             return Duration::ZERO;
         }
-        (rtt.min() / 4).saturating_mul(self.rack.reordering.factor).min(rtt.srtt())
+        self.rack.reordering.window(rtt)
     }
 
     fn is_overdue(&mut self, now: Time, patience: Duration, sent: Time, seq: Seq) -> bool {
@@ -552,7 +585,7 @@ impl Recovery {
     }
 
     /// Ends the episode when it is over. True when every loss in it was a false alarm: what was not yet sent again counts
-    /// as in flight once more, and the reordering window grows (RFC 8985 section 6.2, RFC 5682 section 3).
+    /// as in flight once more (RFC 5682 section 3).
     fn end_or_undo_episode(&mut self, queue: &mut SendQueue) -> bool {
         let Some(until) = self.episode.until else { return false };
         let timeout_was_false = self.episode.by_timeout && self.episode.false_alarms > 0;
@@ -563,7 +596,6 @@ impl Recovery {
                 queue.segment(seq).is_some_and(|segment| segment.lost)
             });
             self.judged = queue.una();
-            self.rack.reordering.factor = (self.rack.reordering.factor + 1).min(MAX_FACTOR);
             self.episode = Episode::default();
             return true;
         }
@@ -574,8 +606,8 @@ impl Recovery {
     }
 }
 
-/// The reordering window ends at SRTT anyway; this keeps the product small.
-const MAX_FACTOR: u32 = 16;
+/// How long a packet that came late widens the reordering window at least: as long as BBR remembers a minimum RTT.
+const LATE_STRETCH: Duration = Duration::from_secs(10);
 /// The longest that back-off stretches the timer: a path that comes back after an outage is noticed within this
 /// (dead peers are found by keep-alive, not here).
 const MAX_BACKED_OFF: Duration = Duration::from_secs(4);

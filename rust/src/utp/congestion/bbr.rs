@@ -76,6 +76,8 @@ struct Undo {
     inflight_hi: f64,
     inflight_lo: f64,
     bw_lo: f64,
+    /// The loss came while the bandwidth was still being looked for.
+    searching: bool,
 }
 
 impl Bbr {
@@ -339,7 +341,7 @@ impl Bbr {
 
     fn remember(&mut self) {
         let Self { cwnd, inflight_hi, inflight_lo, bw_lo, .. } = *self;
-        self.undo = Some(Undo { cwnd, inflight_hi, inflight_lo, bw_lo });
+        self.undo = Some(Undo { cwnd, inflight_hi, inflight_lo, bw_lo, searching: self.state == State::Startup });
     }
 }
 
@@ -389,6 +391,11 @@ impl Controller for Bbr {
             self.inflight_hi = self.inflight_hi.max(undo.inflight_hi);
             self.inflight_lo = self.inflight_lo.max(undo.inflight_lo);
             self.bw_lo = self.bw_lo.max(undo.bw_lo);
+            if undo.searching && self.guessed {
+                self.guessed = false;
+                self.startup.filled = false;
+                self.state = State::Startup;
+            }
         }
     }
 

@@ -18,12 +18,14 @@ pub(super) struct Model {
     /// Largest rate sample of this round, and bytes delivered in it.
     pub(super) bw_latest: f64,
     pub(super) delivered_in_round: f64,
+    /// The smallest of the mean RTTs of single rounds, over [`MIN_RTT_AGE`]: what packets take without a queue. What is in flight is the
+    /// bandwidth times the mean RTT, so on a path with jitter the smallest RTT of single packets would starve the sender.
     pub(super) min_rtt: Option<Duration>,
     min_rtt_at: Time,
-    /// The smallest RTT since [`Model::watch_rtt`].
+    /// The same since [`Model::watch_rtt`].
     pub(super) watched_rtt: Option<Duration>,
-    latest_rtt: Duration,
-    /// The next sample replaces the minimum: it had expired when the connection fell idle.
+    srtt: Duration,
+    /// The next round replaces the minimum: it is of a single packet, or had expired when the connection fell idle.
     renew_rtt: bool,
     loss: LossMeter,
     aggregation: Aggregation,
@@ -42,7 +44,7 @@ impl Model {
             min_rtt: None,
             min_rtt_at: Time::ZERO,
             watched_rtt: None,
-            latest_rtt: Duration::ZERO,
+            srtt: Duration::ZERO,
             renew_rtt: false,
             loss: LossMeter::default(),
             aggregation: Aggregation::default(),
@@ -71,14 +73,19 @@ impl Model {
                 *current = current.max(rate);
             }
         }
-        if let Some(rtt) = ack.rtt {
+        if let (None, Some(rtt)) = (self.min_rtt, ack.rtt) {
             self.on_rtt(ack.now, rtt);
+            self.renew_rtt = true;
         }
+        self.srtt = ack.srtt;
         self.aggregation.on_ack(ack, self.max_bw(), window, self.rounds);
         ended
     }
 
     fn end_round(&mut self, ack: &AckSample, probing: bool) -> RoundEnd {
+        if let Some(mean) = self.loss.mean_rtt() {
+            self.on_rtt(ack.now, mean);
+        }
         let end = RoundEnd {
             lost_to_queue: self.loss.has_queue(self.min_rtt) && self.loss.is_above_usual(),
             bw: self.bw_latest,
@@ -93,7 +100,6 @@ impl Model {
     }
 
     fn on_rtt(&mut self, now: Time, rtt: Duration) {
-        self.latest_rtt = rtt;
         self.watched_rtt = Some(self.watched_rtt.map_or(rtt, |old| old.min(rtt)));
         match self.min_rtt {
             Some(min) if rtt >= min && !self.renew_rtt => {
@@ -139,9 +145,9 @@ impl Model {
         self.min_rtt.is_some() && now.since(self.min_rtt_at) > MIN_RTT_AGE
     }
 
-    /// The newest RTT is an eighth above the minimum.
+    /// The smoothed RTT is an eighth above the minimum.
     pub(super) fn sees_queue(&self) -> bool {
-        self.min_rtt.is_some_and(|min| self.latest_rtt > min + min / 8 + JITTER)
+        self.min_rtt.is_some_and(|min| self.srtt > min + min / 8 + JITTER)
     }
 
     /// The queue is being drained to see the minimum again.
@@ -195,10 +201,8 @@ struct LossMeter {
 impl LossMeter {
     fn on_ack(&mut self, ack: &AckSample) {
         self.delivered += ack.acked as f64;
-        if let Some(rtt) = ack.rtt {
-            self.rtt_sum = self.rtt_sum.saturating_add(rtt);
-            self.rtt_count += 1;
-        }
+        self.rtt_sum = self.rtt_sum.saturating_add(ack.rtt_sum);
+        self.rtt_count = self.rtt_count.saturating_add(ack.rtt_count);
     }
 
     fn on_loss(&mut self, loss: &LossSample) {
@@ -208,10 +212,13 @@ impl LossMeter {
         self.mss = if self.mss == 0.0 { loss.lost as f64 } else { self.mss.min(loss.lost as f64) };
     }
 
+    fn mean_rtt(&self) -> Option<Duration> {
+        self.rtt_sum.checked_div(self.rtt_count)
+    }
+
     /// The mean RTT of the round is clearly above the minimum.
     fn has_queue(&self, min_rtt: Option<Duration>) -> bool {
-        let Some(min) = min_rtt else { return false };
-        let Some(mean) = self.rtt_sum.checked_div(self.rtt_count) else { return false };
+        let (Some(min), Some(mean)) = (min_rtt, self.mean_rtt()) else { return false };
         mean > min + min / 16 + JITTER
     }
 

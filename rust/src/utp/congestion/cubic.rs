@@ -336,6 +336,8 @@ mod tests {
             prior_in_flight: 1 << 20,
             in_flight: 1 << 19,
             rtt: Some(Duration::from_millis(rtt)),
+            rtt_sum: Duration::from_millis(rtt),
+            rtt_count: 1,
             min_rtt: Duration::from_millis(100),
             srtt: Duration::from_millis(rtt),
             delay_micros: None,

@@ -14,6 +14,10 @@ pub(super) struct HyStart {
     /// queue yet, and a queue would show a round later, when the window has doubled once more.
     recent: [Option<Duration>; N_RTT_SAMPLE],
     last_round_min: Option<Duration>,
+    /// The largest value of what `judge` compares in this round, and by how much it rose above the smallest in the last one: a rise of
+    /// that much is the path's jitter.
+    round_high: Duration,
+    last_round_rise: Duration,
     samples: usize,
     acked: u64,
     phase: Phase,
@@ -49,6 +53,8 @@ impl HyStart {
             round_min: None,
             recent: [None; N_RTT_SAMPLE],
             last_round_min: None,
+            round_high: Duration::ZERO,
+            last_round_rise: Duration::ZERO,
             samples: 0,
             acked: 0,
             phase: Phase::SlowStart,
@@ -84,7 +90,11 @@ impl HyStart {
     /// True when conservative slow start has lasted its rounds.
     fn end_round(&mut self, delivered: u64) -> bool {
         self.round_end = delivered;
-        self.last_round_min = self.round_min.take().or(self.last_round_min);
+        if let Some(min) = self.round_min.take() {
+            self.last_round_min = Some(min);
+            self.last_round_rise = self.round_high.saturating_sub(min);
+        }
+        self.round_high = Duration::ZERO;
         self.recent = [None; N_RTT_SAMPLE];
         self.samples = 0;
         self.acked = 0;
@@ -96,10 +106,11 @@ impl HyStart {
     /// True when there is no doubt left.
     fn judge(&mut self) -> bool {
         let Some(now) = self.recent.iter().flatten().min().copied() else { return false };
+        self.round_high = self.round_high.max(now);
         match self.phase {
             Phase::SlowStart => {
                 let Some(last) = self.last_round_min else { return false };
-                let threshold = (last / 8).clamp(MIN_RTT_THRESH, MAX_RTT_THRESH);
+                let threshold = (last / 8).clamp(MIN_RTT_THRESH, MAX_RTT_THRESH).max(self.last_round_rise);
                 if now >= last + threshold {
                     self.phase = Phase::Conservative { baseline: now, certain: now + threshold, rounds: 0 };
                 }

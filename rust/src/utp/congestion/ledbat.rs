@@ -364,6 +364,8 @@ mod tests {
                     prior_in_flight: ledbat.window(),
                     in_flight: ledbat.window() - 1000,
                     rtt: Some(Duration::from_millis(51)),
+                    rtt_sum: Duration::from_millis(51),
+                    rtt_count: 1,
                     min_rtt: Duration::from_millis(50),
                     srtt: Duration::from_millis(51),
                     delay_micros: Some(delay),

@@ -28,6 +28,10 @@ pub struct AckSample {
     pub in_flight: u64,
     /// RTT of the newest packet that it confirmed; `None` when only re-sent packets were confirmed (Karn).
     pub rtt: Option<Duration>,
+    /// The RTTs of all packets that it confirmed and that were sent once, summed, and how many they are: the newest of each ack
+    /// alone would tell of the quickest only where packets overtake each other.
+    pub rtt_sum: Duration,
+    pub rtt_count: u32,
     /// The smallest RTT seen over the life of the path.
     pub min_rtt: Duration,
     /// Smoothed RTT (RFC 6298).

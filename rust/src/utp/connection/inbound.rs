@@ -241,6 +241,8 @@ impl Connection {
             prior_in_flight,
             in_flight: self.tx.in_flight(),
             rtt: acked.rtt,
+            rtt_sum: acked.rtt_sum,
+            rtt_count: acked.rtt_count,
             min_rtt: self.rtt.min(),
             srtt: self.rtt.srtt(),
             delay_micros: (settled && !matches!(delay, 0 | NO_DIFFERENCE)).then_some(delay),

@@ -191,6 +191,8 @@ impl Flow {
             prior_in_flight,
             in_flight: self.in_flight,
             rtt: Some(Duration::from_secs_f64(rtt)),
+            rtt_sum: Duration::from_secs_f64(rtt),
+            rtt_count: 1,
             min_rtt: Duration::from_secs_f64(self.min_rtt),
             srtt: Duration::from_secs_f64(self.srtt),
             delay_micros: Some(((rtt * 1e6) as u32).wrapping_add(4_294_900_000)),

@@ -74,6 +74,8 @@ impl Script {
                     prior_in_flight,
                     in_flight: self.in_flight,
                     rtt: rtt.map(Duration::from_nanos),
+                    rtt_sum: Duration::from_nanos(rtt.unwrap_or(0)),
+                    rtt_count: u32::from(rtt.is_some()),
                     min_rtt: Duration::from_nanos(rtt.unwrap_or(1)),
                     srtt: Duration::from_nanos(rtt.unwrap_or(0)),
                     delay_micros: delay,
