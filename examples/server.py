@@ -71,7 +71,10 @@ async def main() -> None:
 
 async def tell(proxy: keynet.Proxy) -> None:
     """Prints what happens to the node: registered, a peer connected, a caller refused."""
-    async for event in proxy.events():
+    events = proxy.events()  # of what happens from now on; it may have registered before
+    if any(rendezvous.connected for rendezvous in proxy.status().rendezvous):
+        print("ready: registered at the rendezvous", flush=True)
+    async for event in events:
         match event:
             case keynet.RendezvousConnected():
                 print("ready: registered at the rendezvous", flush=True)
