@@ -3,7 +3,7 @@
 use base64::engine::general_purpose::{GeneralPurpose, GeneralPurposeConfig};
 use base64::engine::DecodePaddingMode;
 use base64::{alphabet, Engine};
-use subtle::ConstantTimeEq;
+use subtle::{Choice, ConstantTimeEq};
 
 use super::target::Target;
 use crate::error::{Error, Reason, Result, Stage};
@@ -81,7 +81,11 @@ impl HeadBuffer {
 /// User and password of the forward proxy.
 #[derive(Clone)]
 pub struct Credentials {
-    joined: Vec<u8>,
+    /// As RFC 7617 section 2.1 has it, and as the challenge asks.
+    utf8: Vec<u8>,
+    /// As many clients send it all the same, because the older rule leaves the choice to them (RFC 7617 section 2); `None`: it cannot
+    /// be written so.
+    latin1: Option<Vec<u8>>,
 }
 
 impl Credentials {
@@ -91,7 +95,9 @@ impl Credentials {
             let text = "a user name must not hold ':', and neither it nor the password control characters";
             return Err(Error::new(Reason::InvalidArgument, Stage::Setup, text));
         }
-        Ok(Self { joined: format!("{user}:{password}").into_bytes() })
+        let joined = format!("{user}:{password}");
+        let latin1 = joined.chars().map(|letter| u8::try_from(u32::from(letter)).ok()).collect();
+        Ok(Self { utf8: joined.into_bytes(), latin1 })
     }
 
     /// Compares in a time that does not depend on where the texts differ (their length may show).
@@ -101,7 +107,10 @@ impl Credentials {
             return false;
         }
         match BASE64.decode(trim(token)) {
-            Ok(given) => bool::from(given.ct_eq(&self.joined)),
+            Ok(given) => {
+                let latin1 = self.latin1.as_ref().map_or(Choice::from(0), |text| given.ct_eq(text));
+                bool::from(given.ct_eq(&self.utf8) | latin1)
+            }
             Err(_) => false,
         }
     }

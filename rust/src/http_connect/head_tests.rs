@@ -158,6 +158,20 @@ fn floods_end_at_the_caps() {
 }
 
 #[test]
+fn credentials_outside_ascii_are_taken_in_utf_8_and_in_latin_1() {
+    let credentials = Credentials::new("k\u{e4}the", "gr\u{fc}n").unwrap();
+    let admitted = |joined: &[u8]| credentials.admits(format!("Basic {}", BASE64.encode(joined)).as_bytes());
+    assert!(admitted("k\u{e4}the:gr\u{fc}n".as_bytes()));
+    assert!(admitted(b"k\xe4the:gr\xfcn"));
+    for wrong in [&b"k\xe4the:gr\xc3\xbcn"[..], b"kathe:grun", b"k?the:gr?n", b""] {
+        assert!(!admitted(wrong), "{}", wrong.escape_ascii());
+    }
+    let beyond = Credentials::new("keynet", "\u{2603}").unwrap();
+    assert!(beyond.admits(format!("Basic {}", BASE64.encode("keynet:\u{2603}")).as_bytes()));
+    assert!(!beyond.admits(format!("Basic {}", BASE64.encode("keynet:\u{3}")).as_bytes()));
+}
+
+#[test]
 fn credentials_that_cannot_work_are_refused_when_they_are_set() {
     assert!(Credentials::new("a:b", "c").is_err());
     assert!(Credentials::new("a", "c\n").is_err());
