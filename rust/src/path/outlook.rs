@@ -2,11 +2,12 @@
 //! predict, what to search, and what is hopeless (PUNCH.md 3.2, phase 2). Both sides compute it from the same two texts, so that
 //! each does its part.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use super::address::is_local;
-use super::candidate::{decode_candidates, encode_candidates, rank_candidates, Candidate, CandidateKind};
+use super::candidate::{decode_candidates, encode_candidates, rank_candidates};
+use super::candidate::{Candidate, CandidateKind, MAX_CANDIDATES};
 use super::meeting::Plan;
 use super::profile::{Filtering, Mapping, NatProfile, Ports};
 use super::search::Search;
@@ -105,6 +106,7 @@ impl Whereabouts {
 
 /// What this side does. `near`: one of our own networks has this address in it. `start` is random: where a search begins.
 pub fn draft(own: &Whereabouts, peer: &Whereabouts, near: impl Fn(IpAddr) -> bool, start: u32) -> Draft {
+    let inside = inside(&peer.candidates, &near);
     // what is guessed or searched lies at one of these addresses as well
     let mut candidates = peer.candidates.clone();
     candidates.retain(|one| may_try(one.address.ip(), &near));
@@ -113,6 +115,8 @@ pub fn draft(own: &Whereabouts, peer: &Whereabouts, near: impl Fn(IpAddr) -> boo
     let peer_relays = relays.take(MAX_PEER_RELAYS).collect();
     let mut candidates = peer.candidates.clone();
     candidates.retain(|one| one.kind != CandidateKind::Relayed);
+    candidates.truncate(MAX_CANDIDATES - inside.len());
+    candidates.extend(inside);
     rank_candidates(&mut candidates, &near);
     let translated = own.profile.translated == Some(true) && peer.profile.translated == Some(true);
     let mut draft = Draft {
@@ -156,10 +160,13 @@ fn both_symmetric(draft: &mut Draft, own: &Whereabouts, peer: &Whereabouts) {
 fn ask_many_ports(draft: &mut Draft, own: &Whereabouts, peer: &Whereabouts, start: u32) {
     let Some(outside) = peer.outside() else { return };
     let (low, high) = match peer.profile.ports {
-        Ports::Sequential { .. } => {
+        Ports::Sequential { last, .. } => {
             draft.plan.guesses = peer.next_ports(GUESSES_ONE);
             draft.plan.opening_ttl = None;
             draft.outlook = Outlook::Prediction;
+            if own.searches && peer.searches {
+                draft.plan.search = around(outside.ip(), last, start);
+            }
             return;
         }
         Ports::Block { low, high } => (low.max(FIRST_PORT), high.max(FIRST_PORT)),
@@ -171,6 +178,14 @@ fn ask_many_ports(draft: &mut Draft, own: &Whereabouts, peer: &Whereabouts, star
         draft.plan.opening_ttl = None;
         draft.outlook = Outlook::Search;
     }
+}
+
+/// After guesses that missed: a NAT that keeps the parity of ports, or draws them from a small block, can look as if it counted. The
+/// port is near the last one all the same, and the other side needs only the one socket.
+fn around(ip: IpAddr, last: u16, start: u32) -> Option<Search> {
+    let low = last.saturating_sub(AROUND).max(FIRST_PORT);
+    let high = last.saturating_add(AROUND).max(FIRST_PORT);
+    Some(Search::Ports { ip, low, high, start, begin: AFTER_MISS })
 }
 
 /// The other half of that.
@@ -213,18 +228,46 @@ impl Draft {
     }
 }
 
-/// Addresses of networks that are not for everybody are tried only from inside of them: elsewhere they are somebody else's.
+/// Addresses of a private network that a router may lead to from here: other subnets of a company, a tunnel's, a carrier's behind its
+/// NAT. They may as well be somebody else's, so a few are asked, and nothing is guessed or searched there.
+fn inside(candidates: &[Candidate], near: impl Fn(IpAddr) -> bool) -> Vec<Candidate> {
+    let routed = |one: &&Candidate| {
+        let ip = one.address.ip();
+        one.kind != CandidateKind::Relayed && is_of_a_site(ip) && !near(ip)
+    };
+    let mut inside: Vec<_> = candidates.iter().filter(routed).copied().collect();
+    rank_candidates(&mut inside, |_| false);
+    inside.truncate(MAX_INSIDE);
+    inside
+}
+
+/// Of networks with routers in them that are not the internet: RFC 1918, RFC 6598, RFC 4193.
+fn is_of_a_site(ip: IpAddr) -> bool {
+    match ip {
+        IpAddr::V4(v4) => v4.is_private() || is_shared(v4),
+        IpAddr::V6(v6) => v6.segments()[0] & 0xfe00 == 0xfc00,
+    }
+}
+
+/// RFC 6598: between a carrier's NAT and its customers.
+fn is_shared(ip: Ipv4Addr) -> bool {
+    ip.octets()[0] == 100 && ip.octets()[1] & 0xc0 == 64
+}
+
+/// Addresses of networks that are not for everybody are searched only from inside of them: elsewhere they are somebody else's.
 pub(super) fn may_try(ip: IpAddr, near: impl Fn(IpAddr) -> bool) -> bool {
     near(ip) || is_for_everybody(ip)
 }
 
 /// Not of a private, shared (RFC 6598), link-local or loopback network.
 pub fn is_for_everybody(ip: IpAddr) -> bool {
-    let shared = matches!(ip, IpAddr::V4(v4) if v4.octets()[0] == 100 && v4.octets()[1] & 0xc0 == 64);
+    let shared = matches!(ip, IpAddr::V4(v4) if is_shared(v4));
     !(is_local(ip) || shared)
 }
 
 const VERSION: u8 = 1;
+/// A host has one or two addresses in a private network, of each family; what is more is an attempt to have us look around in ours.
+const MAX_INSIDE: usize = 4;
 /// Two relays, each with an address of either family.
 pub(super) const MAX_PEER_RELAYS: usize = 4;
 /// Enough to pass the NAT next door, and not so many as to reach the peer's: two NATs have at least two routers between them.
@@ -239,6 +282,10 @@ const FIRST_PORT: u16 = 1024;
 const PORTS_A_SOCKET: usize = 16;
 const LEAST_SOCKETS: usize = 64;
 const MOST_SOCKETS: usize = 256;
+/// Ports to either side of the last one: most of a block of 512, whichever of it the last one was, and in 2.6 s.
+const AROUND: u16 = 256;
+/// The guesses have been repeated three times by then, and the search ends within the time for a prediction.
+const AFTER_MISS: Duration = Duration::from_millis(800);
 /// The sockets of the other side have asked by then.
 const SEARCH_AFTER: Duration = Duration::from_millis(150);
 /// Two round trips of a long path: what can be had by plain punching is there by then.
@@ -311,11 +358,36 @@ mod tests {
     }
 
     #[test]
-    fn private_addresses_are_tried_only_from_inside() {
+    fn private_addresses_are_tried_last_and_first_from_inside() {
         let peer = cone(2, Filtering::EndpointIndependent);
         let tried = |near: fn(IpAddr) -> bool| draft(&cone(1, Filtering::Unknown), &peer, near, 0).plan.candidates;
-        assert_eq!(tried(far), ["198.51.100.2:5000".parse().unwrap()]);
+        assert_eq!(tried(far), ["198.51.100.2:5000".parse().unwrap(), "192.168.2.2:4000".parse().unwrap()]);
         assert_eq!(tried(|_| true)[0], "192.168.2.2:4000".parse().unwrap(), "the nearest first");
+    }
+
+    #[test]
+    fn other_subnets_of_a_private_network_are_tried_and_what_no_router_leads_to_is_not() {
+        use CandidateKind::{Host, PortMapped, Relayed, ServerReflexive};
+        let tried = |kind, addresses: &[&str]| {
+            let at = |text: &&str| Candidate { kind, address: text.parse().unwrap() };
+            let candidates = addresses.iter().map(at).collect();
+            let peer = Whereabouts { candidates, ..Whereabouts::default() };
+            draft(&cone(1, Filtering::Unknown), &peer, far, 0).plan.candidates
+        };
+        let sites = ["10.73.2.2:1", "172.20.1.1:1", "100.64.7.7:1", "[fd00:2::7]:1"];
+        for kind in [Host, PortMapped, ServerReflexive] {
+            assert_eq!(tried(kind, &sites).len(), sites.len(), "{kind}");
+            let elsewhere = ["127.0.0.1:1", "169.254.1.1:1", "[::1]:1", "[fe80::1]:1"];
+            assert_eq!(tried(kind, &elsewhere), [], "{kind}");
+        }
+        assert_eq!(tried(Relayed, &sites), [], "a relay is for everybody, or in a network of ours");
+        let many: Vec<_> = (1..=16).map(|n| format!("10.1.{n}.1:1")).collect();
+        let many: Vec<_> = many.iter().map(String::as_str).collect();
+        assert_eq!(tried(Host, &many).len(), MAX_INSIDE);
+    }
+
+    #[test]
+    fn what_is_not_for_everybody_is_guessed_and_searched_only_from_inside() {
         for ip in ["10.0.0.1", "100.64.0.1", "169.254.1.1", "127.0.0.1", "::1", "fe80::1", "fd00::1"] {
             assert!(!may_try(ip.parse().unwrap(), far), "{ip}");
         }
@@ -334,7 +406,8 @@ mod tests {
                 let mut liar = symmetric(2, ports);
                 liar.candidates[1].address.set_ip(ip.parse().unwrap());
                 let plan = draft(&own, &liar, far, 0).plan;
-                assert!(plan.search.is_none() && plan.guesses.is_empty() && plan.candidates.is_empty(), "{plan:?}");
+                assert!(plan.search.is_none() && plan.guesses.is_empty(), "{plan:?}");
+                assert!(plan.candidates.len() <= 2, "{plan:?}");
             }
         }
         let mut liar = cone(2, Filtering::Unknown);
@@ -366,6 +439,21 @@ mod tests {
         b.searches = false;
         let a = cone(1, Filtering::AddressAndPortDependent);
         assert!(draft(&a, &b, far, 0).plan.search.is_none() && draft(&b, &a, far, 0).sockets.is_none());
+    }
+
+    #[test]
+    fn a_guess_that_misses_is_followed_by_a_search_near_it() {
+        let counting = symmetric(2, Ports::Sequential { last: 7_000, delta: 1 });
+        let own = cone(1, Filtering::AddressAndPortDependent);
+        let plan = draft(&own, &counting, far, 5).plan;
+        let Some(Search::Ports { low, high, begin, .. }) = plan.search else { panic!("{plan:?}") };
+        assert_eq!((low, high, begin), (6_744, 7_256, AFTER_MISS));
+        assert!(!plan.guesses.is_empty(), "the guesses come first");
+        let edge = symmetric(2, Ports::Sequential { last: 65_500, delta: -1 });
+        let plan = draft(&own, &edge, far, 5).plan;
+        assert!(matches!(plan.search, Some(Search::Ports { low: 65_244, high: 65_535, .. })), "{plan:?}");
+        let unwilling = Whereabouts { searches: false, ..counting };
+        assert!(draft(&own, &unwilling, far, 5).plan.search.is_none());
     }
 
     #[test]

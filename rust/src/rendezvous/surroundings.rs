@@ -282,9 +282,10 @@ impl Surroundings {
 
 /// Each rendezvous node names a few; ten tell no more than four.
 const MAX_SERVERS: usize = 16;
-/// A round trip, and one repetition. What is not known then is guessed from the last time.
-const SAMPLE_TIMEOUT: Duration = Duration::from_millis(500);
-const SAMPLED: usize = 3;
+/// A round trip of a path over a satellite, and one repetition. What is not known then is guessed from the last time.
+const SAMPLE_TIMEOUT: Duration = Duration::from_millis(1_500);
+/// Together less than a peer waits for an answer.
+const SAMPLED: usize = 2;
 /// Asked where they see us, of each family: one that is down, one behind another uplink, and one more.
 const MAX_OBSERVERS: usize = 3;
 /// Peers whose route is watched: with one that leads elsewhere most others do.

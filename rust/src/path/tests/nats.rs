@@ -3,6 +3,7 @@
 
 use std::collections::{HashMap, HashSet};
 
+use super::super::address::is_local;
 use super::network::Random;
 use super::*;
 use crate::addr::{Route, Via};
@@ -26,6 +27,8 @@ enum Kind {
     Symmetric { low: u16, high: u16 },
     /// The last one and this.
     Sequential { delta: i16 },
+    /// Any port of a small block, though the few that servers saw followed one another.
+    LooksSequential { block: u16 },
 }
 
 impl Nat {
@@ -42,6 +45,9 @@ impl Nat {
                         Kind::Sequential { delta } => {
                             self.next = self.next.wrapping_add_signed(delta);
                             self.next
+                        }
+                        Kind::LooksSequential { block } => {
+                            self.next / block * block + random.below(u64::from(block)) as u16
                         }
                     };
                     if !self.owners.contains_key(&port) {
@@ -71,6 +77,9 @@ impl Nat {
             Kind::Symmetric { low, high } => (Mapping::AddressAndPortDependent, Ports::Block { low, high }),
             Kind::Sequential { delta } => {
                 (Mapping::AddressAndPortDependent, Ports::Sequential { last: self.next, delta })
+            }
+            Kind::LooksSequential { .. } => {
+                (Mapping::AddressAndPortDependent, Ports::Sequential { last: seen.port(), delta: 1 })
             }
         };
         let profile = NatProfile {
@@ -267,7 +276,9 @@ impl World {
             assert_eq!((maps, table.timers.len(), table.spares.len()), ([0; 4], 0, 0), "{what}");
             assert_eq!(side.unused.len(), side.vias, "{what}: every socket of a search is given back");
         }
-        assert!(self.astray.is_empty(), "{what}: {:?}", self.astray);
+        // but for the private address that each names, which might lead somewhere from the other's network
+        let astray: Vec<_> = self.astray.iter().filter(|to| !is_local(to.ip())).collect();
+        assert!(astray.is_empty(), "{what}: {astray:?}");
         at_a.max(at_b).since(start)
     }
 }
@@ -288,6 +299,17 @@ fn a_symmetric_nat_and_a_strict_one_find_each_other_by_search() {
         kinds.rotate_left(seed as usize % 2);
         let mut world = World::new(seed, kinds, seed % 4);
         world.meets(RendezvousConfig::default().search_timeout, &format!("seed {seed}"));
+    }
+}
+
+#[test]
+fn a_nat_that_only_seems_to_count_is_found_by_a_search_around_the_guess() {
+    for seed in 0..60 {
+        let block = [64, 128, 256][seed as usize % 3];
+        let mut kinds = [Kind::LooksSequential { block }, Kind::Cone];
+        kinds.rotate_left(seed as usize / 3 % 2);
+        let mut world = World::new(seed, kinds, 0);
+        world.meets(RendezvousConfig::default().prediction_timeout, &format!("seed {seed}, {kinds:?}"));
     }
 }
 
