@@ -137,6 +137,22 @@ impl Link {
         utp.reset();
     }
 
+    /// Waits until the peer has confirmed what was written, as long as it confirms anything, and no longer than `within`.
+    pub async fn delivered(&mut self, within: Duration) {
+        let give_up = Instant::now() + within;
+        let (mut confirmed, mut idle) = (self.utp().stats().bytes_out, Instant::now());
+        while self.stream.flush().await.is_ok() && self.utp().owes() {
+            tokio::time::sleep(LOOK_EVERY).await;
+            let (now, so_far) = (Instant::now(), self.utp().stats().bytes_out);
+            if so_far != confirmed {
+                (confirmed, idle) = (so_far, now);
+            }
+            if now >= give_up || now.duration_since(idle) >= NO_PROGRESS {
+                return;
+            }
+        }
+    }
+
     /// Ends the link in order: says goodbye, then waits until the peer has everything and has ended too, so that nothing that
     /// was sent is lost. Errors: broken meanwhile, or not done in time.
     pub async fn finish(&mut self, within: Duration) -> io::Result<()> {
@@ -212,5 +228,9 @@ pub(super) fn explain(error: &io::Error, stream: &UtpStream, stage: Stage) -> Er
     }
 }
 
+/// How often a link that is about to be reset is looked at, and how long its peer may confirm nothing meanwhile: a few round trips,
+/// or the repetition of what was lost.
+const LOOK_EVERY: Duration = Duration::from_millis(5);
+const NO_PROGRESS: Duration = Duration::from_secs(2);
 /// Bytes read and ignored after the end.
 const MAX_IGNORED: usize = 64 << 10;

@@ -94,10 +94,17 @@ async fn handle_client(shared: Arc<Shared>, client: LocalStream, from: Option<So
     };
     match prepared {
         Ok((link, mut entry)) => {
-            if matches!(serves, Serves::Connect) && client.write_all(ESTABLISHED).await.is_err() {
-                link.reset();
-                entry.finish(Reason::ClientReset);
-                return;
+            if matches!(serves, Serves::Connect) {
+                match client.write_all(ESTABLISHED).await {
+                    Ok(()) => {}
+                    // It said something, ended, and went: what it said is for the service.
+                    Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe && !early.is_empty() => {}
+                    Err(_) => {
+                        link.reset();
+                        entry.finish(Reason::ClientReset);
+                        return;
+                    }
+                }
             }
             entry.open();
             let nodes = entry.connection.fixed.nodes.clone();
@@ -238,9 +245,9 @@ async fn gone(client: &LocalStream, early: &mut Vec<u8>, serves: &Serves) {
     let mut buffer = vec![0; READ_SIZE];
     while early.len() < MAX_EARLY {
         match client.read(&mut buffer).await {
-            // It has said all it has to say, and waits for what the service says; who asked with CONNECT waits for an answer
-            // before it says anything.
-            Ok(0) if matches!(serves, Serves::Static { .. }) => break,
+            // It has said all it has to say, and waits for what the service says. Who asked with CONNECT, said nothing behind it
+            // and ends has given up: most wait for the answer before they say anything.
+            Ok(0) if matches!(serves, Serves::Static { .. }) || !early.is_empty() => break,
             Ok(0) | Err(_) => return,
             Ok(n) => early.extend_from_slice(buffer.get(..n).unwrap_or_default()),
         }

@@ -39,8 +39,9 @@ pub(super) struct Counters {
     pub ended: AtomicBool,
 }
 
-/// Moves bytes until both directions have ended or one side breaks. The sockets are left as they are: what a broken one means
-/// for the other is the caller's decision.
+/// Moves bytes until both directions have ended or one side breaks. What was read from a side before it broke still goes to the
+/// other, as long as that takes it. The sockets are left as they are: what a broken one means for the other is the caller's
+/// decision.
 ///
 /// `early`: bytes that the local side has sent already. `size`: of the buffer of each direction. `failure`: whether the link
 /// is broken, without reading it.
@@ -52,38 +53,126 @@ pub(super) async fn splice<L: AsyncRead + AsyncWrite + Unpin>(
     size: usize,
     failure: impl Fn(&L) -> Option<io::Error>,
 ) -> Outcome {
-    let mut upload = Flow::new(early, size);
-    let mut download = Flow::new(Vec::new(), size);
+    let mut both = Both::new(early, size);
     let mut broken = pin!(local.broken());
     let mut look = pin!(sleep(LOOK_EVERY));
     poll_fn(|cx| {
-        let (mut here, mut there) = (Here(local, None), There(&mut *link));
-        let up = match upload.poll(cx, &mut here, &mut there, &counters.out) {
-            Poll::Ready(Err(Broken::Source(error))) => return Poll::Ready(Outcome::Local(error)),
-            Poll::Ready(Err(Broken::Sink(error))) => return Poll::Ready(Outcome::Link(error)),
-            Poll::Ready(Ok(())) => true,
-            Poll::Pending => false,
-        };
-        here.1 = up.then_some(&counters.ended);
-        let down = match download.poll(cx, &mut there, &mut here, &counters.into) {
-            Poll::Ready(Err(Broken::Source(error))) => return Poll::Ready(Outcome::Link(error)),
-            Poll::Ready(Err(Broken::Sink(error))) => return Poll::Ready(Outcome::Local(error)),
-            Poll::Ready(Ok(())) => true,
-            Poll::Pending => false,
-        };
-        if up && down {
-            return Poll::Ready(Outcome::Finished);
+        if both.gone.is_none() {
+            if let Poll::Ready(error) = broken.as_mut().poll(cx) {
+                both.gone = Some(error);
+            }
+        }
+        if let Some(outcome) = both.poll(cx, local, link, counters) {
+            return Poll::Ready(outcome);
         }
         // While the local program does not read, nobody reads the link either, and would not hear that it broke.
-        while download.is_stuck() && look.as_mut().poll(cx).is_ready() {
-            if let Some(error) = failure(link) {
-                return Poll::Ready(Outcome::Link(error));
+        while (both.download.is_stuck() || both.is_ending()) && look.as_mut().poll(cx).is_ready() {
+            if both.lost.is_none() {
+                both.lost = failure(link);
+            }
+            if let Some(outcome) = both.give_up(counters) {
+                return Poll::Ready(outcome);
             }
             look.as_mut().reset(Instant::now() + LOOK_EVERY);
         }
-        broken.as_mut().poll(cx).map(Outcome::Local)
+        Poll::Pending
     })
     .await
+}
+
+/// Both directions, and what is known of their ends.
+struct Both {
+    upload: Flow,
+    download: Flow,
+    /// The two have ended in order.
+    up: bool,
+    down: bool,
+    /// Nothing can be written to the local side any more.
+    gone: Option<io::Error>,
+    /// Nothing can be written to the link any more.
+    lost: Option<io::Error>,
+    /// Bytes that had been moved at the last look, while one side is broken.
+    moved: Option<u64>,
+}
+
+impl Both {
+    fn new(early: Vec<u8>, size: usize) -> Self {
+        let (upload, download) = (Flow::new(early, size), Flow::new(Vec::new(), size));
+        Self { upload, download, up: false, down: false, gone: None, lost: None, moved: None }
+    }
+
+    fn poll<L: AsyncRead + AsyncWrite + Unpin>(
+        &mut self,
+        cx: &mut Context<'_>,
+        local: &LocalStream,
+        link: &mut L,
+        counters: &Counters,
+    ) -> Option<Outcome> {
+        let (mut here, mut there) = (Here { local, aborted: self.is_aborted(), ended: None }, There(link));
+        if self.lost.is_none() {
+            match self.upload.poll(cx, &mut here, &mut there, &counters.out) {
+                Poll::Ready(Ok(())) => self.up = true,
+                Poll::Ready(Err(Broken::Source(error))) => {
+                    counters.ended.store(true, Ordering::SeqCst);
+                    return Some(Outcome::Local(self.gone.take().unwrap_or(error)));
+                }
+                Poll::Ready(Err(Broken::Sink(error))) => self.lost = Some(error),
+                Poll::Pending => {}
+            }
+        }
+        here.ended = self.up.then_some(&counters.ended);
+        if self.gone.is_none() {
+            match self.download.poll(cx, &mut there, &mut here, &counters.into) {
+                Poll::Ready(Ok(())) => self.down = true,
+                Poll::Ready(Err(Broken::Source(error))) => {
+                    return Some(Outcome::Link(self.lost.take().unwrap_or(error)));
+                }
+                Poll::Ready(Err(Broken::Sink(error))) => {
+                    self.gone = Some(error);
+                    // what it has said before it went is read in the next round
+                    cx.waker().wake_by_ref();
+                }
+                Poll::Pending => {}
+            }
+        } else if !self.down {
+            // Nobody takes it: the service must not wait for room, or it would not read what the program has said.
+            self.down = self.download.discard(cx, &mut there);
+        }
+        if self.gone.is_some() || self.upload.cut.is_some() {
+            // what it said before is still under way, and its port is free
+            counters.ended.store(true, Ordering::SeqCst);
+        }
+        match (self.up, self.down, &self.gone, &self.lost) {
+            (_, _, Some(_), Some(_)) | (_, true, _, Some(_)) => self.lost.take().map(Outcome::Link),
+            (true, _, Some(_), _) => self.gone.take().map(Outcome::Local),
+            (true, true, ..) => Some(Outcome::Finished),
+            _ => None,
+        }
+    }
+
+    /// The local side has been reset, and did not merely go after its end: then an end that it seems to have said was none. A
+    /// socket whose other side had ended before has another error (EPIPE) than one that was cut off.
+    fn is_aborted(&self) -> bool {
+        self.gone.as_ref().is_some_and(|error| error.kind() != io::ErrorKind::BrokenPipe)
+    }
+
+    /// One side is broken, and what it said before is on its way to the other.
+    fn is_ending(&self) -> bool {
+        self.is_aborted() || self.lost.is_some() || self.upload.cut.is_some() || self.download.cut.is_some()
+    }
+
+    /// The outcome, when one side is broken and the other has taken nothing since the last look.
+    fn give_up(&mut self, counters: &Counters) -> Option<Outcome> {
+        if !self.is_ending() {
+            return None;
+        }
+        let moved = counters.out.load(Ordering::Relaxed) + counters.into.load(Ordering::Relaxed);
+        if self.moved.replace(moved) != Some(moved) {
+            return None;
+        }
+        let link = self.lost.take().or(self.download.cut.take()).map(Outcome::Link);
+        link.or_else(|| self.gone.take().or(self.upload.cut.take()).map(Outcome::Local))
+    }
 }
 
 /// One end of a splice.
@@ -95,16 +184,24 @@ trait Side {
     fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
 }
 
-/// With what to set before its last direction ends.
-struct Here<'a>(&'a LocalStream, Option<&'a AtomicBool>);
+struct Here<'a> {
+    local: &'a LocalStream,
+    /// It was reset, as somebody has heard already: the end that is read then is none.
+    aborted: bool,
+    /// What to set before its last direction ends.
+    ended: Option<&'a AtomicBool>,
+}
 
 impl Side for Here<'_> {
     fn poll_read(&mut self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
-        self.0.poll_read(cx, buffer)
+        match ready!(self.local.poll_read(cx, buffer)) {
+            Ok(0) if self.aborted => Poll::Ready(Err(io::ErrorKind::ConnectionReset.into())),
+            result => Poll::Ready(result),
+        }
     }
 
     fn poll_write(&mut self, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
-        self.0.poll_write(cx, data)
+        self.local.poll_write(cx, data)
     }
 
     fn poll_flush(&mut self, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -112,10 +209,10 @@ impl Side for Here<'_> {
     }
 
     fn poll_end(&mut self, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if let Some(ended) = self.1 {
+        if let Some(ended) = self.ended {
             ended.store(true, Ordering::SeqCst);
         }
-        Poll::Ready(self.0.shutdown_write())
+        Poll::Ready(self.local.shutdown_write())
     }
 }
 
@@ -162,11 +259,13 @@ struct Flow {
     phase: Phase,
     buffer: Buffer,
     unflushed: bool,
+    /// The source broke; what it said before is on its way.
+    cut: Option<io::Error>,
 }
 
 impl Flow {
     fn new(early: Vec<u8>, size: usize) -> Self {
-        Self { phase: Phase::Moving, buffer: Buffer::new(early, size), unflushed: false }
+        Self { phase: Phase::Moving, buffer: Buffer::new(early, size), unflushed: false, cut: None }
     }
 
     /// Whether something waits for the sink.
@@ -185,8 +284,12 @@ impl Flow {
             return Poll::Ready(Ok(()));
         }
         for _ in 0..ROUNDS {
-            let dry = self.fill(cx, source).map_err(Broken::Source)?;
+            let dry = self.fill(cx, source);
             let stuck = self.drain(cx, sink, moved).map_err(Broken::Sink)?;
+            if self.cut.is_some() && self.buffer.is_empty() {
+                ready!(sink.poll_flush(cx)).map_err(Broken::Sink)?;
+                return Poll::Ready(Err(Broken::Source(self.cut.take().unwrap_or_else(unknown))));
+            }
             if self.phase == Phase::Draining && self.buffer.is_empty() {
                 self.phase = Phase::Ending;
             }
@@ -214,20 +317,40 @@ impl Flow {
     }
 
     /// Reads until the source has nothing more (then true) or the buffer is full.
-    fn fill(&mut self, cx: &mut Context<'_>, source: &mut impl Side) -> io::Result<bool> {
-        while self.phase == Phase::Moving {
+    fn fill(&mut self, cx: &mut Context<'_>, source: &mut impl Side) -> bool {
+        while self.phase == Phase::Moving && self.cut.is_none() {
             let space = self.buffer.space();
             if space.is_empty() {
-                return Ok(false);
+                return false;
             }
             match source.poll_read(cx, space) {
-                Poll::Pending => return Ok(true),
+                Poll::Pending => return true,
                 Poll::Ready(Ok(0)) => self.phase = Phase::Draining,
                 Poll::Ready(Ok(n)) => self.buffer.filled(n),
-                Poll::Ready(Err(error)) => return Err(error),
+                Poll::Ready(Err(error)) => self.cut = Some(error),
             }
         }
-        Ok(true)
+        true
+    }
+
+    /// Reads and forgets, where nobody takes what the source says. True: it has ended, or is broken.
+    fn discard(&mut self, cx: &mut Context<'_>, source: &mut impl Side) -> bool {
+        for _ in 0..ROUNDS {
+            self.buffer.clear();
+            match source.poll_read(cx, self.buffer.space()) {
+                Poll::Pending => {
+                    self.buffer.give_back();
+                    return false;
+                }
+                Poll::Ready(Ok(n)) if n > 0 => {}
+                Poll::Ready(_) => {
+                    self.buffer.give_back();
+                    return true;
+                }
+            }
+        }
+        cx.waker().wake_by_ref();
+        false
     }
 
     /// Writes until the buffer is empty or the sink takes no more (then true).
@@ -248,6 +371,11 @@ impl Flow {
     }
 }
 
+/// Of a side that had an error, and whose error is gone.
+fn unknown() -> io::Error {
+    io::ErrorKind::ConnectionReset.into()
+}
+
 /// The bytes between a read and a write. Filled to its end, then emptied from its start: nothing is ever moved inside.
 struct Buffer {
     bytes: Vec<u8>,
@@ -263,6 +391,10 @@ impl Buffer {
 
     fn is_empty(&self) -> bool {
         self.start == self.end
+    }
+
+    fn clear(&mut self) {
+        (self.start, self.end) = (0, 0);
     }
 
     fn data(&self) -> &[u8] {

@@ -111,6 +111,71 @@ async fn a_reset_program_is_noticed_while_the_link_takes_nothing() {
     assert!(matches!(ending.outcome().await, Outcome::Local(_)));
 }
 
+/// Fills the link until nothing more goes through.
+async fn fill(program: &mut TcpStream, data: &[u8]) -> usize {
+    let mut written = 0;
+    while written < data.len() {
+        match timeout(Duration::from_millis(300), program.write(&data[written..])).await {
+            Ok(count) => written += count.unwrap(),
+            Err(_) => break,
+        }
+    }
+    written
+}
+
+#[tokio::test]
+async fn a_program_that_closes_right_behind_its_last_byte_loses_nothing() {
+    let (mut program, mut far, ending) = running(64, b"early", 64).await;
+    // no more than this machine takes at once: what a program's own system still holds when an answer finds nobody, it throws away
+    let data = pattern(50_000);
+    program.write_all(&data).await.unwrap();
+    drop(program);
+    // what the other side says meanwhile finds nobody, and the program's machine says so with a reset
+    let (mut reads, mut writes) = tokio::io::split(&mut far);
+    let answer = pattern(10_000);
+    let mut got = Vec::new();
+    let both = async { tokio::join!(writes.write_all(&answer), reads.read_to_end(&mut got)) };
+    let (_, read) = timeout(LIMIT, both).await.expect("an end");
+    read.unwrap();
+    assert!(got == [b"early", &data[..]].concat(), "{} of {}", got.len(), data.len());
+    assert!(matches!(ending.outcome().await, Outcome::Local(_)));
+}
+
+#[tokio::test]
+async fn what_a_program_said_before_it_was_reset_arrives_and_no_end_follows() {
+    let (mut program, mut far, ending) = running(64, b"", 64).await;
+    let data = pattern(300_000);
+    let written = fill(&mut program, &data).await;
+    program.set_zero_linger().unwrap();
+    drop(program);
+    let mut got = Vec::new();
+    let read = timeout(LIMIT, far.read_to_end(&mut got)).await.expect("the splice ends");
+    read.unwrap();
+    // the link of a splice that broke is dropped by the test; its caller resets it
+    assert!(matches!(ending.outcome().await, Outcome::Local(_)));
+    assert!(got == data[..got.len()] && got.len() <= written);
+}
+
+#[tokio::test]
+async fn what_came_before_the_link_broke_reaches_the_program() {
+    let (mut program, socket) = tcp_pair().await;
+    let (mut link, mut far) = duplex(64);
+    let task = tokio::spawn(async move {
+        let local = LocalStream::tcp(socket);
+        let outcome = splice(&local, &mut link, Vec::new(), &Counters::default(), 64, |_| None).await;
+        local.finish();
+        outcome
+    });
+    far.write_all(b"the last words").await.unwrap();
+    drop(far);
+    // writing to what is gone fails, and reading goes on
+    program.write_all(&pattern(1_000)).await.unwrap();
+    let mut got = Vec::new();
+    timeout(LIMIT, program.read_to_end(&mut got)).await.unwrap().unwrap();
+    assert_eq!(got, b"the last words");
+    assert!(matches!(timeout(LIMIT, task).await.unwrap().unwrap(), Outcome::Link(_) | Outcome::Finished));
+}
+
 #[tokio::test]
 async fn a_broken_link_is_noticed_while_the_program_reads_nothing() {
     let (_program, socket) = tcp_pair().await;
@@ -142,7 +207,8 @@ async fn an_idle_direction_holds_no_buffer() {
         program.write_all(b"hello").await.unwrap();
         let arrived = async {
             poll_fn(|cx| {
-                let polled = flow.poll(cx, &mut Here(&local, None), &mut There(&mut link), &moved);
+                let mut here = Here { local: &local, aborted: false, ended: None };
+                let polled = flow.poll(cx, &mut here, &mut There(&mut link), &moved);
                 assert!(polled.is_pending() && flow.buffer.bytes.is_empty());
                 if moved.load(Ordering::Relaxed).is_multiple_of(5) && moved.load(Ordering::Relaxed) > 0 {
                     return Poll::Ready(());

@@ -63,7 +63,8 @@ pub(super) async fn carry(
         }
         Outcome::Local(error) => {
             tracing::debug!(id = connection.info().id, ?role, %error, "the local side broke");
-            // Dropping `local` resets what is left of it.
+            // What it said before is the other side's, whole; then dropping `local` resets what is left of it.
+            link.delivered(limits.linger).await;
             link.reset();
             match role {
                 Role::Forward => Reason::ClientReset,
