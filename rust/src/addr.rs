@@ -238,6 +238,23 @@ pub fn mapped(address: SocketAddr) -> SocketAddr {
     }
 }
 
+/// An IPv6 address and the zone behind its `%` (RFC 4007 section 11); `%25`, as URIs write it (RFC 6874), is the same, unless it is
+/// the number of an interface.
+pub fn split_zone(text: &str) -> (&str, Option<&str>) {
+    match text.split_once('%') {
+        Some((ip, zone)) => {
+            let name = zone.strip_prefix("25").filter(|name| name.starts_with(|c: char| !c.is_ascii_digit()));
+            (ip, Some(name.unwrap_or(zone)))
+        }
+        None => (text, None),
+    }
+}
+
+/// RFC 4291 section 2.5.6: every link has such addresses, and the same ones may be on several.
+pub fn is_link_local(ip: Ipv6Addr) -> bool {
+    ip.segments()[0] & 0xffc0 == 0xfe80
+}
+
 /// What one customer has: an IPv4 /24 (many share one, none has a larger one for nothing), an IPv6 /56 (RFC 6177).
 pub fn network_of(ip: IpAddr) -> [u8; 8] {
     let mut bytes = [0; 8];
@@ -337,6 +354,21 @@ mod tests {
         assert_ne!(at("192.0.2.1:5"), at("192.0.2.1:6"));
         assert_ne!(at("192.0.2.1:5"), at("192.0.2.2:5"));
         assert_eq!((at("192.0.2.1:5").max_datagram(), at("[2001:db8::1]:5").max_datagram()), (u16::MAX, 1_452));
+    }
+
+    #[test]
+    fn zones_are_told_from_addresses() {
+        for (text, expected) in [
+            ("fe80::1", ("fe80::1", None)),
+            ("fe80::1%eth0", ("fe80::1", Some("eth0"))),
+            ("fe80::1%25eth0", ("fe80::1", Some("eth0"))),
+            ("fe80::1%25", ("fe80::1", Some("25"))),
+            ("fe80::1%251", ("fe80::1", Some("251"))),
+            ("fe80::1%", ("fe80::1", Some(""))),
+        ] {
+            assert_eq!(split_zone(text), expected, "{text}");
+        }
+        assert!(is_link_local("febf::1".parse().unwrap()) && !is_link_local("fec0::1".parse().unwrap()));
     }
 
     #[test]

@@ -1,9 +1,9 @@
 //! The CONNECT target: which node, which service, and where to look for it.
 
-use std::net::IpAddr;
+use std::net::Ipv6Addr;
 use std::str::FromStr;
 
-use crate::addr::NodeId;
+use crate::addr::{is_link_local, split_zone, NodeId};
 use crate::error::{Error, Reason, Result, Stage};
 
 /// What a CONNECT asks for (docs/protocol.md section 6).
@@ -42,8 +42,12 @@ impl FromStr for Target {
 fn named(authority: &str) -> Result<Target> {
     let (host, port) = authority.rsplit_once(':').ok_or_else(|| bad("the target has no port"))?;
     let host = host.to_ascii_lowercase();
-    let label =
-        host.strip_suffix(SUFFIX).ok_or_else(|| bad(format!("'{}' does not end in {SUFFIX}", excerpt(&host))))?;
+    // with the dot at its end a name is absolute, and otherwise the same (RFC 1034 section 3.1)
+    let label = host
+        .strip_suffix('.')
+        .unwrap_or(&host)
+        .strip_suffix(SUFFIX)
+        .ok_or_else(|| bad(format!("'{}' does not end in {SUFFIX}", excerpt(&host))))?;
     let node = label.parse().map_err(|error| bad(format!("{error}")))?;
     Ok(Target { node, service_port: parse_port(port)?, address: None })
 }
@@ -84,7 +88,13 @@ fn addressed(authority: &str, rest: &str) -> Result<Target> {
 pub fn check_address(text: &str) -> Result<(), String> {
     let (host, port) = text.rsplit_once(':').ok_or_else(|| format!("'{}' has no port", excerpt(text)))?;
     let good = match host.strip_prefix('[') {
-        Some(v6) => v6.strip_suffix(']').is_some_and(|v6| matches!(v6.parse(), Ok(IpAddr::V6(_)))),
+        Some(v6) => match v6.strip_suffix(']').map(|v6| (v6, split_zone(v6))) {
+            Some((text, (v6, zone))) => {
+                let v6: Option<Ipv6Addr> = v6.parse().ok();
+                v6.map(|v6| check_zone(text, v6, zone)).transpose()?.is_some()
+            }
+            None => false,
+        },
         None => is_host_name(host),
     };
     if !good {
@@ -97,8 +107,24 @@ pub fn check_address(text: &str) -> Result<(), String> {
     }
 }
 
+/// An address of one link needs the link, and no other has one (RFC 4007 section 6). `text` is how it was written.
+fn check_zone(text: &str, v6: Ipv6Addr, zone: Option<&str>) -> Result<(), String> {
+    let text = excerpt(text);
+    match (is_link_local(v6), zone) {
+        (true, None) => Err(format!(
+            "'{text}' is an address of one link and does not say of which: add the interface, as in [{v6}%eth0]"
+        )),
+        (true, Some(zone)) if zone.is_empty() || zone.len() > MAX_ZONE => {
+            Err(format!("'{text}' names no interface behind its %"))
+        }
+        (false, Some(_)) => Err(format!("'{text}' names an interface, which only link-local addresses (fe80::) need")),
+        _ => Ok(()),
+    }
+}
+
 /// RFC 1123 section 2.1, with the underscores that the world uses; also what an IPv4 address looks like.
 fn is_host_name(host: &str) -> bool {
+    let host = host.strip_suffix('.').unwrap_or(host);
     host.len() <= 253
         && host.split('.').all(|label| {
             (1..=63).contains(&label.len())
@@ -150,6 +176,8 @@ fn excerpt(text: &str) -> String {
 }
 
 const SUFFIX: &str = ".keynet";
+/// Names of interfaces have 15 characters on Linux; elsewhere they are longer.
+const MAX_ZONE: usize = 64;
 /// A host name has at most 253 characters (RFC 1035 section 2.3.4), everything else that belongs there less than 200.
 const MAX_TARGET: usize = 1024;
 
@@ -170,12 +198,14 @@ mod tests {
     fn a_name_and_a_port() {
         let expected = Target { node: node(), service_port: 50051, address: None };
         assert_eq!(parse(&format!("{}.keynet:50051", node())), Ok(expected.clone()));
-        assert_eq!(parse(&format!("{}.KEYNET:50051", node().to_string().to_uppercase())), Ok(expected));
+        assert_eq!(parse(&format!("{}.KEYNET:50051", node().to_string().to_uppercase())), Ok(expected.clone()));
+        assert_eq!(parse(&format!("{}.keynet.:50051", node())), Ok(expected));
     }
 
     #[test]
     fn an_address_and_a_node() {
-        for address in ["192.0.2.1:4433", "[2001:db8::1]:4433", "host-1.example.com:1"] {
+        let good = ["192.0.2.1:4433", "[2001:db8::1]:4433", "host-1.example.com:1", "host.example.com.:1"];
+        for address in good.into_iter().chain(["[fe80::1%eth0]:4433", "[fe80::1%25eth0]:4433", "[fe80::1%3]:4433"]) {
             let expected = Target { node: node(), service_port: 0, address: Some(address.to_owned()) };
             let text = format!("{address}/?nodeId={}", node());
             assert_eq!(parse(&text), Ok(expected.clone()));
@@ -201,7 +231,13 @@ mod tests {
             format!("{id}.keynet:65536"),
             format!("{id}.keynet:000080"),
             format!("{id}.keynet:80:80"),
-            format!("{id}.keynet.:80"),
+            format!("{id}.keynet..:80"),
+            format!("{id}..keynet:80"),
+            format!("192.0.2.1..:80/?nodeId={id}"),
+            format!(".:80/?nodeId={id}"),
+            format!("[fe80::1]:80/?nodeId={id}"),
+            format!("[fe80::1%]:80/?nodeId={id}"),
+            format!("[2001:db8::1%eth0]:80/?nodeId={id}"),
             format!("{id}:80"),
             format!("x.{id}.keynet:80"),
             format!("{short}.keynet:80"),

@@ -1,9 +1,8 @@
 //! Dialling: every address that is known of a node, at once, until one of them proves to be it.
 
 use std::collections::HashSet;
-use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, PoisonError};
+use std::net::{SocketAddr, SocketAddrV6};
+use std::sync::{Arc, OnceLock, PoisonError};
 use std::time::Duration;
 
 use rustls::HandshakeKind;
@@ -15,9 +14,10 @@ use tokio_rustls::{TlsConnector, TlsStream};
 use super::contact::Contact;
 use super::link::{explain, Link};
 use super::Peers;
-use crate::addr::{unmapped, NodeId, Route};
+use crate::addr::{split_zone, unmapped, NodeId, Route};
 use crate::error::{Error, Reason, Result, Stage};
-use crate::net::UtpStream;
+use crate::net::stagger::families_in_turn;
+use crate::net::{interface_number, Helm, UtpStream};
 use crate::open::Priority;
 use crate::path::OwnRelay;
 use crate::tls::{finish, ping_keys, PeerIdentity, TlsContext, PING_KEYS_LABEL};
@@ -176,18 +176,19 @@ impl Peers {
     }
 
     /// One connection attempt: uTP, then TLS, then whether it is the node.
-    async fn attempt(&self, dial: &Dial, route: Route, in_tls: &AtomicBool) -> Result<Link> {
+    async fn attempt(&self, dial: &Dial, route: Route, in_tls: &OnceLock<Helm>) -> Result<Link> {
         let context = self.current().tls;
         let start = Instant::now();
         let leaf = self.table().leaf(&dial.node);
         let stream = self.net.connect_along(route, Some(&leaf), self.utp_config(dial.priority)).await?;
         let connected = Instant::now();
-        in_tls.store(true, Ordering::Relaxed);
+        let helm = stream.helm();
+        let _ = in_tls.set(helm.clone());
         let deadline = dial.deadline.min(connected + self.tls.handshake_timeout);
         let handshake = handshake(&context, dial.node, stream);
         let stream = timeout_at(deadline, handshake)
             .await
-            .map_err(|_| Error::new(Reason::TlsTimeout, Stage::Tls, "the handshake took too long"))??;
+            .map_err(|_| Error::new(Reason::TlsTimeout, Stage::Tls, why_late(&helm)))??;
         let took = (connected - start, connected.elapsed());
         let stream = TlsStream::Client(stream);
         let peer = self.judge(&stream, Some(&dial.node))?;
@@ -228,7 +229,8 @@ struct Race {
     others_at: Instant,
     /// The most telling failure so far.
     worst: Option<Error>,
-    in_tls: Arc<AtomicBool>,
+    /// The first attempt that has come so far.
+    in_tls: Arc<OnceLock<Helm>>,
 }
 
 enum Step {
@@ -320,12 +322,12 @@ impl Race {
         let mut addresses: Vec<_> = self.tried.iter().map(|route| route.to.to_string()).collect();
         addresses.sort_unstable();
         let addresses = addresses.join(", ");
-        let late = match self.in_tls.load(Ordering::Relaxed) {
-            true => Error::new(Reason::TlsTimeout, Stage::Tls, format!("no handshake in time; tried {addresses}")),
-            false if addresses.is_empty() => {
+        let late = match self.in_tls.get() {
+            Some(helm) => Error::new(Reason::TlsTimeout, Stage::Tls, format!("{}; tried {addresses}", why_late(helm))),
+            None if addresses.is_empty() => {
                 Error::new(Reason::PunchTimeout, Stage::Punch, "no address of the node was found in time")
             }
-            false => Error::new(Reason::PunchTimeout, Stage::Punch, format!("no answer in time from {addresses}")),
+            None => Error::new(Reason::PunchTimeout, Stage::Punch, format!("no answer in time from {addresses}")),
         };
         let mut all: Vec<_> = self.worst.into_iter().collect();
         if timed_out || all.is_empty() {
@@ -366,6 +368,16 @@ async fn handshake(
     connecting.await.map_err(|(error, stream)| explain(&error, &stream, Stage::Tls))
 }
 
+/// Why a handshake was not done in time: uTP connects with small packets, and TLS begins with full ones.
+fn why_late(helm: &Helm) -> &'static str {
+    if helm.is_unheard() {
+        "no handshake in time: small packets get there and full ones do not, as where a path carries less than 1260 bytes at \
+         a time (its MTU) and drops what is cut into fragments"
+    } else {
+        "no handshake in time"
+    }
+}
+
 fn export(stream: &TlsStream<UtpStream>, exported: &mut [u8; 64]) -> Result<()> {
     let done = match stream {
         TlsStream::Client(stream) => {
@@ -401,17 +413,31 @@ async fn named_addresses(dial: &Dial) -> Result<Vec<SocketAddr>> {
     Ok(found.into_iter().map(unmapped).collect())
 }
 
-/// Errors: `Unreachable`, with the name.
+/// The addresses of `host:port`, the families in turn; the host may be an IPv6 address with the name of an interface. Errors:
+/// `Unreachable`, with the name.
 pub async fn resolve(name: &str) -> Result<Vec<SocketAddr>> {
     let failed = |text: String| Error::new(Reason::Unreachable, Stage::Punch, format!("cannot resolve {name}: {text}"));
-    let found: Vec<_> = match tokio::net::lookup_host(name).await {
-        Ok(found) => found.take(MAX_RESOLVED).collect(),
+    if let Some(scoped) = scoped(name) {
+        return scoped.map(|address| vec![address]).map_err(failed);
+    }
+    let found = match tokio::net::lookup_host(name).await {
+        Ok(found) => families_in_turn(found, MAX_RESOLVED),
         Err(error) => return Err(failed(error.to_string())),
     };
     if found.is_empty() {
         return Err(failed("it has no addresses".to_owned()));
     }
     Ok(found)
+}
+
+/// `[fe80::1%eth0]:4433`; `None`: there is no interface in it. Errors: what is wrong with it.
+fn scoped(name: &str) -> Option<std::result::Result<SocketAddr, String>> {
+    let (host, port) = name.strip_prefix('[')?.rsplit_once("]:")?;
+    let (ip, zone) = split_zone(host);
+    let (ip, zone, port) = (ip.parse().ok()?, zone?, port.parse().ok()?);
+    let number = zone.parse().ok().or_else(|| interface_number(zone));
+    let found = number.map(|number| SocketAddrV6::new(ip, port, 0, number).into());
+    Some(found.ok_or_else(|| format!("this machine has no interface '{zone}'")))
 }
 
 /// A node to which a path stands is looked for anew after so long: three round trips of a long path, and a lost packet.

@@ -14,6 +14,9 @@ use super::registry::{ConnectionInfo, Entry, Registry};
 use super::settings::Backend;
 use crate::addr::NodeId;
 use crate::error::{Error, Reason, Result, Stage};
+use crate::net::source_towards;
+use crate::net::stagger::first_to_succeed;
+use crate::peer::resolve;
 
 /// Connects to a service. `info` describes the connection but for the addresses on this side, which are filled in here.
 ///
@@ -50,15 +53,9 @@ pub(super) async fn connect(
 
 async fn connect_tcp(address: &str, info: ConnectionInfo, registry: &Registry) -> Result<(LocalStream, Entry)> {
     let unresolved = || Error::new(Reason::ServiceRefused, Stage::Service, "the service's name does not resolve");
-    let found = tokio::net::lookup_host(address).await.map_err(|_| unresolved())?;
-    let mut last = unresolved();
-    for server in found.take(MAX_ADDRESSES) {
-        match connect_one(server, &info, registry).await {
-            Ok(connected) => return Ok(connected),
-            Err(error) => last = error,
-        }
-    }
-    Err(last)
+    let servers = resolve(address).await.map_err(|_| unresolved())?;
+    let attempts = servers.into_iter().map(|server| connect_one(server, &info, registry));
+    first_to_succeed(attempts).await.map_err(|errors| errors.into_iter().last().unwrap_or_else(unresolved))
 }
 
 async fn connect_one(server: SocketAddr, info: &ConnectionInfo, registry: &Registry) -> Result<(LocalStream, Entry)> {
@@ -81,20 +78,6 @@ async fn connect_one(server: SocketAddr, info: &ConnectionInfo, registry: &Regis
     let stream = socket.connect(server).await.map_err(|error| refused(&error))?;
     drop(held);
     Ok((LocalStream::tcp(stream), entry))
-}
-
-/// The address that this machine uses towards `server`, with port 0. Connecting a UDP socket looks up the route and sends
-/// nothing.
-fn source_towards(server: SocketAddr) -> io::Result<SocketAddr> {
-    let any = SocketAddr::from(match server {
-        SocketAddr::V4(_) => (std::net::IpAddr::from(std::net::Ipv4Addr::UNSPECIFIED), 0),
-        SocketAddr::V6(_) => (std::net::IpAddr::from(std::net::Ipv6Addr::UNSPECIFIED), 0),
-    });
-    let probe = std::net::UdpSocket::bind(any)?;
-    probe.connect(server)?;
-    let mut source = probe.local_addr()?;
-    source.set_port(0);
-    Ok(source)
 }
 
 /// A socket with a name of its own, where the system knows names without files: gRPC shows it as
@@ -130,6 +113,5 @@ fn busy(error: &io::Error) -> Error {
     Error::new(Reason::PeerBusy, Stage::Service, format!("no local address for the connection: {}", error.kind()))
 }
 
-/// Addresses tried of one name, and names tried when others are taken.
-const MAX_ADDRESSES: usize = 8;
+/// Names tried when others are taken.
 const MAX_NAMES: usize = 16;

@@ -9,6 +9,7 @@ use super::{tls, Options, RelaySpec};
 use crate::addr::unmapped;
 use crate::error::{Error, Reason, Result, Stage};
 use crate::net::socket::Socket;
+use crate::net::stagger::families_in_turn;
 use crate::path::{is_for_everybody, sendable};
 use crate::relay::{segments, Transport};
 
@@ -29,19 +30,7 @@ pub(super) async fn addresses(spec: &RelaySpec) -> Result<Vec<SocketAddr>> {
         Some(_) => sendable(unmapped(*address)),
         None => may_reach(spec, *address),
     };
-    let found: Vec<SocketAddr> = found.filter(may_ask).collect();
-    let first_is_v4 = found.first().is_some_and(SocketAddr::is_ipv4);
-    let (first, second): (Vec<_>, Vec<_>) = found.into_iter().partition(|address| address.is_ipv4() == first_is_v4);
-    let (mut first, mut second) = (first.into_iter(), second.into_iter());
-    let mut ordered = Vec::new();
-    while ordered.len() < MAX_ADDRESSES {
-        let before = ordered.len();
-        ordered.extend(first.next());
-        ordered.extend(second.next());
-        if ordered.len() == before {
-            break;
-        }
-    }
+    let ordered = families_in_turn(found.filter(may_ask), MAX_ADDRESSES);
     match ordered.is_empty() {
         true => Err(failed("the name has no address".to_owned())),
         false => Ok(ordered),

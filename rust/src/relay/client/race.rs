@@ -5,11 +5,11 @@ use std::future::Future;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use tokio::task::{JoinError, JoinSet};
-use tokio::time::{sleep_until, timeout_at, Instant};
+use tokio::time::{timeout_at, Instant};
 
 use super::{connect, redirect, Allocation, Options, RelaySpec};
 use crate::error::{Error, Reason, Result, Stage};
+use crate::net::stagger::first_to_succeed;
 
 /// Allocates at one relay, by whichever of the ways leads to it, the preferred one first.
 ///
@@ -52,69 +52,13 @@ async fn attempt(
 /// Tries one after the other, without waiting long for each; the first that succeeds ends the others.
 async fn climb<F>(attempts: Vec<F>) -> Result<Allocation, Vec<Error>>
 where
-    F: Future<Output = Result<Allocation, Vec<Error>>> + Send + 'static,
+    F: Future<Output = Result<Allocation, Vec<Error>>>,
 {
-    let mut ladder = Ladder::new(attempts.len(), Instant::now());
-    let mut attempts = attempts.into_iter();
-    let (mut running, mut errors) = (JoinSet::new(), Vec::new());
-    loop {
-        while ladder.poll_start(Instant::now()) {
-            running.spawn(attempts.next().ok_or_else(Vec::new)?);
-        }
-        let next = ladder.poll_timeout();
-        tokio::select! {
-            Some(done) = running.join_next() => match done {
-                Ok(Ok(allocation)) => return Ok(allocation),
-                Ok(Err(more)) => {
-                    errors.extend(more);
-                    ladder.handle_failure(Instant::now());
-                }
-                Err(broken) => errors.push(panicked(&broken)),
-            },
-            () = sleep_until(next.unwrap_or_else(Instant::now)), if next.is_some() => {}
-            else => return Err(errors),
-        }
-    }
-}
-
-fn panicked(broken: &JoinError) -> Error {
-    Error::new(Reason::Internal, Stage::Relay, broken.to_string())
+    first_to_succeed(attempts).await.map_err(|errors| errors.into_iter().flatten().collect())
 }
 
 fn late(what: &str) -> Error {
     Error::new(Reason::RelayUnreachable, Stage::Relay, format!("{what} in time"))
-}
-
-/// When the attempts begin: each a little after the one before, or as soon as one has failed.
-#[derive(Debug)]
-struct Ladder {
-    attempts: usize,
-    started: usize,
-    next: Instant,
-}
-
-impl Ladder {
-    fn new(attempts: usize, now: Instant) -> Self {
-        Self { attempts, started: 0, next: now }
-    }
-
-    /// Whether the next one begins.
-    fn poll_start(&mut self, now: Instant) -> bool {
-        let due = self.started < self.attempts && now >= self.next;
-        if due {
-            self.next = now + STEP;
-            self.started += 1;
-        }
-        due
-    }
-
-    fn handle_failure(&mut self, now: Instant) {
-        self.next = now;
-    }
-
-    fn poll_timeout(&self) -> Option<Instant> {
-        (self.started < self.attempts).then_some(self.next)
-    }
 }
 
 /// The nearest, of relays by round trip and weight. Those that are about as near share their users by weight (RFC 2782), so that a
@@ -168,8 +112,6 @@ fn most_telling(errors: Vec<Error>) -> Error {
     }
 }
 
-/// RFC 8305 section 5: the recommended delay between connection attempts.
-const STEP: Duration = Duration::from_millis(250);
 /// Round trips that differ by less say nothing about distance.
 const ABOUT: Duration = Duration::from_millis(2);
 /// UDP, TCP, TLS, TLS through a proxy, and as many on other ports.
@@ -182,19 +124,6 @@ mod tests {
     use super::*;
 
     const MS: Duration = Duration::from_millis(1);
-
-    #[test]
-    fn attempts_follow_each_other_and_a_failure_calls_the_next() {
-        let start = Instant::now();
-        let mut ladder = Ladder::new(3, start);
-        assert!(ladder.poll_start(start));
-        assert_eq!((ladder.poll_start(start), ladder.poll_timeout()), (false, Some(start + STEP)));
-        ladder.handle_failure(start + MS);
-        assert!(ladder.poll_start(start + MS));
-        assert!(!ladder.poll_start(start + STEP));
-        assert!(ladder.poll_start(start + STEP + MS));
-        assert_eq!((ladder.poll_start(start + STEP * 9), ladder.poll_timeout()), (false, None));
-    }
 
     fn chosen<const N: usize>(answered: [(u32, u32); N], draws: u64) -> [u64; N] {
         let answered = answered.map(|(rtt, weight)| (rtt * MS, weight));
