@@ -65,6 +65,31 @@ async fn bytes_arrive_in_both_directions_at_once() {
     }
 }
 
+/// All of 127.0.0.0/8 is this machine on Linux; towards 127.0.0.1 it sends from there unless it is told otherwise.
+#[cfg(target_os = "linux")]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_on_all_addresses_answers_from_the_one_that_was_asked() {
+    for everywhere in ["0.0.0.0:0", "[::]:0"] {
+        let ((a, _), (b, mut incoming)) = (bind("127.0.0.1:0"), bind(everywhere));
+        let second = SocketAddr::from(([127, 0, 0, 2], b.local_address().port()));
+        let (dialled, accepted) = tokio::join!(a.connect(second, UtpConfig::default()), incoming.accept());
+        let (mut dialled, mut accepted) = (dialled.unwrap(), accepted.unwrap());
+        accepted.trust();
+        let data = pattern(1 << 20);
+        let mut arrived = vec![0; data.len()];
+        for _ in 0..2 {
+            let (wrote, read) = tokio::join!(accepted.write_all(&data), dialled.read_exact(&mut arrived));
+            wrote.unwrap();
+            read.unwrap();
+            assert!(arrived == data, "{everywhere}");
+            std::mem::swap(&mut dialled, &mut accepted);
+        }
+        let path = a.punch(vec![second], Duration::from_secs(10)).await.unwrap();
+        assert_eq!(path.address, second);
+        tokio::join!(a.close(), b.close());
+    }
+}
+
 #[tokio::test]
 async fn without_batching_and_with_the_systems_buffers_every_datagram_is_a_call_of_its_own() {
     let socket = SocketConfig { batching: false, buffer: None };

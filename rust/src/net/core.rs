@@ -8,6 +8,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
 use super::conn::{Conn, ConnState};
+use super::locals::Locals;
 use super::police::Police;
 use super::{NetConfig, NetStats};
 use crate::addr::{NodeId, Origin, RemoteId, Route};
@@ -20,6 +21,7 @@ use crate::utp::{ConnectError, Connection, Endpoint, Handle, PathKey, Turn, Turn
 pub struct Core {
     pub endpoint: Endpoint,
     pub paths: PathTable,
+    pub locals: Locals,
     conns: Vec<Option<Arc<Conn>>>,
     /// Of remotes to which somebody sends in bulk.
     turns: HashMap<RemoteId, Turns>,
@@ -34,6 +36,7 @@ impl Core {
         Ok(Self {
             endpoint: Endpoint::new(config.endpoint, config.utp, seed()?),
             paths: PathTable::new(config.path, seed()?),
+            locals: Locals::default(),
             conns: Vec::new(),
             turns: HashMap::new(),
             timers: BinaryHeap::new(),

@@ -4,6 +4,7 @@
 use std::cmp::Reverse;
 use std::io::{self, IoSliceMut};
 use std::iter::Peekable;
+use std::net::IpAddr;
 use std::slice::Chunks;
 use std::sync::atomic::Ordering;
 use std::sync::Arc;
@@ -14,6 +15,8 @@ use tokio::sync::mpsc;
 
 use super::conn::{Conn, ConnState};
 use super::core::Core;
+use super::locals::usual_source;
+use super::socket::{may_be_gone, Socket};
 use super::sockets::Sockets;
 use super::wire::WIRE_SEGMENTS;
 use super::{Inner, UtpStream};
@@ -120,8 +123,16 @@ enum Sent {
 
 struct Blocked {
     route: Route,
+    source: Option<IpAddr>,
     contents: Vec<u8>,
     segment_size: Option<usize>,
+}
+
+/// Which way datagrams came: from where, and to which of our addresses, where the socket has several.
+#[derive(Clone, Copy)]
+struct Arrival {
+    from: Route,
+    at: Option<IpAddr>,
 }
 
 /// Whom a run of datagrams with one connection id comes from, and what they proved.
@@ -144,8 +155,11 @@ impl Sender {
         Some(Self { id, remote, known: known.is_some(), heard: false, proven: false, bytes: 0 })
     }
 
-    fn note(&self, now: Time, core: &mut Core, from: Route) {
+    fn note(&self, now: Time, core: &mut Core, Arrival { from, at }: Arrival) {
         if self.heard {
+            if let Some(at) = at {
+                core.locals.handle_arrival(now, from, at, true, usual_source);
+            }
             core.paths.handle_utp_from(now, from, self.remote, self.proven);
             core.paths.count(self.remote, Some(from), self.bytes, 0);
         }
@@ -169,8 +183,8 @@ impl Driver<'_> {
             for (meta, chunk) in metas.iter().zip(buffer.chunks(BUFFER_SIZE)).take(count) {
                 let batch = &chunk[..meta.len.min(chunk.len())];
                 core.stats.bytes_in += batch.len() as u64;
-                let from = Route { via, to: unmapped(meta.addr) };
-                self.handle_batch(now, &mut core, from, batch, meta.stride.max(1));
+                let arrival = Arrival { from: Route { via, to: unmapped(meta.addr) }, at: socket.arrived_at(meta) };
+                self.handle_batch(now, &mut core, arrival, batch, meta.stride.max(1));
             }
             if count < RECEIVE_BUFFERS {
                 break;
@@ -188,43 +202,44 @@ impl Driver<'_> {
         for _ in 0..RECEIVE_BUFFERS * RECEIVE_ROUNDS {
             let Some((via, Datagrams { peer, contents, stride })) = next else { break };
             core.stats.bytes_in += contents.len() as u64;
-            let from = Route { via, to: unmapped(peer) };
-            self.handle_batch(now, &mut core, from, &contents, stride.max(1));
+            let arrival = Arrival { from: Route { via, to: unmapped(peer) }, at: None };
+            self.handle_batch(now, &mut core, arrival, &contents, stride.max(1));
             next = queue.try_recv().ok();
         }
     }
 
     /// Datagrams of `stride` bytes from one address. They mostly belong to one connection: what the tables say of its
     /// remote is looked up once.
-    fn handle_batch(&mut self, now: Time, core: &mut Core, from: Route, batch: &[u8], stride: usize) {
+    fn handle_batch(&mut self, now: Time, core: &mut Core, arrival: Arrival, batch: &[u8], stride: usize) {
         let mut sender: Option<Sender> = None;
         let mut datagrams = batch.chunks(stride).peekable();
         while let Some(datagram) = datagrams.next() {
             core.stats.datagrams_in += 1;
             match classify(datagram) {
-                Kind::Stun => self.handle_stun(now, core, from, datagram),
+                Kind::Stun => self.handle_stun(now, core, arrival, datagram),
                 Kind::Unknown => core.stats.dropped_unknown += 1,
                 Kind::Utp => {
                     let id = [datagram[2], datagram[3]];
                     if sender.as_ref().is_none_or(|sender| sender.id != id) {
-                        sender.take().inspect(|before| before.note(now, core, from));
-                        if self.handle_stranger(now, core, from, datagram) {
+                        sender.take().inspect(|before| before.note(now, core, arrival));
+                        if self.handle_stranger(now, core, arrival, datagram) {
                             continue;
                         }
-                        sender = Sender::find(now, core, from, id);
+                        sender = Sender::find(now, core, arrival.from, id);
                     }
                     match &mut sender {
-                        Some(sender) => self.handle_utp(now, core, from, sender, datagram, &mut datagrams),
+                        Some(sender) => self.handle_utp(now, core, arrival, sender, datagram, &mut datagrams),
                         None => core.stats.dropped_full += 1,
                     }
                 }
             }
         }
-        sender.inspect(|sender| sender.note(now, core, from));
+        sender.inspect(|sender| sender.note(now, core, arrival));
     }
 
     /// A SYN from an address that nobody is known at costs no entry of the path table. False: it was not that.
-    fn handle_stranger(&mut self, now: Time, core: &mut Core, from: Route, datagram: &[u8]) -> bool {
+    fn handle_stranger(&mut self, now: Time, core: &mut Core, arrival: Arrival, datagram: &[u8]) -> bool {
+        let from = arrival.from;
         if core.paths.remote_of(from).is_some() || !sendable(from.to) {
             return false;
         }
@@ -233,20 +248,24 @@ impl Driver<'_> {
             Some(Routed::Dropped(why)) => core.stats.count(why),
             Some(_) => {}
         }
-        self.send_reply(core, from);
+        self.send_reply(core, arrival);
         true
     }
 
-    fn handle_stun(&mut self, now: Time, core: &mut Core, from: Route, datagram: &[u8]) {
+    fn handle_stun(&mut self, now: Time, core: &mut Core, Arrival { from, at }: Arrival, datagram: &[u8]) {
         let verified = |key: &[u8; 32]| stun::verify(datagram, key);
         match stun::decode(datagram) {
             Ok(stun::Message::Ping(ping)) => {
                 let ping = PingIn { transaction: ping.transaction, session: ping.session, size: datagram.len() };
                 let Some(pong) = core.paths.handle_ping(now, from, &ping, verified) else { return };
+                if let Some(at) = at {
+                    core.locals.handle_arrival(now, from, at, false, usual_source);
+                }
                 self.out.clear();
                 let key = pong.key.as_ref();
                 if stun::encode_pong(&mut self.out, pong.transaction, pong.observed, key, pong.room) {
-                    self.send(core, Route { via: pong.via, to: pong.to }, None);
+                    // a pong counts only from the address that was asked
+                    self.send_from(core, Route { via: pong.via, to: pong.to }, at, None);
                 }
             }
             Ok(stun::Message::Pong(pong)) => {
@@ -264,14 +283,14 @@ impl Driver<'_> {
         &mut self,
         now: Time,
         core: &mut Core,
-        from: Route,
+        arrival: Arrival,
         sender: &mut Sender,
         datagram: &'a [u8],
         rest: &mut Peekable<Chunks<'a, u8>>,
     ) {
         // it matters to what begins a connection only
         let key = if sender.known { None } else { core.paths.shared_keys(sender.remote).peers };
-        match core.endpoint.handle(now, sender.remote, datagram, Origin::of(from.to), key.as_ref()) {
+        match core.endpoint.handle(now, sender.remote, datagram, Origin::of(arrival.from.to), key.as_ref()) {
             Routed::Known(handle, packet) => {
                 let Some(conn) = core.find(handle).cloned() else { return };
                 let mut state = conn.lock();
@@ -298,12 +317,12 @@ impl Driver<'_> {
                     core.stats.dropped_full += 1;
                 }
             }
-            Routed::Answered => self.send_reply(core, from),
+            Routed::Answered => self.send_reply(core, arrival),
             Routed::Dropped(why) => {
                 core.stats.count(why);
                 // a peer whose address has just changed is still unknown here: a RESET would end what is about to move
                 if core.paths.may_reset(now, sender.remote) {
-                    self.send_reply(core, from);
+                    self.send_reply(core, arrival);
                 } else {
                     core.endpoint.poll_reply(&mut Vec::new());
                 }
@@ -311,10 +330,10 @@ impl Driver<'_> {
         }
     }
 
-    fn send_reply(&mut self, core: &mut Core, to: Route) {
+    fn send_reply(&mut self, core: &mut Core, to: Arrival) {
         self.out.clear();
         if core.endpoint.poll_reply(&mut self.out).is_some() {
-            self.send(core, to, None);
+            self.send_from(core, to.from, to.at, None);
         }
     }
 
@@ -435,7 +454,9 @@ impl Driver<'_> {
 
     /// Sends what a connection has put into `self.out`.
     fn send_packets(&mut self, now: Time, core: &mut Core, state: &mut ConnState, to: Route, transmit: &Transmit) {
-        if transmit.may_fragment && !to.via.is_relay() {
+        // IPv6 carries the base size everywhere (RFC 8200 section 5)
+        let unproven = transmit.unproven && to.to.is_ipv4();
+        if (transmit.may_fragment || unproven) && !to.via.is_relay() {
             self.send_in_pieces(core, to, transmit.segment_size);
             return;
         }
@@ -462,7 +483,9 @@ impl Driver<'_> {
                 None => drop(self.send(core, route, None)),
                 // what does not leave now has missed its moment
                 Some(hops) => {
-                    drop(self.sockets.find(route.via).map(|socket| socket.send_within(route.to, &self.out, hops)))
+                    let source = core.locals.source(route);
+                    let sent = |socket: Arc<Socket>| socket.send_within(route.to, source, &self.out, hops);
+                    drop(self.sockets.find(route.via).map(sent));
                 }
             }
         }
@@ -472,8 +495,19 @@ impl Driver<'_> {
     }
 
     /// Sends what is in `self.out`. A full socket keeps it for later; what the network refuses is lost, as datagrams are.
-    fn send(&mut self, core: &mut Core, route: impl Into<Route>, segment_size: Option<usize>) -> Sent {
-        let route = route.into();
+    fn send(&mut self, core: &mut Core, route: Route, segment_size: Option<usize>) -> Sent {
+        let source = core.locals.source(route);
+        self.send_from(core, route, source, segment_size)
+    }
+
+    /// The same from this address of ours.
+    fn send_from(
+        &mut self,
+        core: &mut Core,
+        route: Route,
+        source: Option<IpAddr>,
+        segment_size: Option<usize>,
+    ) -> Sent {
         if route.via.is_relay() {
             return self.carry(core, route, segment_size);
         }
@@ -483,13 +517,18 @@ impl Driver<'_> {
         }
         // a path whose socket has just been closed is about to be given up
         let Some(socket) = self.sockets.find(route.via) else { return Sent::Other };
-        match socket.send(route.to, &self.out, segment_size) {
+        match socket.send(route.to, source, &self.out, segment_size) {
             Ok(()) => {
                 core.stats.datagrams_out += segment_size.map_or(1, |size| self.out.len().div_ceil(size)) as u64;
                 core.stats.bytes_out += self.out.len() as u64;
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                self.blocked = Some(Blocked { route, contents: self.out.clone(), segment_size });
+                self.blocked = Some(Blocked { route, source, contents: self.out.clone(), segment_size });
+            }
+            // perhaps the address is gone: the system has another
+            Err(error) if may_be_gone(source, &error) => {
+                source.inspect(|gone| core.locals.forget_address(*gone));
+                return self.send_from(core, route, None, segment_size);
             }
             Err(error) => {
                 core.stats.send_errors += 1;
@@ -518,7 +557,7 @@ impl Driver<'_> {
     /// The same for datagrams that are too large for the path. They are few: what does not leave now is sent again.
     fn send_in_pieces(&mut self, core: &mut Core, route: Route, segment_size: Option<usize>) {
         let Some(socket) = self.sockets.find(route.via) else { return };
-        match socket.send_in_pieces(route.to, &self.out, segment_size) {
+        match socket.send_in_pieces(route.to, core.locals.source(route), &self.out, segment_size) {
             Ok(()) => core.stats.datagrams_out += 1,
             Err(error) => {
                 core.stats.send_errors += 1;
@@ -528,10 +567,10 @@ impl Driver<'_> {
     }
 
     fn send_blocked(&mut self) {
-        let Some(Blocked { route, contents, segment_size }) = self.blocked.take() else { return };
+        let Some(Blocked { route, source, contents, segment_size }) = self.blocked.take() else { return };
         self.out = contents;
         let inner = self.inner;
-        self.send(&mut inner.core(), route, segment_size);
+        self.send_from(&mut inner.core(), route, source, segment_size);
     }
 
     /// Resets every connection, tells whoever waits, and lets go of the socket.

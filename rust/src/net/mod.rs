@@ -5,10 +5,12 @@ mod conn;
 mod core;
 mod driver;
 mod events;
+mod locals;
 mod meeting;
 mod police;
 pub(crate) mod socket;
 mod sockets;
+pub mod stagger;
 mod stream;
 mod wire;
 
@@ -35,6 +37,7 @@ use wire::Wires;
 
 pub use crate::addr::Datagrams;
 pub(crate) use clock::Clock;
+pub use locals::{interface_number, source_towards};
 pub use meeting::{Meeting, MeetingState, Met};
 pub use stream::{Helm, UtpStream};
 pub use wire::Wire;

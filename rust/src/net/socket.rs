@@ -1,7 +1,9 @@
 //! The UDP socket: dual stack, batches with GSO and GRO through `quinn-udp`, buffers as large as the system gives.
 
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{PoisonError, RwLock};
 use std::task::{Context, Poll};
 
 use quinn_udp::{RecvMeta, UdpSockRef, UdpSocketState};
@@ -9,6 +11,7 @@ use socket2::{Domain, Protocol, Socket as Socket2, Type};
 use tokio::io::Interest;
 use tokio::net::UdpSocket;
 
+use super::locals::is_choosable;
 use crate::addr::{mapped, unmapped};
 use crate::config::SocketConfig;
 use crate::error::{Error, Reason, Result, Stage};
@@ -17,11 +20,14 @@ use crate::error::{Error, Reason, Result, Stage};
 #[derive(Debug)]
 pub struct Socket {
     io: UdpSocket,
-    state: UdpSocketState,
+    /// Replaced when it has drawn a wrong conclusion, see [`Self::send`].
+    state: RwLock<UdpSocketState>,
     dual_stack: bool,
     batching: bool,
     local: SocketAddr,
     receive_burst: Option<usize>,
+    /// For which families the kernel lets routers cut what is sent: IPv4, IPv6.
+    in_pieces: [AtomicBool; 2],
 }
 
 impl Socket {
@@ -51,9 +57,17 @@ impl Socket {
         socket.bind(&listen.into())?;
         let receive_burst = socket.recv_buffer_size().ok().map(|bytes| bytes / 5 * 3);
         let io = UdpSocket::from_std(socket.into())?;
-        let state = UdpSocketState::new(UdpSockRef::from(&io))?;
+        let state = RwLock::new(UdpSocketState::new(UdpSockRef::from(&io))?);
         let local = io.local_addr()?;
-        Ok(Self { io, state, dual_stack: listen.is_ipv6(), batching: config.batching, local, receive_burst })
+        Ok(Self {
+            io,
+            state,
+            dual_stack: listen.is_ipv6(),
+            batching: config.batching,
+            local,
+            receive_burst,
+            in_pieces: Default::default(),
+        })
     }
 
     pub fn local_address(&self) -> SocketAddr {
@@ -69,10 +83,17 @@ impl Socket {
     /// How many datagrams of `size` bytes one call sends at most.
     pub fn max_segments(&self) -> usize {
         if self.batching {
-            self.state.max_gso_segments().min(MAX_SEGMENTS)
+            self.segments().min(MAX_SEGMENTS)
         } else {
             1
         }
+    }
+
+    /// To which of this machine's addresses something came; `None` where the socket has only one, or an answer cannot come from
+    /// there.
+    pub fn arrived_at(&self, meta: &RecvMeta) -> Option<IpAddr> {
+        let at = meta.dst_ip.filter(|_| self.local.ip().is_unspecified())?;
+        Some(unmapped((at, 0).into()).ip()).filter(|at| is_choosable(*at))
     }
 
     /// Ready when there may be something to receive.
@@ -81,11 +102,11 @@ impl Socket {
     }
 
     /// Sends one datagram that dies after `hops` routers.
-    pub fn send_within(&self, to: SocketAddr, contents: &[u8], hops: u8) -> io::Result<()> {
+    pub fn send_within(&self, to: SocketAddr, source: Option<IpAddr>, contents: &[u8], hops: u8) -> io::Result<()> {
         let socket = socket2::SockRef::from(&self.io);
         let usual = self.hops(to, &socket, None)?;
         self.hops(to, &socket, Some(hops.into()))?;
-        let sent = self.send(to, contents, None);
+        let sent = self.send(to, source, contents, None);
         self.hops(to, &socket, Some(usual))?;
         sent
     }
@@ -102,17 +123,28 @@ impl Socket {
 
     /// Sends datagrams that routers may cut into pieces (RFC 791 section 3.2, RFC 8200 section 4.5): they were made for a path that
     /// carried larger ones, and what has a number in uTP cannot be made smaller.
-    pub fn send_in_pieces(&self, to: SocketAddr, contents: &[u8], segment_size: Option<usize>) -> io::Result<()> {
-        fragments::allow(&self.io, to, true)?;
-        let mut sent = Ok(());
+    pub fn send_in_pieces(
+        &self,
+        to: SocketAddr,
+        source: Option<IpAddr>,
+        contents: &[u8],
+        segment_size: Option<usize>,
+    ) -> io::Result<()> {
+        self.let_cut(to, true)?;
         for one in contents.chunks(segment_size.unwrap_or(contents.len()).max(1)) {
-            sent = self.send(to, one, None);
-            if sent.is_err() {
-                break;
-            }
+            self.transmit(to, source, one, None)?;
         }
-        fragments::allow(&self.io, to, false)?;
-        sent
+        Ok(())
+    }
+
+    /// It stays so until something has to arrive whole: two system calls less for each datagram.
+    fn let_cut(&self, to: SocketAddr, allowed: bool) -> io::Result<()> {
+        let family = usize::from(unmapped(to).is_ipv6());
+        if self.in_pieces[family].load(Ordering::Relaxed) != allowed {
+            fragments::allow(&self.io, to, allowed)?;
+            self.in_pieces[family].store(allowed, Ordering::Relaxed);
+        }
+        Ok(())
     }
 
     pub async fn readable(&self) {
@@ -125,26 +157,70 @@ impl Socket {
 
     /// Receives what is there: the number of filled buffers, or `WouldBlock`.
     pub fn receive(&self, buffers: &mut [io::IoSliceMut<'_>], metas: &mut [RecvMeta]) -> io::Result<usize> {
-        self.io.try_io(Interest::READABLE, || self.state.recv(UdpSockRef::from(&self.io), buffers, metas))
+        self.io.try_io(Interest::READABLE, || {
+            let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
+            state.recv(UdpSockRef::from(&self.io), buffers, metas)
+        })
     }
 
-    /// Sends one datagram, or equal ones of `segment_size` back to back. `WouldBlock` means: not sent, wait.
-    pub fn send(&self, to: SocketAddr, contents: &[u8], segment_size: Option<usize>) -> io::Result<()> {
+    /// Sends one datagram, or equal ones of `segment_size` back to back; from `source`, where the socket has several addresses and the
+    /// system is not to choose. `WouldBlock` means: not sent, wait. Where [`may_be_gone`], the caller tries again without `source`.
+    pub fn send(
+        &self,
+        to: SocketAddr,
+        source: Option<IpAddr>,
+        contents: &[u8],
+        segment_size: Option<usize>,
+    ) -> io::Result<()> {
+        if segment_size.unwrap_or(contents.len()) > NEVER_CUT {
+            self.let_cut(to, false)?;
+        }
+        self.transmit(to, source, contents, segment_size)
+    }
+
+    fn transmit(
+        &self,
+        to: SocketAddr,
+        source: Option<IpAddr>,
+        contents: &[u8],
+        segment_size: Option<usize>,
+    ) -> io::Result<()> {
         let destination = if self.dual_stack { mapped(to) } else { unmapped(to) };
-        let had_gso = self.state.max_gso_segments() > 1;
-        let transmit = quinn_udp::Transmit { destination, ecn: None, contents, segment_size, src_ip: None };
-        let sent = self.io.try_io(Interest::WRITABLE, || self.state.try_send(UdpSockRef::from(&self.io), &transmit));
+        let had_gso = self.segments() > 1;
+        let transmit = quinn_udp::Transmit { destination, ecn: None, contents, segment_size, src_ip: source };
+        let sent = self.io.try_io(Interest::WRITABLE, || {
+            let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
+            state.try_send(UdpSockRef::from(&self.io), &transmit)
+        });
         match (sent, segment_size) {
+            (Err(error), _) if may_be_gone(source, &error) => {
+                // Linux has the same error for an address that is not ours and for an interface without GSO, and the state believes
+                // the latter for good
+                if had_gso && self.segments() == 1 {
+                    let fresh = UdpSocketState::new(UdpSockRef::from(&self.io))?;
+                    *self.state.write().unwrap_or_else(PoisonError::into_inner) = fresh;
+                }
+                Err(error)
+            }
             // the interface turned out not to do GSO: the state remembers, this batch goes out one by one
             (Err(error), Some(size)) if error.kind() != io::ErrorKind::WouldBlock && had_gso => {
-                if self.state.max_gso_segments() > 1 {
+                if self.segments() > 1 {
                     return Err(error);
                 }
-                contents.chunks(size).try_for_each(|one| self.send(to, one, None))
+                contents.chunks(size).try_for_each(|one| self.transmit(to, source, one, None))
             }
             (sent, _) => sent,
         }
     }
+
+    fn segments(&self) -> usize {
+        self.state.read().unwrap_or_else(PoisonError::into_inner).max_gso_segments()
+    }
+}
+
+/// Whether sending may have failed because `source` is no address of this machine any more.
+pub fn may_be_gone(source: Option<IpAddr>, error: &io::Error) -> bool {
+    source.is_some() && matches!(error.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::AddrNotAvailable)
 }
 
 /// Whether the kernel sets the bit that forbids fragments. quinn-udp sets it for good, and there is no safe wrapper.
@@ -187,5 +263,7 @@ mod fragments {
     }
 }
 
+/// What every path carries whole: the 576 bytes that each IPv4 host takes (RFC 791 section 3.1), less 28 of headers.
+const NEVER_CUT: usize = 548;
 /// 44 x 1472 is the most that one 64 KiB send takes; more of smaller ones helps nobody.
 const MAX_SEGMENTS: usize = 44;

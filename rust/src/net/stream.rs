@@ -72,6 +72,13 @@ impl UtpStream {
         self.conn.lock().utp.stats()
     }
 
+    /// Whether something that was written is not confirmed yet, and may still be.
+    pub fn owes(&self) -> bool {
+        let state = self.conn.lock();
+        let load = state.utp.load();
+        state.reason().is_none() && (load.unsent || load.in_flight > 0)
+    }
+
     /// Why it broke; `None` while it lives and when it ended in order.
     pub fn failure(&self) -> Option<Reason> {
         self.conn.lock().reason()
@@ -160,7 +167,17 @@ impl Helm {
     fn upgrade(&self) -> Option<(Arc<Conn>, Arc<Inner>)> {
         Some((self.0.upgrade()?, self.1.upgrade()?))
     }
+
+    /// What was sent again and again has not arrived, nor has anything else. False also when the stream is gone.
+    pub fn is_unheard(&self) -> bool {
+        let Some(conn) = self.0.upgrade() else { return false };
+        let stats = conn.lock().utp.stats();
+        stats.timeouts >= UNHEARD_TIMEOUTS && stats.bytes_out == 0
+    }
 }
+
+/// One packet that is lost twice in a row is bad luck still.
+const UNHEARD_TIMEOUTS: u64 = 3;
 
 impl AsyncRead for UtpStream {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {

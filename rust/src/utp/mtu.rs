@@ -49,6 +49,11 @@ impl MtuSearch {
         self.current
     }
 
+    /// Nothing larger than the base size has arrived, and so nothing shows that this arrives whole.
+    pub fn is_unproven(&self) -> bool {
+        self.current == self.base && self.base < self.max
+    }
+
     /// The size of a probe to send with data that is ready now. It is outstanding from here on, until
     /// [`MtuSearch::handle_probe_acked`] or [`MtuSearch::handle_probe_lost`].
     pub fn poll_probe(&mut self, now: Time) -> Option<u16> {

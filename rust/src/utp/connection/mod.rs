@@ -78,6 +78,8 @@ pub struct Transmit {
     pub segment_size: Option<usize>,
     /// Larger than what the path is known to carry: only fragments can get through.
     pub may_fragment: bool,
+    /// Larger than what every path carries whole, and nothing shows yet that this one does: over IPv4 routers may cut it.
+    pub unproven: bool,
 }
 
 /// What became possible since it was last asked: for waking the application.

@@ -160,7 +160,8 @@ impl Connection {
         }
         let segment_size = (count > 1).then_some(segment_size);
         self.stats.packets_out += count as u64;
-        Some(Transmit { len: out.len(), segment_size, may_fragment: fragment })
+        let unproven = self.mtu.is_unproven() && segment_size.unwrap_or(out.len()) > SURE_DATAGRAM;
+        Some(Transmit { len: out.len(), segment_size, may_fragment: fragment, unproven })
     }
 
     /// What should leave next, if the windows let anything leave.
@@ -320,7 +321,7 @@ impl Connection {
 
     fn single(&mut self, out: &[u8], packets: u64) -> Option<Transmit> {
         self.stats.packets_out += packets;
-        Some(Transmit { len: out.len(), segment_size: None, may_fragment: false })
+        Some(Transmit { len: out.len(), segment_size: None, may_fragment: false, unproven: false })
     }
 
     /// FIN has left or everything was confirmed: nothing of ours will ever follow.
@@ -340,6 +341,8 @@ impl Next {
 
 /// One send with GSO takes 64 KiB less headers (UDP.md: 44 x 1472).
 const MAX_BATCH: usize = 64_768;
+/// What every IPv4 host takes, 576 bytes (RFC 791 section 3.1), less 20 and 8 of headers.
+const SURE_DATAGRAM: usize = 548;
 /// 992 packets: more than any plain peer lets be in flight, and a multiple of 4.
 const MAX_SACK_BYTES: usize = 124;
 /// A closed window is asked about at least this often.
