@@ -592,7 +592,7 @@ impl Default for HostConfig {
         Self {
             watch_every: Duration::from_secs(5),
             watch_every_blindly: Duration::from_secs(1),
-            settle: Duration::from_millis(100),
+            settle: Duration::from_millis(50),
             mapping_lifetime: Duration::from_secs(7_200),
             gateway_retransmit: Duration::from_millis(250),
             gateway_attempts: 3,

@@ -179,7 +179,7 @@ fn is_same(one: &Network, other: &Network) -> bool {
 }
 
 /// What takes a program that sets up an interface a few calls, and nobody notices.
-const AFTER_RING: Duration = Duration::from_millis(20);
+const AFTER_RING: Duration = Duration::from_millis(10);
 
 #[cfg(test)]
 mod tests {

@@ -203,7 +203,7 @@ impl Surroundings {
         let known = async { profile.wait_for(Option::is_some).await.ok().and_then(|profile| *profile) };
         let before = *self.profile_before.lock().unwrap_or_else(PoisonError::into_inner);
         // in a network that has changed, somebody waits for the path to come back
-        let patience = if before.is_some() { patience.min(OWN_ADDRESS_PATIENCE) } else { patience };
+        let patience = if before.is_some() { patience.min(PROFILE_PATIENCE) } else { patience };
         let (known, ()) = tokio::join!(timeout(patience, known), self.own_address());
         let mut profile = known.ok().flatten().unwrap_or_default();
         let symmetric = !matches!(profile.mapping, Mapping::Unknown | Mapping::EndpointIndependent);
@@ -292,6 +292,9 @@ const MAX_OBSERVERS: usize = 3;
 const MAX_PEERS_LOOKED_AT: usize = 16;
 /// A dial waits so long for what a round trip to a server tells; a second is a round trip of a bad path, and one repetition.
 const OWN_ADDRESS_PATIENCE: Duration = Duration::from_secs(1);
+/// After a change of network plain addresses and relays bring most paths back at once, whatever the NAT does; those that need more are
+/// met again. Questions about the NAT take some six round trips.
+const PROFILE_PATIENCE: Duration = Duration::from_millis(200);
 /// PUNCH.md, phase 0.
 const DISCOVERY_DEADLINE: Duration = Duration::from_secs(3);
 
