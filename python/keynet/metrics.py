@@ -17,7 +17,7 @@ from typing import Any
 
 from ._browsers import refusal
 from ._extras import needed_by
-from ._keynet import __version__
+from ._keynet import __version__, excerpt
 from ._proxy import BaseProxy
 from ._reasons import Reason, Stage
 from ._repr import shown
@@ -119,7 +119,7 @@ def serve(listen: str, *collectors: Collector, hosts: Sequence[str] = ()) -> Met
     """
     host, _, port = listen.rpartition(":")
     if not host or not port.isdecimal() or int(port) > 65_535:
-        detail = f'metrics: {listen!r} is not of the form "host:port"'
+        detail = f'metrics: "{excerpt(listen)}" is not of the form "host:port"'
         raise InvalidArgument(reason=Reason.INVALID_ARGUMENT, stage=Stage.SETUP, detail=detail)
     registry = prometheus_client.CollectorRegistry()
     for collector in collectors:

@@ -131,7 +131,8 @@ class RelayServer(Runs):
         return self._started().bound()[2]
 
     def __repr__(self) -> str:
-        listen = self._settings["listen"] if self._core is None else self.addresses
+        # before it starts nobody has judged what was given: it may hold a password by mistake
+        listen = map(_keynet.excerpt, self._settings["listen"]) if self._core is None else self.addresses
         state = "not started" if self._core is None else "closed" if self._closed else "running"
         return shown(self, ",".join(listen), state)
 

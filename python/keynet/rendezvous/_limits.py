@@ -7,6 +7,7 @@ import dataclasses
 import ipaddress
 import math
 
+from .._keynet import excerpt
 from .._reasons import Reason, Stage
 from ..errors import InvalidArgument
 
@@ -33,7 +34,7 @@ def port_of(address: str) -> int:
     """The port of "host:port". Raises `InvalidArgument`."""
     host, colon, port = address.rpartition(":")
     if not (host and colon and port.isdecimal() and 0 < int(port) < 65536):
-        raise invalid(f'{address!r} is not of the form "host:port"')
+        raise invalid(f'"{excerpt(address)}" is not of the form "host:port"')
     return int(port)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import ipaddress
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -19,6 +20,8 @@ _MAX_URIS = 4
 """rendezvous.proto."""
 _PARAMETERS = ("transport", "key")
 """What the URI of a relay says to a node: RFC 7065, and the name of the certificate's key."""
+_SERVER = re.compile(r"(?:[\w.-]*|\[[0-9A-Fa-f:.]+\])(?::\d{1,5})?")
+"""Host and port; the host may be missing."""
 _MAX_WEIGHT = 65_535
 """RFC 2782."""
 
@@ -42,17 +45,20 @@ class Relay:
 
     def __post_init__(self) -> None:
         if isinstance(self.uris, str) or not 0 < len(self.uris) <= _MAX_URIS:
-            raise invalid(f"a relay has 1 to {_MAX_URIS} URIs, in a list: turn:HOST or turns:HOST, not {self.uris!r}")
+            raise invalid(f"a relay has 1 to {_MAX_URIS} URIs, in a list: turn:HOST or turns:HOST")
         for uri in self.uris:
             if not uri.startswith(("turn:", "turns:")):
-                raise invalid(f"a relay is turn:HOST or turns:HOST, not {uri!r}")
+                raise invalid("a relay is turn:HOST or turns:HOST, not another scheme")
+            # the URI is not shown: a password may be in it
             if "@" in uri:
-                raise invalid(
-                    f"a relay that a rendezvous names has no user: names are made from the secret, not {uri!r}"
-                )
+                raise invalid("a relay that a rendezvous names has no user and password: they are made from the secret")
+            if not _SERVER.fullmatch(uri.partition(":")[2].partition("?")[0]):
+                raise invalid("a relay is turn:HOST[:PORT] or turns:HOST[:PORT]; without a host, turn::PORT")
             parameters = [one.partition("=")[0] for one in uri.partition("?")[2].split("&")] if "?" in uri else []
-            if unknown := [name for name in parameters if name not in _PARAMETERS]:
-                raise invalid(f"a relay's URI has {' and '.join(_PARAMETERS)}, not {', '.join(unknown)}: {uri!r}")
+            if [name for name in parameters if name not in _PARAMETERS]:
+                raise invalid(f"a relay's URI has the parameters {' and '.join(_PARAMETERS)}, and no others")
+            if "key" in parameters and not uri.startswith("turns:"):
+                raise invalid("a relay's key= is that of its certificate: it means nothing without TLS (turns:)")
         if not self.secret:
             raise invalid("a relay needs the secret that it shares with the rendezvous")
         if self.seconds < 60:

@@ -13,4 +13,4 @@ mod target;
 pub use answer::{answer, ESTABLISHED};
 pub use head::{Credentials, HeadBuffer, Request};
 pub use reply::Reply;
-pub use target::{check_address, Target};
+pub use target::{check_address, excerpt, Target};

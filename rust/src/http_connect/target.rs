@@ -138,6 +138,8 @@ fn parse_port(text: &str) -> Result<u16> {
     let digits = (1..=5).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_digit());
     match text.parse() {
         Ok(port) if digits => Ok(port),
+        // it may be the password of what was meant to be a user and a password
+        _ if !text.bytes().all(|byte| byte.is_ascii_digit()) => Err(bad("what stands behind the colon is not a port")),
         _ => Err(bad(format!("'{}' is not a port", excerpt(text)))),
     }
 }
@@ -167,13 +169,36 @@ fn bad(text: impl Into<String>) -> Error {
     Error::new(Reason::BadTarget, Stage::Request, text)
 }
 
-/// Enough of hostile text to recognise it in a message.
-fn excerpt(text: &str) -> String {
-    match text.char_indices().nth(64) {
-        Some((end, _)) => format!("{}...", &text[..end]),
-        None => text.to_owned(),
+/// Enough of a text from outside to recognise it in a message, and no secret that it may hold by mistake: what stands before an
+/// `@` is taken for a user and a password, what stands behind a second colon, or behind the first one and is no number, for a
+/// password, and a text with other characters than addresses and names have for anything at all.
+pub fn excerpt(text: &str) -> String {
+    let (hidden, rest) = text.rsplit_once('@').map_or(("", text), |(_, behind)| ("...@", behind));
+    let plain = |c: char| c.is_ascii_alphanumeric() || "._-:/[] ".contains(c);
+    if rest.contains("---") || !rest.chars().all(plain) {
+        return format!("a text of {} characters", text.chars().count());
+    }
+    let is_v6 = rest.starts_with('[') || rest.parse::<std::net::Ipv6Addr>().is_ok();
+    let shown = match rest.split_once(':') {
+        Some((before, behind)) if !is_v6 => {
+            let is_fine = behind.starts_with('/') && !behind.starts_with("//") && before == "unix";
+            let is_port = behind.len() <= 5 && behind.bytes().all(|byte| byte.is_ascii_digit());
+            if is_fine || is_port {
+                rest.to_owned()
+            } else {
+                format!("{before}:...")
+            }
+        }
+        _ => rest.to_owned(),
+    };
+    match shown.char_indices().nth(EXCERPT) {
+        Some((end, _)) => format!("{hidden}{}...", &shown[..end]),
+        None => format!("{hidden}{shown}"),
     }
 }
+
+/// Characters of a text that a message shows: a node id has 53.
+const EXCERPT: usize = 64;
 
 const SUFFIX: &str = ".keynet";
 /// Names of interfaces have 15 characters on Linux; elsewhere they are longer.

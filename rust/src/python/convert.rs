@@ -8,6 +8,7 @@ use pyo3::types::PyDict;
 
 use crate::addr::NodeId;
 use crate::error::{Error, Reason, Result, Stage};
+use crate::http_connect::excerpt;
 use crate::net::{NetStats, PathInfo};
 use crate::path::PathStats;
 use crate::proxy::{ConnectionInfo, PingReport, Priority, ProxyStats, Role};
@@ -18,14 +19,14 @@ pub(super) fn invalid(detail: impl Into<String>) -> Error {
 }
 
 pub(super) fn node_id(text: &str) -> Result<NodeId> {
-    text.parse().map_err(|e| invalid(format!("{text:?} is not a node id: {e}")))
+    text.parse().map_err(|e| invalid(format!("'{}' is not a node id: {e}", excerpt(text))))
 }
 
 pub(super) fn socket_address(name: &str, text: &str) -> Result<SocketAddr> {
     text.parse().map_err(|_| {
         let form =
             "is not an IP address (not a name) and a port; write \"127.0.0.1:4433\" or \"[::]:4433\", port 0 for any";
-        invalid(format!("{name}: {text:?} {form}"))
+        invalid(format!("{name}: '{}' {form}", excerpt(text)))
     })
 }
 
@@ -58,10 +59,7 @@ impl<'py> IntoPyObject<'py> for Connection {
 
     fn into_pyobject(self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         let info = self.0;
-        let role = match info.role {
-            Role::Forward => "forward",
-            Role::Reverse => "reverse",
-        };
+        let role = role_name(info.role);
         let dict = PyDict::new(py);
         dict.set_item("id", info.id)?;
         dict.set_item("role", role)?;
@@ -87,6 +85,13 @@ impl<'py> IntoPyObject<'py> for Connection {
     }
 }
 
+pub(super) const fn role_name(role: Role) -> &'static str {
+    match role {
+        Role::Forward => "forward",
+        Role::Reverse => "reverse",
+    }
+}
+
 const PRIORITIES: [(Priority, &str); 2] =
     [(Priority::Interactive, "interactive"), (Priority::Background, "background")];
 
@@ -97,7 +102,7 @@ fn priority_name(priority: Priority) -> &'static str {
 pub(super) fn priority(name: &str) -> Result<Priority> {
     let found = PRIORITIES.into_iter().find(|(_, known)| *known == name);
     let (priority, _) =
-        found.ok_or_else(|| invalid(format!("priority: {name:?} is none of interactive, background")))?;
+        found.ok_or_else(|| invalid(format!("priority: '{}' is none of interactive, background", excerpt(name))))?;
     Ok(priority)
 }
 

@@ -14,6 +14,7 @@ use super::identity::Identity;
 use super::runtime::Owned;
 use crate::config::RelayServerConfig;
 use crate::error::Result;
+use crate::http_connect::excerpt;
 use crate::relay::server::{self as relay, tls, RelayOptions, RelayTls};
 use crate::turn::server::{Stats, Users};
 
@@ -62,8 +63,9 @@ impl Settings {
             secrets: bounded(self.secrets)?,
             introduction_peers: addresses("introduction_peers", &self.introduction_peers)?,
         };
-        let network =
-            |text: &String| text.parse().map_err(|error| invalid(format!("allowed_peers: {text:?} is {error}")));
+        let network = |text: &String| {
+            text.parse().map_err(|error| invalid(format!("allowed_peers: '{}' is {error}", excerpt(text))))
+        };
         let options = RelayOptions {
             listen: addresses("listen", &self.listen)?,
             tls,
@@ -92,7 +94,8 @@ fn bounded(secrets: Vec<String>) -> Result<Vec<String>> {
 const MAX_SECRETS: usize = 4;
 
 fn ips(name: &str, texts: &[String]) -> Result<Vec<IpAddr>> {
-    let one = |text: &String| text.parse().map_err(|_| invalid(format!("{name}: {text:?} is not an IP address")));
+    let one =
+        |text: &String| text.parse().map_err(|_| invalid(format!("{name}: '{}' is not an IP address", excerpt(text))));
     texts.iter().map(one).collect()
 }
 
@@ -103,7 +106,7 @@ macro_rules! limits {
         fn set_limit(config: &mut RelayServerConfig, name: &str, value: f64) -> Result<()> {
             match name {
                 $($name => config.$field = $read(name, value)?,)*
-                _ => return Err(invalid(format!("limits: there is no {name:?}; there are {}", LIMITS.join(", ")))),
+                _ => return Err(invalid(format!("limits: there is no '{}'; there are {}", excerpt(name), LIMITS.join(", ")))),
             }
             Ok(())
         }

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
+use pyo3::exceptions::PyUnicodeError;
 use pyo3::prelude::*;
 
 use super::access::{ask_python, AccessRequests};
@@ -9,7 +10,7 @@ use super::convert::{count, invalid, node_id, seconds, socket_address};
 use super::errors::{to_py, OrRaise};
 use crate::config::ControllerKind;
 use crate::error::{Error, Result};
-use crate::http_connect::check_address;
+use crate::http_connect::{check_address, excerpt};
 use crate::proxy::{Allow, Backend, ProxyConfig};
 use crate::relay::client::RelaySpec;
 use crate::relay::RelayUri;
@@ -54,8 +55,14 @@ impl Settings {
     pub(super) fn read(py: Python<'_>, settings: &Bound<'_, PyAny>) -> PyResult<Self> {
         settings.extract().map_err(|error: PyErr| {
             // pyo3 names the field, the cause what is wrong with it
-            let cause = error.cause(py).map(|cause| format!(": {}", cause.value(py))).unwrap_or_default();
-            to_py(py, &invalid(format!("{}{cause}", error.value(py))))
+            let text = error.value(py).to_string();
+            let field = text.strip_prefix("failed to extract field Settings.").unwrap_or(&text);
+            let cause = match error.cause(py) {
+                Some(cause) if cause.is_instance_of::<PyUnicodeError>(py) => ": the text is not UTF-8".to_owned(),
+                Some(cause) => format!(": {}", cause.value(py)),
+                None => String::new(),
+            };
+            to_py(py, &invalid(format!("{field}{cause}")))
         })
     }
 
@@ -125,9 +132,10 @@ impl AllowSetting {
 fn server(text: &str) -> Result<Server> {
     let shape = "write <node id>@host:port, as `keynet rendezvous` prints it";
     let (node, address) =
-        text.split_once('@').ok_or_else(|| invalid(format!("rendezvous: {text:?} has no '@'; {shape}")))?;
-    let node = node_id(node).map_err(|error| invalid(format!("rendezvous {text:?}: {}; {shape}", error.detail)))?;
-    check_address(address).map_err(|why| invalid(format!("rendezvous {text:?}: {why}; {shape}")))?;
+        text.split_once('@').ok_or_else(|| invalid(format!("rendezvous: '{}' has no '@'; {shape}", excerpt(text))))?;
+    let node =
+        node.parse().map_err(|error| invalid(format!("rendezvous: what stands before '@': {error}; {shape}")))?;
+    check_address(address).map_err(|why| invalid(format!("rendezvous {node}: {why}; {shape}")))?;
     Ok(Server { node, address: address.to_owned() })
 }
 
@@ -135,14 +143,15 @@ fn server(text: &str) -> Result<Server> {
 fn relay(text: &str) -> Result<RelaySpec> {
     let uri: RelayUri = text.parse().map_err(|error: Error| invalid(format!("relays: {}", error.detail)))?;
     if uri.user().is_none() || uri.password().is_none() {
-        let what = format!("relays: {uri} has no credentials; write turn:USER:PASSWORD@HOST[:PORT]");
-        return Err(invalid(what));
+        let who = uri.authority();
+        return Err(invalid(format!("relays: {who} has no credentials; write turn:USER:PASSWORD@HOST[:PORT]")));
     }
     Ok(RelaySpec::new(uri))
 }
 
 pub(super) fn backend(text: &str) -> Result<Backend> {
-    let named = |error: Error| invalid(format!("service {text:?}: {}; write host:port or unix:/path", error.detail));
+    let named =
+        |error: Error| invalid(format!("service '{}': {}; write host:port or unix:/path", excerpt(text), error.detail));
     text.parse().map_err(named)
 }
 
@@ -159,7 +168,7 @@ fn controller(name: &str) -> Result<ControllerKind> {
         "cubic" => Ok(ControllerKind::Cubic),
         "ledbat" => Ok(ControllerKind::Ledbat),
         "bbr" => Ok(ControllerKind::Bbr),
-        _ => Err(invalid(format!("controller: {name:?} is none of bbr, cubic, ledbat"))),
+        _ => Err(invalid(format!("controller: '{}' is none of bbr, cubic, ledbat", excerpt(name)))),
     }
 }
 
@@ -170,7 +179,7 @@ macro_rules! limits {
         fn set_limit(config: &mut ProxyConfig, name: &str, value: f64) -> Result<()> {
             match name {
                 $($name => config.$($field).+ = $read(name, value)?,)*
-                _ => return Err(invalid(format!("limits: there is no {name:?}; there are {}", LIMITS.join(", ")))),
+                _ => return Err(invalid(format!("limits: there is no '{}'; there are {}", excerpt(name), LIMITS.join(", ")))),
             }
             Ok(())
         }

@@ -89,7 +89,10 @@ impl RelayUri {
                 "key" if secure => self.key = Some(value.parse().map_err(|error| bad(format!("key: {error}")))?),
                 "ca" if secure && !value.is_empty() => self.ca = Some(decode(value)?.into()),
                 "key" | "ca" => return Err(bad(format!("{name}= needs a value, and the scheme turns:"))),
-                _ => return Err(bad(format!("unknown parameter {name:?}; known are transport=, key=, ca="))),
+                _ => {
+                    let hint = "write %3F for a '?' in a password";
+                    return Err(bad(format!("unknown parameter; known are transport=, key=, ca= ({hint})")));
+                }
             }
         }
         Ok(())
@@ -104,7 +107,7 @@ impl FromStr for RelayUri {
         let secure = match scheme.to_ascii_lowercase().as_str() {
             "turn" => false,
             "turns" => true,
-            _ => return Err(bad(format!("the scheme is turn: or turns:, not {scheme:?}"))),
+            _ => return Err(bad("the scheme is turn: or turns:, not another")),
         };
         if rest.starts_with("//") {
             return Err(bad("no slashes behind the scheme (RFC 7065): turn:HOST"));
@@ -170,7 +173,7 @@ fn transport(value: &str, secure: bool) -> Result<Transport> {
         ("tcp", false) => Ok(Transport::Tcp),
         ("tcp", true) => Ok(Transport::Tls),
         ("udp", true) => Err(bad("TURN over DTLS (turns: with transport=udp) is not supported")),
-        _ => Err(bad(format!("transport is udp or tcp, not {value:?}"))),
+        _ => Err(bad("transport is udp or tcp, not another")),
     }
 }
 
@@ -178,7 +181,7 @@ fn host_and_port(server: &str) -> Result<(String, Option<u16>)> {
     let (host, port) = match server.strip_prefix('[') {
         Some(rest) => {
             let (host, behind) = rest.split_once(']').ok_or_else(|| bad("a '[' without ']'"))?;
-            host.parse::<Ipv6Addr>().map_err(|_| bad(format!("{host:?} is no IPv6 address")))?;
+            host.parse::<Ipv6Addr>().map_err(|_| bad("what stands in brackets is no IPv6 address"))?;
             (host, if behind.is_empty() { None } else { Some(behind.strip_prefix(':').unwrap_or("")) })
         }
         None => {
@@ -187,14 +190,14 @@ fn host_and_port(server: &str) -> Result<(String, Option<u16>)> {
                 return Err(bad("an IPv6 address stands in brackets"));
             }
             if !is_host(host) {
-                return Err(bad(format!("{host:?} is no host name or address")));
+                return Err(bad("this is no host name or address"));
             }
             (host, port)
         }
     };
     let port = port.map(|port| match port.parse::<u16>() {
         Ok(number) if number > 0 => Ok(number),
-        _ => Err(bad(format!("{port:?} is no port"))),
+        _ => Err(bad("what stands behind the host is no port")),
     });
     Ok((host.to_owned(), port.transpose()?))
 }
@@ -276,7 +279,7 @@ mod tests {
     fn what_is_no_uri_is_told_why() {
         for (text, why) in [
             ("relay.example.org", "turn:HOST"),
-            ("https://relay", "not \"https\""),
+            ("https://relay", "not another"),
             ("turn://relay", "no slashes"),
             ("turn:", "no host"),
             ("turn:2001:db8::1", "in brackets"),
@@ -314,8 +317,21 @@ mod tests {
         let uri = parse("turn:user:secret@relay");
         assert_eq!(uri.to_string(), "turn:user@relay:3478");
         assert!(!format!("{uri:?}{uri:#?}").contains("secret"));
-        let error = "turn:user:secret@re lay".parse::<RelayUri>().unwrap_err();
-        assert!(!error.to_string().contains("secret"));
+        for text in [
+            "turn:user:secret@re lay",
+            "turn:user:se?secret@relay",
+            "turn:user:secret",
+            "user:secret@relay",
+            "secret:turn@relay",
+            "turn:relay?secret=1",
+            "turn:relay?transport=secret",
+            "turns:relay?key=secret",
+            "turn:[secret]",
+            "turn:us%ersecret@relay",
+        ] {
+            let error = text.parse::<RelayUri>().unwrap_err();
+            assert!(!error.to_string().contains("secret"), "{error}");
+        }
     }
 
     proptest! {

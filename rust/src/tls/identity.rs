@@ -74,9 +74,9 @@ impl Identity {
         text
     }
 
-    /// Reads an identity file. Fails with `IdentityExposed` when group or others have any access to it, with
-    /// `IdentityInvalid` for everything else: it is missing, not a plain file (symbolic links are not followed), too large,
-    /// or its content is not an identity.
+    /// Reads an identity file; symbolic links are followed. Fails with `IdentityExposed` when others than this user and root
+    /// can read it (the group may read one of root's) or put another in its place, with `IdentityInvalid` for everything
+    /// else: it is missing, not a plain file, too large, or its content is not an identity.
     pub fn load(path: &Path) -> Result<Self> {
         let text = file::read(path)?;
         Self::from_pem(&text).map_err(|e| Error { detail: format!("{}: {}", path.display(), e.detail), ..e })
@@ -253,14 +253,27 @@ fn push_section(text: &mut String, label: &str, der: &[u8]) {
     text.push_str(&format!("-----END {label}-----\n"));
 }
 
-fn pem_fault(error: &pem::Error) -> String {
+/// What is wrong with a PEM text. Nothing of the text is shown: with its line breaks lost, a whole private key stands in what
+/// the parser takes for the name of a section.
+pub fn pem_fault(error: &pem::Error) -> String {
     match error {
         pem::Error::MissingSectionEnd { end_marker } => {
-            format!("the section {} does not end", String::from_utf8_lossy(end_marker))
+            match LABELS.iter().find(|label| label.as_bytes() == end_marker.as_slice()) {
+                Some(label) => format!("the section {label} does not end"),
+                None => "a section does not end, or its line breaks are lost".to_owned(),
+            }
         }
-        other => other.to_string(),
+        pem::Error::IllegalSectionStart { .. } => {
+            "a BEGIN line does not stand alone in its line: were the line breaks lost on the way?".to_owned()
+        }
+        pem::Error::Base64Decode(_) => "a section is not base64".to_owned(),
+        pem::Error::NoItemsFound => "there is no section in it".to_owned(),
+        _ => "it cannot be read".to_owned(),
     }
 }
+
+/// Sections that may be named in a message.
+const LABELS: &[&str] = &["PRIVATE KEY", "CERTIFICATE", "RSA PRIVATE KEY", "EC PRIVATE KEY"];
 
 fn unusable(what: impl Into<String>) -> Error {
     Error::new(Reason::IdentityInvalid, Stage::Setup, what)
@@ -394,6 +407,31 @@ mod tests {
         let early = Identity::generate(UNIX_EPOCH - Duration::from_secs(1)).unwrap_err();
         let late = Identity::generate(UNIX_EPOCH + Duration::from_secs(253_402_300_799)).unwrap_err();
         assert_eq!((early.reason, late.reason), (Reason::InvalidArgument, Reason::InvalidArgument));
+    }
+
+    #[test]
+    fn a_pem_whose_line_breaks_were_lost_is_refused_without_a_piece_of_its_key() {
+        let text = generate().to_pem();
+        let key = text.split("-----").nth(2).unwrap().trim().to_owned();
+        let mangled = [
+            text.replace('\n', "\\n"),
+            text.replace('\n', " "),
+            text.replace('\n', ""),
+            text.replace("-----\n", "-----"),
+            text.replace("\n-----", "-----"),
+            text.replace("-----BEGIN", "----BEGIN"),
+            text.replace("PRIVATE KEY", "PRIVATE KEYS"),
+            text.replacen("-----END PRIVATE KEY-----", "", 1),
+            text.replace("-----END", "----END"),
+            key.clone(),
+            format!("-----BEGIN {key}-----"),
+            format!("-----BEGIN PRIVATE KEY-----\n{key}!\n-----END PRIVATE KEY-----"),
+        ];
+        for text in mangled {
+            let refusal = refusal(&text);
+            let shown = key.as_bytes().windows(8).any(|piece| refusal.contains(std::str::from_utf8(piece).unwrap()));
+            assert!(!shown && refusal.len() < 200, "{refusal}");
+        }
     }
 
     #[test]

@@ -39,7 +39,7 @@ use crate::error::{Error, Reason, Result, Stage};
 pub use alert::{access_denied, is_access_denied};
 pub use chain::PeerIdentity;
 pub use context::{TlsContext, ALPN};
-pub use identity::Identity;
+pub use identity::{pem_fault, Identity};
 pub use verifier::map_tls_error;
 
 /// The exporter label for [`ping_keys`] (RFC 8446 section 7.5): no context, 64 bytes.

@@ -45,9 +45,11 @@ impl HttpProxy {
     /// Reads `[http://][user[:password]@]host[:port]`.
     pub fn parse(text: &str) -> Result<Self> {
         let rest = match text.split_once("://") {
-            None => text,
+            // as curl takes it, but not a bare word, which is more likely a slip of the pen
+            None if text.contains(':') => text,
+            None => return Err(bad("write the proxy as http://host:port, or host:port")),
             Some((scheme, rest)) if scheme.eq_ignore_ascii_case("http") => rest,
-            Some((scheme, _)) => return Err(bad(format!("a proxy is spoken to by http://, not {scheme}://"))),
+            Some(_) => return Err(bad("a proxy is spoken to by http:// here, not by another scheme")),
         };
         let rest = rest.split(['/', '?', '#']).next().unwrap_or(rest);
         let (userinfo, server) = rest.rsplit_once('@').map_or((None, rest), |(user, server)| (Some(user), server));
@@ -178,21 +180,21 @@ mod tests {
             ("[::1]", "::1", true),
             (",", "relay", false),
         ] {
-            let found = proxy(host, &[("https_proxy", "proxy"), ("no_proxy", list)]);
+            let found = proxy(host, &[("https_proxy", "proxy:1080"), ("no_proxy", list)]);
             assert_eq!(found.is_none(), exempt, "no_proxy={list} for {host}");
         }
     }
 
     #[test]
     fn what_is_no_proxy() {
-        for text in ["socks5://proxy:1080", "http://", "http://proxy:port", "http://a%zz@proxy"] {
+        for text in ["nonsense", "socks5://proxy:1080", "http://", "http://proxy:port", "http://a%zz@proxy"] {
             assert_eq!(HttpProxy::parse(text).unwrap_err().reason, Reason::InvalidArgument, "{text}");
         }
     }
 
     #[test]
     fn answers_are_judged() {
-        let proxy = HttpProxy::parse("proxy").unwrap();
+        let proxy = HttpProxy::parse("http://proxy").unwrap();
         assert!(proxy.judge(b"HTTP/1.1 200 OK\r\n\r\n").is_ok());
         assert!(proxy.judge(b"HTTP/1.0 200 \r\nVia: x\r\n\r\n").is_ok());
         let error = proxy.judge(b"HTTP/1.1 407 Auth\r\n\r\n").unwrap_err();

@@ -8,18 +8,18 @@ use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
 use crate::error::{Error, Reason, Result, Stage};
-use crate::tls::Identity;
+use crate::tls::{pem_fault, Identity};
 
 /// A certificate and what leads to its authority, leaf first, and its key, both as PEM; for clients that trust the authority.
 pub fn from_pem(certificates: &[u8], key: &[u8]) -> Result<Arc<ServerConfig>> {
     let wrong =
         |what: String| Error::new(Reason::InvalidArgument, Stage::Setup, format!("the relay's certificate: {what}"));
     let chain: std::result::Result<Vec<_>, _> = CertificateDer::pem_slice_iter(certificates).collect();
-    let chain = chain.map_err(|error| wrong(error.to_string()))?;
+    let chain = chain.map_err(|error| wrong(pem_fault(&error)))?;
     if chain.is_empty() {
         return Err(wrong("there is none in the file".to_owned()));
     }
-    let key = PrivateKeyDer::from_pem_slice(key).map_err(|error| wrong(format!("its key: {error}")))?;
+    let key = PrivateKeyDer::from_pem_slice(key).map_err(|error| wrong(format!("its key: {}", pem_fault(&error))))?;
     let mut config = ServerConfig::builder_with_provider(Arc::new(crypto::default_provider()))
         // clients of other makers may know no more than TLS 1.2
         .with_safe_default_protocol_versions()
