@@ -1,6 +1,6 @@
 //! `_keynet.Identity`.
 
-use std::path::Path;
+use std::path::PathBuf;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use pyo3::prelude::*;
@@ -22,13 +22,13 @@ impl Identity {
     }
 
     #[staticmethod]
-    fn load(py: Python<'_>, path: &str) -> PyResult<Self> {
-        py.detach(|| tls::Identity::load(Path::new(path))).or_raise(py).map(Self)
+    fn load(py: Python<'_>, path: PathBuf) -> PyResult<Self> {
+        py.detach(|| tls::Identity::load(&path)).or_raise(py).map(Self)
     }
 
     #[staticmethod]
-    fn load_or_create(py: Python<'_>, path: &str) -> PyResult<Self> {
-        py.detach(|| tls::Identity::load_or_create(Path::new(path), SystemTime::now())).or_raise(py).map(Self)
+    fn load_or_create(py: Python<'_>, path: PathBuf) -> PyResult<Self> {
+        py.detach(|| tls::Identity::load_or_create(&path, SystemTime::now())).or_raise(py).map(Self)
     }
 
     #[staticmethod]
@@ -40,8 +40,8 @@ impl Identity {
         self.0.to_pem().to_string()
     }
 
-    fn save(&self, py: Python<'_>, path: &str) -> PyResult<()> {
-        py.detach(|| self.0.save(Path::new(path))).or_raise(py)
+    fn save(&self, py: Python<'_>, path: PathBuf) -> PyResult<()> {
+        py.detach(|| self.0.save(&path)).or_raise(py)
     }
 
     fn rotate(&self, py: Python<'_>, now: Option<f64>) -> PyResult<Self> {

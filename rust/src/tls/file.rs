@@ -1,4 +1,7 @@
-//! Identity files: mode 0600, never seen half written, never read when others could have.
+//! Identity files: mode 0600, never seen half written, never read when others could have read or placed them.
+//!
+//! A file may also be handed to this process by who runs the machine (a secret of Kubernetes, a credential of systemd): it
+//! belongs to root then, its group may read it, and the path is a chain of symbolic links.
 
 use std::ffi::OsString;
 use std::fs::{self, File, Metadata, OpenOptions};
@@ -21,9 +24,10 @@ pub(super) fn exists(path: &Path) -> Result<bool> {
 
 /// The text of an identity file. For its errors see [`super::Identity::load`].
 pub(super) fn read(path: &Path) -> Result<Zeroizing<String>> {
-    let seen = fs::symlink_metadata(path).map_err(|e| unusable(path, format!("cannot be read: {e}")))?;
+    let seen = fs::metadata(path).map_err(|e| unusable(path, absent(path, &e)))?;
     check_plain(path, &seen)?;
     check_private(path, &seen)?;
+    check_folders(path)?;
     let file = File::open(path).map_err(|e| unusable(path, format!("cannot be opened: {e}")))?;
     let opened = file.metadata().map_err(|e| unusable(path, format!("cannot be looked at: {e}")))?;
     if !is_same_file(&seen, &opened) {
@@ -43,24 +47,43 @@ pub(super) fn read(path: &Path) -> Result<Zeroizing<String>> {
     }
 }
 
-/// Writes the file, whatever plain file was there.
+/// Writes the file, whatever plain file was there; behind a symbolic link, the file that it leads to.
 pub(super) fn replace(path: &Path, text: &str) -> Result<()> {
-    if let Ok(seen) = fs::symlink_metadata(path) {
+    let is_link = fs::symlink_metadata(path).is_ok_and(|seen| seen.file_type().is_symlink());
+    let target = if is_link { fs::canonicalize(path) } else { Ok(path.to_owned()) };
+    let target = target.map_err(|e| unusable(path, absent(path, &e)))?;
+    if let Ok(seen) = fs::symlink_metadata(&target) {
         check_plain(path, &seen)?;
     }
-    let temporary = Temporary::write(path, text)?;
-    fs::rename(&temporary.0, path).and_then(|()| sync_folder(path)).map_err(|e| unwritable(path, &e))
+    let temporary = Temporary::write(&target, text)?;
+    fs::rename(&temporary.0, &target).and_then(|()| sync_folder(&target)).map_err(|e| unwritable(path, &e))
 }
 
 /// Writes the file unless there is one. Either way a whole file is there afterwards.
 pub(super) fn create(path: &Path, text: &str) -> Result<()> {
+    check_folders(path)?;
     let temporary = Temporary::write(path, text)?;
     // a link, unlike a rename, does not replace what is there
-    match fs::hard_link(&temporary.0, path) {
+    let made = fs::hard_link(&temporary.0, path).or_else(|e| match e.kind() {
+        ErrorKind::AlreadyExists => Err(e),
+        // there are file systems without links (exFAT, some by FUSE and SMB)
+        _ => create_in_place(path, text),
+    });
+    match made {
         Ok(()) => sync_folder(path).map_err(|e| unwritable(path, &e)),
         Err(e) if e.kind() == ErrorKind::AlreadyExists => Ok(()),
         Err(e) => Err(unwritable(path, &e)),
     }
+}
+
+/// The file under its own name at once. Who looks in between finds it empty, and is told so.
+fn create_in_place(path: &Path, text: &str) -> io::Result<()> {
+    let mut file = private_options().open(path)?;
+    let written = file.write_all(text.as_bytes()).and_then(|()| file.sync_all());
+    if written.is_err() {
+        let _ = fs::remove_file(path);
+    }
+    written
 }
 
 /// A written file beside the wanted one, removed when dropped (after a rename there is nothing left to remove).
@@ -101,10 +124,6 @@ impl Drop for Temporary {
 
 fn check_plain(path: &Path, seen: &Metadata) -> Result<()> {
     let kind = seen.file_type();
-    if kind.is_symlink() {
-        let target = fs::read_link(path).map(|target| format!(" to {}", target.display())).unwrap_or_default();
-        return Err(unusable(path, format!("is a symbolic link{target}: name the file itself")));
-    }
     if kind.is_dir() {
         return Err(unusable(path, "is a directory"));
     }
@@ -114,16 +133,84 @@ fn check_plain(path: &Path, seen: &Metadata) -> Result<()> {
     Ok(())
 }
 
+/// Why the file behind a path cannot be had.
+fn absent(path: &Path, e: &io::Error) -> String {
+    match fs::read_link(path) {
+        Ok(target) => format!("is a symbolic link to {}, which cannot be read: {e}", target.display()),
+        Err(_) => format!("cannot be read: {e}"),
+    }
+}
+
+/// The file is this user's and nobody else has any access to it, or it is root's and its group may read it at most.
 #[cfg(unix)]
 fn check_private(path: &Path, seen: &Metadata) -> Result<()> {
     use std::os::unix::fs::MetadataExt;
-    let mode = seen.mode() & 0o7777;
-    if mode & 0o077 == 0 {
+    let (mode, owner, me) = (seen.mode() & 0o7777, seen.uid(), user());
+    let path = path.display();
+    if owner != me && owner != ROOT {
+        let what = format!("{path} belongs to user {owner}, who can change it; it must be user {me}'s or root's");
+        return Err(exposed(what));
+    }
+    // root's own files are handed out read-only when they are meant for a group
+    let handed_out = owner == ROOT && (me != ROOT || mode & 0o200 == 0);
+    let allowed = if handed_out { 0o740 } else { 0o700 };
+    if mode & 0o777 & !allowed == 0 {
         return Ok(());
     }
-    let path = path.display();
-    let what = format!("{path} has mode {mode:04o}, so others than its owner have access; run: chmod 600 {path}");
-    Err(Error::new(Reason::IdentityExposed, Stage::Setup, what))
+    Err(exposed(format!("{path} has mode {mode:04o}, so others than its owner have access; run: chmod 600 {path}")))
+}
+
+/// Nobody but this user and root can put another file in this one's place: neither where the path says nor where it leads.
+#[cfg(unix)]
+fn check_folders(path: &Path) -> Result<()> {
+    let named = folder_of(path).to_owned();
+    let behind = fs::canonicalize(path).ok().map(|file| folder_of(&file).to_owned());
+    for folder in [Some(named), behind].into_iter().flatten() {
+        // a folder that cannot be looked at has its error when the file is opened
+        if let Ok(seen) = fs::metadata(&folder) {
+            check_folder(path, &folder, &seen)?;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(unix)]
+fn check_folder(path: &Path, folder: &Path, seen: &Metadata) -> Result<()> {
+    use std::os::unix::fs::MetadataExt;
+    let (mode, owner, me) = (seen.mode() & 0o7777, seen.uid(), user());
+    let (path, folder) = (path.display(), folder.display());
+    if owner != me && owner != ROOT {
+        let what = format!("{path} lies in {folder}, which belongs to user {owner}, who can replace the file");
+        return Err(exposed(what));
+    }
+    // in a sticky folder, as /tmp, only its owner can replace a file; a group with the user's own number has no other members
+    let own_group = seen.gid() == owner;
+    let writers = if own_group { 0o002 } else { 0o022 };
+    if mode & 0o1000 != 0 || mode & writers == 0 {
+        return Ok(());
+    }
+    let what = format!("{path} lies in {folder} with mode {mode:04o}, so others can replace the file");
+    Err(exposed(format!("{what}; run: chmod go-w {folder}")))
+}
+
+#[cfg(unix)]
+fn exposed(what: String) -> Error {
+    Error::new(Reason::IdentityExposed, Stage::Setup, what)
+}
+
+#[cfg(unix)]
+const ROOT: u32 = 0;
+
+/// The user that this process acts for.
+#[cfg(unix)]
+#[allow(unsafe_code)]
+fn user() -> u32 {
+    // SAFETY: geteuid(2) takes nothing and always succeeds
+    unsafe { libc::geteuid() }
+}
+
+fn folder_of(path: &Path) -> &Path {
+    path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 #[cfg(unix)]
@@ -142,13 +229,21 @@ fn private_options() -> OpenOptions {
 
 #[cfg(unix)]
 fn sync_folder(path: &Path) -> io::Result<()> {
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    File::open(folder)?.sync_all()
+    match File::open(folder_of(path))?.sync_all() {
+        // there are file systems that cannot write a folder out by itself
+        Err(e) if e.kind() == ErrorKind::InvalidInput => Ok(()),
+        done => done,
+    }
 }
 
 /// Elsewhere the folder's access list decides who may read; std cannot ask it.
 #[cfg(not(unix))]
 fn check_private(_: &Path, _: &Metadata) -> Result<()> {
+    Ok(())
+}
+
+#[cfg(not(unix))]
+fn check_folders(_: &Path) -> Result<()> {
     Ok(())
 }
 
@@ -267,15 +362,14 @@ mod tests {
             assert_eq!(error.reason, Reason::IdentityInvalid, "{error}");
             assert!(error.detail.contains(part) && error.detail.contains(&path.display().to_string()), "{error}");
         };
-        let good = identity().to_pem();
-        let real = folder.file("real.pem", good.as_bytes());
-        let link = folder.0.join("link.pem");
-        symlink(&real, &link).unwrap();
-        refused(&link, "symbolic link");
-        assert!(identity().save(&link).unwrap_err().detail.contains("symbolic link"));
         let dangling = folder.0.join("dangling.pem");
         symlink("nowhere", &dangling).unwrap();
+        refused(&dangling, "symbolic link to nowhere");
+        assert!(identity().save(&dangling).unwrap_err().detail.contains("symbolic link to nowhere"));
         assert!(Identity::load_or_create(&dangling, SystemTime::now()).is_err());
+        let circle = folder.0.join("circle.pem");
+        symlink(&circle, &circle).unwrap();
+        refused(&circle, "symbolic link");
 
         refused(&folder.0, "is a directory");
         assert!(identity().save(&folder.0).is_err());
@@ -291,6 +385,75 @@ mod tests {
             .detail
             .contains("cannot be written"));
         assert!(Identity::load_or_create(Path::new("/"), SystemTime::now()).is_err());
+    }
+
+    #[test]
+    fn a_symbolic_link_is_followed_and_stays_one() {
+        let folder = Folder::new("link");
+        let (first, second) = (identity(), identity());
+        // as Kubernetes lays out a secret: node.pem -> ..data/node.pem, ..data -> ..1
+        fs::create_dir(folder.0.join("..1")).unwrap();
+        let real = folder.file("..1/node.pem", first.to_pem().as_bytes());
+        symlink("..1", folder.0.join("..data")).unwrap();
+        let link = folder.0.join("node.pem");
+        symlink("..data/node.pem", &link).unwrap();
+        assert_eq!(Identity::load(&link).unwrap().node_id(), first.node_id());
+        assert_eq!(Identity::load_or_create(&link, SystemTime::now()).unwrap().node_id(), first.node_id());
+        second.save(&link).unwrap();
+        assert!(fs::symlink_metadata(&link).unwrap().file_type().is_symlink());
+        assert_eq!(Identity::load(&real).unwrap().node_id(), second.node_id());
+        set_mode(&real, 0o644);
+        assert_eq!(Identity::load(&link).unwrap_err().reason, Reason::IdentityExposed);
+    }
+
+    #[test]
+    fn a_folder_that_others_can_write_is_refused_unless_it_is_sticky() {
+        let folder = Folder::new("folders");
+        let path = folder.file("node.pem", identity().to_pem().as_bytes());
+        for (mode, fine) in [(0o777, false), (0o757, false), (0o1777, true), (0o755, true), (0o700, true)] {
+            set_mode(&folder.0, mode);
+            match Identity::load(&path) {
+                Ok(_) => assert!(fine, "{mode:o}"),
+                Err(error) => {
+                    assert!(!fine && error.reason == Reason::IdentityExposed, "{mode:o}: {error}");
+                    assert!(error.detail.contains("chmod go-w"), "{error}");
+                }
+            }
+            let new = folder.0.join(format!("{mode:o}.pem"));
+            assert_eq!(Identity::load_or_create(&new, SystemTime::now()).is_ok(), fine, "{mode:o}");
+            assert_eq!(new.exists(), fine, "nothing is made where others could replace it");
+        }
+    }
+
+    #[test]
+    fn the_owner_of_a_file_is_this_user_or_root() {
+        if user() != ROOT {
+            return; // only root can give files away; the Python tests try it as another user, too
+        }
+        let folder = Folder::new("owner");
+        let path = folder.file("node.pem", identity().to_pem().as_bytes());
+        std::os::unix::fs::chown(&path, Some(54_321), None).unwrap();
+        let error = Identity::load(&path).unwrap_err();
+        assert!(error.reason == Reason::IdentityExposed && error.detail.contains("belongs to user 54321"), "{error}");
+        std::os::unix::fs::chown(&path, Some(ROOT), None).unwrap();
+        std::os::unix::fs::chown(&folder.0, Some(54_321), None).unwrap();
+        let error = Identity::load(&path).unwrap_err();
+        assert!(error.reason == Reason::IdentityExposed && error.detail.contains("can replace the file"), "{error}");
+        std::os::unix::fs::chown(&folder.0, Some(ROOT), None).unwrap();
+        set_mode(&path, 0o440);
+        Identity::load(&path).unwrap();
+        set_mode(&path, 0o444);
+        assert_eq!(Identity::load(&path).unwrap_err().reason, Reason::IdentityExposed);
+    }
+
+    #[test]
+    fn without_hard_links_a_file_is_made_once() {
+        let folder = Folder::new("links");
+        let path = folder.0.join("node.pem");
+        create_in_place(&path, "first").unwrap();
+        assert_eq!((fs::read_to_string(&path).unwrap().as_str(), mode(&path)), ("first", 0o600));
+        assert_eq!(create_in_place(&path, "second").unwrap_err().kind(), ErrorKind::AlreadyExists);
+        assert_eq!(fs::read_to_string(&path).unwrap(), "first");
     }
 
     #[test]
