@@ -11,6 +11,7 @@
 import importlib as _importlib
 import typing as _typing
 
+from . import _early as _early  # before everything that takes time
 from . import sync
 from ._access import ANYONE, AccessRequest, Allow, Anyone
 from ._events import (
@@ -65,6 +66,7 @@ from .errors import (
     ForkedError,
     IdentityError,
     IdentityExposed,
+    IdentityInUse,
     IdentityMismatch,
     InternalError,
     InvalidArgument,
@@ -184,6 +186,7 @@ __all__ = [
     "ForkedError",
     "IdentityError",
     "IdentityExposed",
+    "IdentityInUse",
     "IdentityMismatch",
     "InternalError",
     "InvalidArgument",

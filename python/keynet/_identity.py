@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import os
+import pathlib
 
 from . import _keynet
 from ._node import NodeId
@@ -18,17 +19,20 @@ class Identity:
     is an `IdentityError` (or its `IdentityExposed`) that names the file and how to mend it.
     """
 
-    __slots__ = ("_core",)
+    __slots__ = ("_core", "_file")
 
     _core: _keynet.Identity
+    _file: pathlib.Path | None
 
     def __init__(self) -> None:
         raise TypeError("use Identity.generate(), .load(path), .load_or_create(path) or .from_pem(text)")
 
     @classmethod
-    def _wrap(cls, core: _keynet.Identity) -> Identity:
+    def _wrap(cls, core: _keynet.Identity, file: str | None = None) -> Identity:
         self = object.__new__(cls)
         self._core = core
+        # where it is kept: one process at a time runs nodes with it
+        self._file = None if file is None else pathlib.Path(file)
         return self
 
     @classmethod
@@ -41,8 +45,13 @@ class Identity:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Identity:
-        """Reads a PEM file. A file that group or others can read is refused with `IdentityExposed`."""
-        return cls._wrap(_keynet.Identity.load(os.fspath(path)))
+        """Reads a PEM file; symbolic links are followed.
+
+        It must belong to this user, and nobody else may read it, or to root, whose group may read it; and others must
+        not be able to put another in its place. Otherwise it is refused with `IdentityExposed`.
+        """
+        file = os.fsdecode(path)
+        return cls._wrap(_keynet.Identity.load(file), file)
 
     @classmethod
     def load_or_create(cls, path: str | os.PathLike[str]) -> Identity:
@@ -50,7 +59,8 @@ class Identity:
 
         Two processes that do this at the same time end with the same identity.
         """
-        return cls._wrap(_keynet.Identity.load_or_create(os.fspath(path)))
+        file = os.fsdecode(path)
+        return cls._wrap(_keynet.Identity.load_or_create(file), file)
 
     @classmethod
     def from_pem(cls, text: str) -> Identity:
@@ -63,7 +73,7 @@ class Identity:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the PEM file with mode 0600, whole or not at all."""
-        self._core.save(os.fspath(path))
+        self._core.save(os.fsdecode(path))
 
     def rotate(self, *, now: datetime.datetime | None = None) -> Identity:
         """A new identity with a new key that still answers to the old names: the old key signs the new certificate.

@@ -18,6 +18,7 @@ from ._channels import Drains
 from ._events import Event, _event
 from ._identity import Identity
 from ._info import ConnectionInfo, Limits, PathInfo, PingReport, Priority, ProxyStats, _connection, _ping_report
+from ._lock import IdentityLock
 from ._node import NodeId
 from ._repr import shown
 from ._runtime import call
@@ -102,6 +103,7 @@ class BaseProxy:
         }
         _keynet.check_settings(self._settings)
         self._core: _keynet.Proxy | None = None
+        self._lock: IdentityLock | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._starting = False
         self._ended = False
@@ -140,6 +142,11 @@ class BaseProxy:
     def credentials(self) -> tuple[str, str]:
         """The user and password that local clients must send."""
         return self._running.credentials()
+
+    @property
+    def drain_timeout(self) -> float:
+        """Seconds that open connections have to end by themselves when it closes (`limits`)."""
+        return float(self._settings["limits"].get("drain_timeout", _keynet.drain_timeout()))
 
     # -- peers -------------------------------------------------------------------------------------------------------
 
@@ -254,7 +261,15 @@ class BaseProxy:
     def _claim_start(self) -> None:
         if self._starting or self._core is not None or self._ended:
             raise _closed("a proxy can be started once")
+        if self._identity._file is not None:
+            self._lock = IdentityLock.take(self._identity._file)
         self._starting = True
+
+    def _unlock(self) -> None:
+        """Lets another process run with the identity: the node has ended, or has not come up."""
+        lock, self._lock = self._lock, None
+        if lock is not None:
+            lock.release()
 
     def _started(self, core: _keynet.Proxy, loop: asyncio.AbstractEventLoop | None) -> None:
         self._core, self._loop = core, loop
@@ -293,6 +308,9 @@ class Proxy(BaseProxy):
         self._claim_start()
         try:
             core = await call(lambda loop: _keynet.Proxy.start(self._identity._core, self._settings, loop))
+        except BaseException:
+            self._unlock()
+            raise
         finally:
             self._starting = False
         self._started(core, asyncio.get_running_loop())
@@ -308,6 +326,7 @@ class Proxy(BaseProxy):
             if drain:
                 self._channels.begin()
             await call(lambda loop: core.close(drain, loop))
+            self._unlock()
 
     async def __aenter__(self) -> Proxy:
         await self.start()

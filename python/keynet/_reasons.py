@@ -78,6 +78,7 @@ class Reason(_Name):
     BIND_FAILED = "bind_failed"
     FORKED = "forked"
     CANCELLED = "cancelled"
+    IDENTITY_IN_USE = "identity_in_use"
 
     BAD_REQUEST = "bad_request"
     BAD_TARGET = "bad_target"

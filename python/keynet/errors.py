@@ -8,7 +8,7 @@ that too.
     ├── InvalidArgument (ValueError)       ├── ProxyClosedError (RuntimeError)
     ├── ForkedError (RuntimeError)         ├── OperationCancelled
     ├── BindError (OSError)                ├── InternalError
-    ├── IdentityError (ValueError)         IdentityExposed (PermissionError)
+    ├── IdentityError (ValueError)         IdentityExposed (PermissionError), IdentityInUse
     ├── RequestError                       a client of the forward proxy asked wrongly
     ├── DialError                          a connection did not come about
     │   ├── UnknownNode (LookupError)      ├── DialTimeout (TimeoutError)
@@ -40,6 +40,7 @@ __all__ = [
     "InternalError",
     "IdentityError",
     "IdentityExposed",
+    "IdentityInUse",
     "RequestError",
     "DialError",
     "UnknownNode",
@@ -98,12 +99,15 @@ class KeynetError(Exception):
         self,
         message: str = "",
         *,
-        reason: Reason = Reason.INTERNAL,
+        reason: Reason | None = None,
         stage: Stage = Stage.SETUP,
         node_id: NodeId | None = None,
         address: str | None = None,
         detail: str = "",
     ) -> None:
+        if reason is None:
+            # raised by Python with a plain text
+            reason, detail = _default_reason(type(self)), detail or message
         super().__init__(message or _sentence(reason, stage, node_id, address, detail))
         self.reason, self.stage, self.node_id, self.address, self.detail = (
             reason,
@@ -169,7 +173,11 @@ class IdentityError(KeynetError, ValueError):
 
 
 class IdentityExposed(IdentityError, PermissionError):
-    """Others can read the identity file: `chmod 600` it."""
+    """Others can read the identity file, or put another in its place; `detail` says how to mend it."""
+
+
+class IdentityInUse(IdentityError):
+    """Another program runs with this identity: here with the same file, or elsewhere, as a rendezvous noticed."""
 
 
 class RequestError(KeynetError):
@@ -313,6 +321,7 @@ _CLASSES: dict[Reason, type[KeynetError]] = {
     Reason.PROXY_CLOSED: ProxyClosedError,
     Reason.IDENTITY_INVALID: IdentityError,
     Reason.IDENTITY_EXPOSED: IdentityExposed,
+    Reason.IDENTITY_IN_USE: IdentityInUse,
     Reason.BIND_FAILED: BindError,
     Reason.FORKED: ForkedError,
     Reason.CANCELLED: OperationCancelled,
@@ -362,6 +371,28 @@ _CLASSES: dict[Reason, type[KeynetError]] = {
     Reason.SERVICE_RESET: LocalResetError,
     Reason.INTERNAL: InternalError,
 }
+
+
+_KINDS: dict[type[KeynetError], Reason] = {
+    TlsError: Reason.TLS_FAILED,
+    ServiceError: Reason.SERVICE_REFUSED,
+    DialError: Reason.UNREACHABLE,
+    ConnectionLost: Reason.PEER_LOST,
+    DialTimeout: Reason.CONNECT_TIMEOUT,
+    LocalResetError: Reason.CLIENT_RESET,
+    CertificateError: Reason.CERTIFICATE_INVALID,
+    KeynetError: Reason.INTERNAL,
+}
+"""The reason of a class that stands for none, or for several, when an error is made without one."""
+
+
+def _default_reason(kind: type[KeynetError]) -> Reason:
+    """That of the class, or of the nearest class above it."""
+    for one in kind.__mro__:
+        found = _KINDS.get(one) or next((reason for reason, known in _CLASSES.items() if known is one), None)
+        if found is not None:
+            return found
+    return Reason.INTERNAL
 
 
 def _from_core(

@@ -34,6 +34,9 @@ class Proxy(BaseProxy):
         self._claim_start()
         try:
             core = _keynet.Proxy.start(self._identity._core, self._settings, None)
+        except BaseException:
+            self._unlock()
+            raise
         finally:
             self._starting = False
         self._started(core, None)
@@ -53,6 +56,7 @@ class Proxy(BaseProxy):
             if drain:
                 self._channels.begin()
             core.close(drain, None)
+            self._unlock()
 
     def __enter__(self) -> Proxy:
         self.start()

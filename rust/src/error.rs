@@ -126,6 +126,8 @@ reasons! {
     Forked = 6, "forked", Caller, 500, "proxy_internal_error", "start the proxy after the fork, in the child";
     /// The work was cancelled by the one who asked for it.
     Cancelled = 7, "cancelled", Caller, 503, "proxy_internal_error", "nothing: the caller went away";
+    /// Another program runs with the same identity.
+    IdentityInUse = 8, "identity_in_use", Caller, 500, "proxy_configuration_error", "stop the other program, or give this one an identity of its own (`keynet id FILE`, then `--identity FILE`)";
 
     /// The request is not an HTTP CONNECT request.
     BadRequest = 20, "bad_request", Client, 400, "http_protocol_error", "send an HTTP/1.1 CONNECT request";

@@ -169,6 +169,11 @@ impl Inner {
     pub(super) async fn meet(self: &Arc<Self>, node: NodeId, deadline: Instant) -> Result<()> {
         let begin = Instant::now();
         let mut report = Report::new(Role::Dialler, now());
+        if let Some(station) = self.stations.iter().find(|station| station.server.node == node) {
+            // nobody introduces nodes to a rendezvous: it is where its address says, or it is not there
+            let text = format!("this is a rendezvous, and it does not answer at {}", station.server.address);
+            return Err(unreachable(text).with_node(node));
+        }
         let result = self.meet_until(node, deadline, &mut report).await;
         report.took = Some(begin.elapsed());
         report.met = result.is_ok();
@@ -402,6 +407,10 @@ impl Inner {
 
     /// Why no rendezvous is connected.
     async fn unreachable(&self) -> Error {
+        if self.stations.iter().any(|station| station.is_identity_in_use()) {
+            let text = "another program runs with this node's identity and has taken its place at the rendezvous";
+            return Error::new(Reason::IdentityInUse, Stage::Rendezvous, text);
+        }
         let nothing_ever_came = self.peers.net.stats().datagrams_in == 0;
         let profile = self.surroundings.profile();
         let mut relays = self.relays.status().into_iter().filter_map(|relay| relay.error);

@@ -26,6 +26,7 @@ mod relays;
 mod report;
 mod station;
 mod surroundings;
+mod unanswered;
 mod wire;
 
 use std::collections::{HashMap, HashSet};

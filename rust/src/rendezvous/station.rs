@@ -10,6 +10,7 @@ use tonic::{Code, Status, Streaming};
 
 use super::moves::answer_within;
 use super::pause::Pause;
+use super::unanswered;
 use super::wire::{
     self, FromNode, FromRendezvous, Going, Hello, NodeMessage, Refresh, RendezvousMessage, Signal, Welcome,
 };
@@ -62,6 +63,8 @@ struct State {
     going: Option<Duration>,
     /// The relays that it names first in a session: it may have been away before.
     relays_named: bool,
+    /// That nothing answers has been said since the last session.
+    is_silence_said: bool,
 }
 
 struct Session {
@@ -137,7 +140,7 @@ impl Station {
         let mut next = None;
         loop {
             let started = Instant::now();
-            let result = match self.session(&inner, next.take()).await {
+            let result = match self.attempt(&inner, next.take()).await {
                 Ok(Ended::Replaced(by)) => {
                     next = Some(by);
                     continue;
@@ -165,6 +168,12 @@ impl Station {
                 was_connected,
             });
             inner.progress.notify_waiters();
+            if self.is_identity_in_use() {
+                tracing::warn!(address = %self.server.address, "another program has this node's identity: not trying again");
+                // only one of the two can be found, and the newer wins once; with another key this is another node
+                self.renew.notified().await;
+                continue;
+            }
             if was_connected && started.elapsed() > inner.config.reconnect_most {
                 pause.reset();
             }
@@ -177,6 +186,44 @@ impl Station {
                 () = self.again.notified() => {}
             }
         }
+    }
+
+    /// The last session ended because another program registered with the same identity.
+    pub fn is_identity_in_use(&self) -> bool {
+        self.lock().error.as_ref().is_some_and(|error| error.reason == Reason::IdentityInUse)
+    }
+
+    /// A session. While the way to it is sought for longer than usual, what stands in the way is said, once an outage.
+    async fn attempt(&self, inner: &Arc<Inner>, next: Option<Box<Established>>) -> Result<Ended> {
+        let session = self.session(inner, next);
+        tokio::pin!(session);
+        if !self.lock().is_silence_said {
+            let unanswered = async {
+                sleep(SILENCE).await;
+                match self.is_connected() {
+                    true => None,
+                    false => Some(unanswered::why(&self.server.address).await),
+                }
+            };
+            tokio::select! {
+                ended = &mut session => return ended,
+                error = unanswered => if let Some(error) = error.filter(|_| !self.is_connected()) {
+                    self.say(inner, error.with_node(self.server.node));
+                },
+            }
+        }
+        session.await
+    }
+
+    fn say(&self, inner: &Inner, error: Error) {
+        {
+            let mut state = self.lock();
+            state.is_silence_said = true;
+            state.error = Some(error.clone());
+        }
+        tracing::warn!(%error, address = %self.server.address, "no rendezvous yet");
+        let (node, address) = (self.server.node, self.server.address.clone());
+        inner.publish(RendezvousEvent::Lost { node, address, error, was_connected: false });
     }
 
     /// One session: the one that is to take the place of that before, if there is one.
@@ -193,6 +240,7 @@ impl Station {
             state.error = None;
             state.tried = true;
             (state.going, state.relays_named) = (None, false);
+            state.is_silence_said = false;
         }
         let seen = printable(welcome.observed.clone(), MAX_OUTSIDE);
         tracing::info!(%node, address = %from, relayed, observed = seen, "rendezvous connected");
@@ -358,7 +406,7 @@ impl Station {
                     Ok(None) => return Ok(Ended::ByServer),
                     // another registration of this node counts now: most likely the one that is on its way
                     Err(status) if status.code() == Code::Aborted => {
-                        return match timeout(LAST_WORDS, &mut replacing).await {
+                        return match timeout(OWN_NEXT, &mut replacing).await {
                             Ok(next) => Ok(Ended::Replaced(next)),
                             Err(_) => Err(map_status(&status)),
                         };
@@ -467,6 +515,11 @@ pub(super) fn split_address(address: &str) -> Option<(&str, u16)> {
 fn map_status(status: &Status) -> Error {
     let text = format!("{:?}: {}", status.code(), status.message());
     match status.code() {
+        Code::Aborted => Error::new(
+            Reason::IdentityInUse,
+            Stage::Rendezvous,
+            "another program runs with this node's identity and has registered after this one",
+        ),
         Code::ResourceExhausted => Error::new(Reason::RendezvousBusy, Stage::Rendezvous, text),
         _ => unreachable(text),
     }
@@ -489,6 +542,10 @@ const SERVICE_PORT: u16 = 7_348;
 const AGENT: &str = concat!("keynet/", env!("CARGO_PKG_VERSION"));
 /// Messages on their way out: each is one step of an exchange. A node that dials a hundred others at once has two for each.
 const QUEUE: usize = 256;
+/// After a session that another has replaced it takes no longer until that one has begun here, if it is ours.
+const OWN_NEXT: Duration = Duration::from_secs(5);
+/// A rendezvous that has not welcomed a node by then is far away, or not there.
+const SILENCE: Duration = Duration::from_millis(1_500);
 /// The end of a session that another has replaced comes a round trip after that one's beginning.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 /// Whether a session that was given up has come back meanwhile.
