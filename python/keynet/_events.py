@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Union
 
-from ._info import ConnectionInfo, _connection
+from ._info import ConnectionInfo, Role, _connection
 from ._node import NodeId
 from ._reasons import Reason
 from .errors import KeynetError
@@ -93,6 +93,8 @@ class ConnectionRefused:
     """Who asked: a local client's TCP address or a remote UDP address; None for a client on a UNIX socket."""
     service_port: int | None
     error: KeynetError
+    role: Role
+    """`Role.FORWARD`: a local client's; `Role.REVERSE`: a peer's."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -198,7 +200,7 @@ def _event(kind: str, raw: dict[str, Any]) -> Event:
         case "connection_closed":
             return ConnectionClosed(_connection(raw["connection"]))
         case "connection_refused":
-            return ConnectionRefused(**raw)
+            return ConnectionRefused(**{**raw, "role": Role(raw["role"])})
         case "rendezvous_connected":
             return RendezvousConnected(**raw)
         case "rendezvous_lost":

@@ -48,7 +48,7 @@ async def _follow(events: EventStream, tracer: trace.Tracer) -> None:
         match event:
             case ConnectionOpened(connection) if connection.role is Role.FORWARD:
                 _opened(connection, tracer)
-            case ConnectionRefused(node_id, _, port, error):
+            case ConnectionRefused(node_id, _, port, error, Role.FORWARD):
                 # the stages of a failure are not measured
                 span = tracer.start_span("keynet CONNECT", kind=trace.SpanKind.CLIENT)
                 if node_id is not None:

@@ -291,3 +291,40 @@ def test_threads_have_names(alice: keynet.Identity) -> None:
             for task in os.listdir("/proc/self/task")
         }
     assert {"keynet-core", "keynet-results", "keynet-log"} <= names
+
+
+@pytest.mark.parametrize("kind", ["blocking", "asyncio"])
+def test_events_at_the_end_of_a_program_just_end(kind: str) -> None:
+    reader = {
+        "blocking": """
+            def read():
+                for event in proxy.events():
+                    pass
+                print("ended", flush=True)
+        """,
+        "asyncio": """
+            async def look():
+                async with keynet.Proxy(keynet.Identity.generate(), listen="127.0.0.1:0") as other:
+                    running.set()
+                    async for event in other.events():
+                        pass
+                    print("ended", flush=True)
+            def read():
+                asyncio.run(look())
+        """,
+    }[kind]
+    done = run(
+        textwrap.dedent("""
+            import asyncio, threading, time, keynet
+            running = threading.Event()
+            proxy = keynet.sync.Proxy(keynet.Identity.generate(), listen="127.0.0.1:0")
+            proxy.start()
+        """)
+        + textwrap.dedent(reader)
+        + textwrap.dedent(f"""
+            threading.Thread(target=read, daemon=True).start()
+            {"running.wait()" if kind == "asyncio" else ""}
+            time.sleep(0.2)
+        """)
+    )
+    assert (done.returncode, done.stderr) == (0, "")

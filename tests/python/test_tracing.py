@@ -69,3 +69,26 @@ async def test_a_refused_connect_is_a_failed_span(
     assert span.status.status_code is StatusCode.ERROR
     assert span.attributes is not None
     assert span.attributes["error.type"] == "unknown_node"
+
+
+async def test_whom_a_serving_node_refuses_is_no_span_of_its_own(
+    alice: keynet.Identity, bob: keynet.Identity, exporter: InMemorySpanExporter, provider: TracerProvider
+) -> None:
+    serving = proxy(bob, services={SERVICE: "127.0.0.1:9"}, allow=[])
+    async with serving as server, keynet.tracing.traced(server, provider), proxy(alice) as caller:
+        caller.add_peer(bob.node_id, [server.proxy_address])
+        events = server.events()
+        async with await caller.forward(bob.node_id, SERVICE) as forward:
+            host, _, port = forward.address.rpartition(":")
+            reader, writer = await asyncio.open_connection(host, int(port))
+            assert await reader.read(1) == b""
+            writer.close()
+        async for event in events:
+            if isinstance(event, keynet.ConnectionRefused):
+                break
+        assert event.role is keynet.Role.REVERSE
+        # a span of the node's own comes behind it, and nothing before that
+        with pytest.raises(grpc.aio.AioRpcError):
+            await say_hello(server, keynet.NodeId("v" + "0" * 52))
+        found = await spans(exporter, 1)
+    assert {span.attributes["error.type"] for span in found if span.attributes} == {"unknown_node"}

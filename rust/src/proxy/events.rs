@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use tokio::sync::broadcast;
 
-use super::registry::ConnectionInfo;
+use super::registry::{ConnectionInfo, Role};
 use crate::addr::NodeId;
 use crate::error::{Error, Reason};
 
@@ -22,7 +22,14 @@ pub enum Event {
     /// A tunnel has ended; the reason is in it.
     ConnectionClosed(ConnectionInfo),
     /// A tunnel did not come about: a local client's (then `address` is the client's) or a peer's (then it is the peer's).
-    ConnectionRefused { node: Option<NodeId>, address: Option<SocketAddr>, service_port: Option<u16>, error: Error },
+    ConnectionRefused {
+        /// Whose it was: a local client's (`Forward`) or a peer's (`Reverse`).
+        role: Role,
+        node: Option<NodeId>,
+        address: Option<SocketAddr>,
+        service_port: Option<u16>,
+        error: Error,
+    },
     /// This node is registered at a rendezvous node, which sees it at `observed`.
     RendezvousConnected { node: NodeId, address: SocketAddr, observed: Option<SocketAddr> },
     /// A rendezvous node is not reached, or not any more; it is tried again.

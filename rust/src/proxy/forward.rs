@@ -116,15 +116,21 @@ async fn handle_client(shared: Arc<Shared>, client: LocalStream, from: Option<So
             if let Some(why) = client.refused() {
                 // what its page was told is on its way
                 let error = Error::new(Reason::BadRequest, Stage::Request, format!("{why}, in a browser"));
-                shared.refused(error.node, from, service_port, error);
+                shared.refused(Role::Forward, error.node, from, service_port, error);
                 client.finish();
             }
             // Otherwise it has gone: nobody is left to be told, and nobody turned it away.
         }
         Err(error) => {
-            shared.refused(error.node, from, service_port, error.clone());
-            if matches!(serves, Serves::Connect) {
-                let _ = timeout(ANSWER_TIME, say(client, &answer(&error))).await;
+            shared.refused(Role::Forward, error.node, from, service_port, error.clone());
+            match serves {
+                Serves::Connect => {
+                    let _ = timeout(ANSWER_TIME, say(client, &answer(&error))).await;
+                }
+                // its client only sees a closed connection: this is where the reason can be read
+                Serves::Static { node, service_port, .. } => {
+                    tracing::warn!(%node, service_port, %error, "a static forward does not reach its service");
+                }
             }
         }
     }

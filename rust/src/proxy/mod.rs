@@ -523,7 +523,11 @@ async fn watch_paths(shared: Arc<Shared>, mut paths: broadcast::Receiver<NetEven
                 shared.lost(node, unmapped(address), reason);
             }
             Ok(NetEvent::PathMoved { node: Some(node), from, to, relayed, .. }) => {
+                let was_relayed = from.via.is_relay();
                 let (from, to) = (unmapped(from.to), unmapped(to.to));
+                if (from, was_relayed) == (to, relayed) {
+                    continue; // through another socket or relay of ours: the peer is where it was
+                }
                 shared.publisher.publish(Event::PathChanged { node, from, to, relayed });
             }
             Ok(_) => {}

@@ -128,7 +128,13 @@ async fn prepare(shared: &Arc<Shared>, stream: UtpStream, handshake: Place) -> O
             if let Some(unsaid) = shared.quiet_log.may_say() {
                 tracing::info!(%error, service = open.service_port, unsaid, "peer refused");
             }
-            shared.refused(Some(link.peer.leaf), Some(link.address), Some(open.service_port), error.clone());
+            shared.refused(
+                Role::Reverse,
+                Some(link.peer.leaf),
+                Some(link.address),
+                Some(open.service_port),
+                error.clone(),
+            );
             shared.peers.refuse(link, &error).await;
             None
         }
@@ -200,6 +206,7 @@ impl Shared {
     /// Tells the subscribers of a tunnel that did not come about.
     pub(super) fn refused(
         &self,
+        role: Role,
         node: Option<crate::addr::NodeId>,
         address: Option<SocketAddr>,
         service_port: Option<u16>,
@@ -207,7 +214,7 @@ impl Shared {
     ) {
         tracing::debug!(?address, %error, "refused");
         self.refusals.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        self.publisher.publish(Event::ConnectionRefused { node, address, service_port, error });
+        self.publisher.publish(Event::ConnectionRefused { role, node, address, service_port, error });
     }
 }
 

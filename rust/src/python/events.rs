@@ -111,7 +111,8 @@ fn fields(py: Python<'_>, event: Event) -> PyResult<(&'static str, Bound<'_, PyD
             dict.set_item("connection", Connection(info))?;
             "connection_closed"
         }
-        Event::ConnectionRefused { node, address, service_port, error } => {
+        Event::ConnectionRefused { role, node, address, service_port, error } => {
+            dict.set_item("role", convert::role_name(role))?;
             dict.set_item("node_id", node.map(|node| node.to_string()))?;
             dict.set_item("address", address.map(|address| address.to_string()))?;
             dict.set_item("service_port", service_port)?;

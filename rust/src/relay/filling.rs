@@ -105,6 +105,7 @@ impl State {
 impl Inner {
     pub(super) async fn run(self: Arc<Self>) {
         let mut filling = Filling::default();
+        let mut is_lack_said = false;
         loop {
             self.drop_lost();
             self.begin(&mut filling);
@@ -113,13 +114,20 @@ impl Inner {
             }
             let retry = self.ask(&mut filling);
             self.tell();
+            is_lack_said &= self.lock().in_use.have() == 0;
             let settles = self.lock().in_use.settles_at();
             let next = filling.choice.into_iter().chain(retry).chain(settles).min();
             tokio::select! {
                 () = self.news.notified() => {}
                 Some(done) = filling.running.join_next_with_id() => {
                     if let Some((known, error)) = filling.handle(done) {
-                        tracing::info!(relay = known.name, %error, "no relay");
+                        let has_one = self.lock().in_use.have() > 0;
+                        if known.is_the_users() && !has_one && !is_lack_said {
+                            tracing::warn!(relay = known.name, %error, "no relay is reached; it is tried again");
+                            is_lack_said = true;
+                        } else {
+                            tracing::info!(relay = known.name, %error, "no relay");
+                        }
                         self.note(known.key(), Err(error));
                     }
                 }

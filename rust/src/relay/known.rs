@@ -118,6 +118,11 @@ impl Known {
         self.offered.as_ref().is_some_and(|(by, _)| by == who)
     }
 
+    /// The user named it, no rendezvous did.
+    pub fn is_the_users(&self) -> bool {
+        self.offered.is_none() && !self.introduction
+    }
+
     pub fn is_expired(&self, now: Instant) -> bool {
         self.offered.as_ref().is_some_and(|(_, until)| *until <= now)
     }
