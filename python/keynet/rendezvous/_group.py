@@ -13,7 +13,7 @@ import functools
 import logging
 import urllib.parse
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from google.protobuf.message import DecodeError
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from nats.aio.msg import Msg
     from nats.aio.subscription import Subscription
 
-__all__ = ["Group"]
+__all__ = ["Group", "GroupStatus"]
 
 _log = logging.getLogger("keynet.rendezvous")
 
@@ -42,6 +42,18 @@ _PING_INTERVAL = 5
 _MAX_ANSWER = 1024
 """Bytes of an answer of another instance: an Undelivered with a sentence."""
 _CLOSE_TIMEOUT = 2.0
+_PORT = 4222
+"""Of NATS, unless the URL names one."""
+
+
+class GroupStatus(NamedTuple):
+    """How it stands with the group."""
+
+    nats: str
+    """The NATS server: "host:port"."""
+    connected: bool
+    error: str | None
+    """Why it is not connected, once that is known."""
 
 
 class Group:
@@ -49,6 +61,9 @@ class Group:
 
     def __init__(self, url: str, settings: Settings, deliver: Callable[[NodeId, pb.Signal, Settle], None]) -> None:
         self._url, self._settings, self._deliver = _checked(url), settings, deliver
+        self._place = _place(url)
+        # why the group cannot be reached, from when that begins until it ends
+        self._trouble: str | None = None
         self._client: Client | None = None
         self._connecting: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -64,6 +79,16 @@ class Group:
     def is_connected(self) -> bool:
         """Whether signals can be handed over now."""
         return self._client is not None and self._client.is_connected
+
+    @property
+    def place(self) -> str:
+        """The server, as "host:port"."""
+        return self._place
+
+    @property
+    def trouble(self) -> str | None:
+        """Why it is not connected, once that is known."""
+        return None if self.is_connected else self._trouble
 
     def start(self) -> None:
         """Begins to connect; returns at once."""
@@ -140,17 +165,17 @@ class Group:
                     await self._changed.wait()
                     self._changed.clear()
             except (OSError, asyncio.TimeoutError, nats.errors.Error) as error:
-                _log.warning("NATS: %s", printable(error) or type(error).__name__)
+                await self._failed(error)
             await asyncio.sleep(_RECONNECT_PAUSE)
 
     async def _connect(self) -> Client:
-        from nats.aio.client import Client
+        from ._nats import client_for
 
         async def closed() -> None:
             self._changed.set()
 
         # a client that has given up cannot be used again
-        client = Client()
+        client = client_for(self._url)
         try:
             await client.connect(
                 servers=[self._url],
@@ -160,21 +185,40 @@ class Group:
                 reconnect_time_wait=_RECONNECT_PAUSE,
                 ping_interval=_PING_INTERVAL,
                 connect_timeout=_PING_INTERVAL,
-                error_cb=_complain,
+                error_cb=self._failed,
                 closed_cb=closed,
                 disconnected_cb=self._lost,
-                reconnected_cb=_connected,
+                reconnected_cb=self._connected,
             )
         except BaseException:
             with contextlib.suppress(Exception):
                 await asyncio.wait_for(client.close(), _CLOSE_TIMEOUT)
             raise
-        await _connected()
+        await self._connected()
         return client
 
     async def _lost(self) -> None:
-        if not self._closing:
-            _log.warning("the connection to NATS is lost")
+        await self._failed(ConnectionError("the connection is lost"))
+
+    async def _failed(self, error: Exception) -> None:
+        """Says that the group is out of reach when that begins, and not at each attempt."""
+        why = _reason(error, self._url)
+        if self._closing:
+            return
+        if self._trouble is None:
+            what = "nodes of the other rendezvous are not found until it is reached; it is tried again"
+            _log.warning("NATS at %s: %s; %s", self._place, why, what)
+        else:
+            _log.debug("NATS at %s: %s", self._place, why)
+        self._trouble = why
+
+    async def _connected(self) -> None:
+        """The same for the end of it."""
+        if self._trouble is not None:
+            _log.warning("NATS at %s is reached again", self._place)
+        else:
+            _log.info("connected to NATS at %s", self._place)
+        self._trouble = None
 
     async def _follow(self, name: NodeId) -> None:
         """Subscribes or unsubscribes, in the order in which names come and go."""
@@ -260,9 +304,19 @@ def _outcome(data: bytes) -> tuple[pb.Cause | None, str]:
     return answer.cause, answer.detail or cause_name(answer.cause)
 
 
-async def _complain(error: Exception) -> None:
-    _log.info("NATS: %s", printable(error) or type(error).__name__)
+def _place(url: str) -> str:
+    """The server without what may be a password."""
+    parts = urllib.parse.urlsplit(url)
+    host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
+    return f"{host}:{parts.port or _PORT}"
 
 
-async def _connected() -> None:
-    _log.info("connected to NATS")
+def _reason(error: Exception, url: str) -> str:
+    """In words, without the user and the password of the URL."""
+    text = printable(error) or type(error).__name__
+    userinfo = urllib.parse.urlsplit(url).netloc.rpartition("@")[0]
+    secrets = {userinfo, *(urllib.parse.unquote(part) for part in userinfo.split(":")), *userinfo.split(":")}
+    if any(secret and secret in text for secret in secrets):
+        return type(error).__name__
+    text = text.removeprefix("nats: ").strip("'\"").removeprefix("'")
+    return f"{text}: check the user and the password" if "uthorization" in text else text

@@ -25,7 +25,7 @@ from .._lifetime import Runs
 from .._node import NodeId
 from .._proxy import Proxy
 from .._repr import shown
-from ._group import Group
+from ._group import Group, GroupStatus
 from ._limits import MAX_MESSAGE, Settings, port_of
 from ._registry import Registry
 from ._relays import OwnRelay, Relay
@@ -155,6 +155,13 @@ class Server(Runs):
             **stun,
             **relay,
         }
+
+    @property
+    def group(self) -> GroupStatus | None:
+        """How it stands with the group over NATS; None: it is in none."""
+        if self._group is None:
+            return None
+        return GroupStatus(self._group.place, self._group.is_connected, self._group.trouble)
 
     def nodes_on_relays(self) -> dict[str, int]:
         """How many registered nodes use each of the relays that are named to them, by its first URI."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import pathlib
 import signal
@@ -267,3 +268,101 @@ async def _client(nats: NatsServer) -> Client:
 
 async def _nothing(message: object) -> None:
     """Takes it and says nothing."""
+
+
+class FakeNats:
+    """As much of a NATS server as a client needs to say who it is."""
+
+    def __init__(self, **info: object) -> None:
+        self.heard: list[str] = []
+        self._info = {
+            "server_id": "X",
+            "version": "2.10.0",
+            "max_payload": 1 << 20,
+            "headers": True,
+            "proto": 1,
+            **info,
+        }
+        self._reject = False
+        self.connections = 0
+
+    @contextlib.asynccontextmanager
+    async def serve(self, port: int = 0) -> AsyncIterator[int]:
+        server = await asyncio.start_server(self._talk, "127.0.0.1", port)
+        async with server:
+            yield server.sockets[0].getsockname()[1]
+
+    def reject(self) -> None:
+        self._reject = True
+
+    async def _talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        with contextlib.suppress(OSError):
+            writer.write(b"INFO " + json.dumps(self._info).encode() + b"\r\n")
+            while line := await reader.readline():
+                self.heard.append(line.decode(errors="replace"))
+                if line.startswith(b"PING"):
+                    writer.write(b"-ERR 'Authorization Violation'\r\n" if self._reject else b"PONG\r\n")
+        writer.close()
+
+
+@pytest.mark.parametrize("info", [{"auth_required": True}, {"auth_required": True, "tls_required": False}])
+async def test_what_is_to_go_over_tls_never_goes_in_clear(
+    info: dict[str, object], alice: keynet.Identity, caplog: pytest.LogCaptureFixture
+) -> None:
+    fake = FakeNats(**info)
+    async with fake.serve() as port:
+        url = f"tls://alice:top-secret-word@127.0.0.1:{port}"
+        async with Server(alice, listen="127.0.0.1:0", nats=url) as server:
+            await until(lambda: fake.connections >= 2)
+            group = server.group
+            assert group is not None
+            assert not group.connected
+            assert "no TLS" in str(group.error)
+            assert group.nats == f"127.0.0.1:{port}"
+    assert not fake.heard
+    assert "top-secret" not in caplog.text
+
+
+async def test_tls_that_is_offered_is_taken(alice: keynet.Identity) -> None:
+    fake = FakeNats(tls_available=True)
+    async with fake.serve() as port, Server(alice, listen="127.0.0.1:0", nats=f"tls://a:top-secret@127.0.0.1:{port}"):
+        await until(lambda: bool(fake.heard) or fake.connections >= 2)
+    # a ClientHello, if anything: nothing that could be read
+    assert not any("CONNECT" in line or "top-secret" in line for line in fake.heard)
+
+
+async def test_trouble_with_nats_is_said_once_when_it_begins_and_once_when_it_ends(
+    alice: keynet.Identity, caplog: pytest.LogCaptureFixture
+) -> None:
+    def said() -> list[str]:
+        return [one.getMessage() for one in caplog.records if one.name == "keynet.rendezvous" and one.levelno >= 30]
+
+    fake = FakeNats(auth_required=True)
+    fake.reject()
+    async with (
+        fake.serve() as port,
+        Server(alice, listen="127.0.0.1:0", nats=f"nats://a:wrong-password@127.0.0.1:{port}") as server,
+    ):
+        await until(lambda: fake.connections >= 3)
+        assert server.group is not None
+        assert not server.group.connected
+        assert "check the user and the password" in str(server.group.error)
+        assert len(said()) == 1
+        fake._reject = False
+        await until(lambda: server.group is not None and server.group.connected)
+        await until(lambda: len(said()) >= 2)
+        assert "reached again" in said()[1]
+        assert server.group.error is None
+    assert len(said()) == 2
+    assert "wrong-password" not in caplog.text
+
+
+async def test_ready_does_not_claim_a_group_that_is_not_reached(tmp_path: pathlib.Path) -> None:
+    arguments = ["--identity", str(tmp_path / "r.pem"), "--listen", "127.0.0.1:0", "--nats", "nats://127.0.0.1:9"]
+    with Process("keynet", "rendezvous", *arguments, "--json") as process:
+        group = process.expect("ready")["group"]
+        process._process.send_signal(signal.SIGTERM)
+        process.finish()
+    assert (group["nats"], group["connected"]) == ("127.0.0.1:9", False)
+    assert group["error"]
