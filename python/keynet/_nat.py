@@ -10,7 +10,7 @@ import dataclasses
 from ._reasons import _Name
 from ._status import NatBehaviour
 
-__all__ = ["PEERS", "Outlook", "Prospect", "outlook", "prospects"]
+__all__ = ["PEERS", "Outlook", "Prospect", "outlook", "prospects", "unknown_prospects"]
 
 
 class Outlook(_Name):
@@ -62,9 +62,31 @@ def prospects(own: NatBehaviour, *, forwarded: bool = False) -> list[Prospect]:
     """What a node behind `own` can expect of each kind of peer; `forwarded`: a router forwards a port to it."""
     found = []
     for name, peer in PEERS.items():
+        if own.mapping == "unknown" and own.translated and not (own.udp_blocked or forwarded):
+            found.append(_either(name, own, peer))
+            continue
         expected = outlook(PEERS[_OPEN] if forwarded and not own.udp_blocked else own, peer)
         found.append(Prospect(name, expected, _words(expected, own, peer)))
     return found
+
+
+def _either(name: str, own: NatBehaviour, peer: NatBehaviour) -> Prospect:
+    """There is a NAT, but servers at one address could not tell whether its mapping depends on the address."""
+    better, worse = (outlook(dataclasses.replace(own, mapping=kind), peer) for kind in (_INDEPENDENT, _STRICT))
+    text = _words(worse, own, peer)
+    if better is worse:
+        return Prospect(name, worse, text)
+    if worse.works:
+        return Prospect(name, worse, f"{_words(better, own, peer)}, or {text}")
+    return Prospect(
+        name, Outlook.UNKNOWN, f"{_words(better, own, peer).partition(',')[0]}, or {text.partition(':')[0]}"
+    )
+
+
+def unknown_prospects() -> list[Prospect]:
+    """Where nothing at all was found out, not even whether UDP passes."""
+    text = "not known: nothing was found out about this network"
+    return [Prospect(name, Outlook.UNKNOWN, text) for name in PEERS]
 
 
 def outlook(own: NatBehaviour, peer: NatBehaviour) -> Outlook:

@@ -119,6 +119,12 @@ LOST, FOUND = (visit("punch_timeout"),), (visit(),)
 # not by UDP, but over the relay beside it
 RELAYED = (dataclasses.replace(visit("peer_offline", "rendezvous"), registered=True, observed=None),)
 PROXY_SAID = "203.0.113.9:443 by tls through the HTTP proxy: the HTTP proxy 10.0.0.1:3128: 407, it wants a user"
+ONE_ADDRESS = discovered(
+    summary="NAT, mapping endpoint-independent or address-dependent, filtering unknown, ports preserved",
+    ports="preserved",
+    translated=True,
+    external="203.0.113.1",
+)
 PUBLIC = [{"interface": "eth0", "address": "8.8.8.8", "prefix": 24, "kind": "network"}]
 SYMMETRIC = "address-and-port-dependent"
 
@@ -180,11 +186,21 @@ SYMMETRIC = "address-and-port-dependent"
             ExitCode.OK,
             "registered, seen there",
         ),
-        # a server that does not run is not a network that blocks
+        # a server that does not run is not a network that blocks, and an address that differs is a NAT
         (
             Findings(discovered(udp_blocked=True), FOUND, status(), True, NOW),
-            ExitCode.UNDECIDED,
+            ExitCode.OK,
             "no router offers",
+        ),
+        # one STUN server with one address, as on one machine of docs/deploy.md
+        (Findings(ONE_ADDRESS, FOUND, status(), True, NOW), ExitCode.OK, "directly, or by a search among ports."),
+        (Findings(ONE_ADDRESS, FOUND, status(), True, NOW), ExitCode.OK, "a STUN server at a second IP address"),
+        (Findings(ONE_ADDRESS, FOUND, status(), True, NOW), ExitCode.OK, "NAT, mapping"),
+        # without netlink
+        (
+            Findings(discovered(addresses=[], addresses_error="not supported"), now=NOW),
+            ExitCode.UNDECIDED,
+            "cannot be read here (not supported)",
         ),
         (
             Findings(nat(SYMMETRIC), FOUND, status(mapped="8.8.8.8:5"), True, NOW),
@@ -221,6 +237,37 @@ def test_what_has_just_been_tried_is_no_advice() -> None:
     assert "Use a relay" not in failed
     assert "none of those that were tried was reached" in failed
     assert "relay" not in advice((relay(),)), "one is in use"
+
+
+def test_nothing_is_foretold_where_nothing_is_known() -> None:
+    report = judge(Findings(discovered(), now=NOW))
+    assert {peer.outlook for peer in report.peers} == {Outlook.UNKNOWN}
+    assert "directly" not in words(Findings(discovered(), now=NOW), report)
+    # an address of the internet says little when what was asked there is silent
+    silent = Findings(discovered(addresses=PUBLIC), LOST, status(), True, NOW)
+    assert judge(silent).nat_by == "nothing"
+
+
+@pytest.mark.parametrize("reason", ["certificate_expired", "rejected_by_peer"])
+def test_a_wrong_clock_is_named_and_nothing_else(reason: str) -> None:
+    detail = "the peer has not accepted the certificate: CertificateExpired" if reason == "rejected_by_peer" else ""
+    error = _from_core(reason, "tls", NODE, "192.0.2.7:1", detail)
+    lost = dataclasses.replace(visit("punch_timeout"), error=error)
+    report = judge(Findings(nat(SYMMETRIC), (lost,), status(relays=(relay(error="x"),)), True, NOW))
+    assert report.clock_is_wrong
+    assert report.exit_code == ExitCode.UNREACHED
+    assert len(report.advice) == 1
+    assert "clock" in report.advice[0]
+    assert "clock is wrong" in report.verdict
+
+
+def test_a_closed_port_of_a_rendezvous_is_told_as_such() -> None:
+    told = _from_core("rendezvous_unreachable", "rendezvous", NODE, None, "UDP port 1 of h is closed")
+    findings = Findings(nat(), (dataclasses.replace(LOST[0], registration_error=told),), status(), True, NOW)
+    text = words(findings, judge(findings))
+    assert "UDP port 1 of h is closed" in text
+    assert "check its address and port" in text
+    assert "keynet doctor" not in text
 
 
 def test_ipv6_of_the_internet() -> None:

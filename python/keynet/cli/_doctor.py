@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import datetime
 import ipaddress
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -13,20 +14,24 @@ from typing import Any
 from .. import _explain, _keynet, sync
 from .._identity import Identity
 from .._info import PingReport
-from .._nat import PORT_RESTRICTED, Outlook, Prospect, prospects
+from .._nat import PORT_RESTRICTED, Outlook, Prospect, prospects, unknown_prospects
 from .._node import NodeId
 from .._status import NatBehaviour, RelayStatus, RendezvousStatus, Status
-from ..errors import CertificateExpired, DialError, KeynetError
+from ..errors import CertificateExpired, DialError, DialTimeout, KeynetError, RejectedByPeer, RendezvousUnreachable
 from ._common import add_finding, add_identity, finding, load_identity, positive
 from ._exit import ExitCode
 from ._output import Output, milliseconds
+from ._words import painted
 
 _EPILOG = """\
 exit codes of doctor:
-  0  a peer behind an ordinary NAT will be reached, be it over a relay, and a rendezvous was if one was named
+  0  a peer behind an ordinary NAT will be reached, be it over a relay, and a
+     rendezvous was if one was named
   4  none of the rendezvous nodes that were named was reached
-  8  no UDP comes back from anywhere, and no relay was reached: peers will not be reached
-  9  it cannot tell: no server was named, or too few answered; name one with --rendezvous or --stun
+  8  no UDP comes back from anywhere, and no relay was reached: peers will not
+     be reached
+  9  it cannot tell: no server was named, or too few answered; name one with
+     --rendezvous or --stun
 """
 
 _BORN = datetime.datetime(2026, 11, 1, tzinfo=datetime.timezone.utc)
@@ -46,6 +51,11 @@ class Visit:
     registered: bool
     observed: str | None
     registration_error: KeynetError | None
+
+    @property
+    def told(self) -> KeynetError | None:
+        """What the node has found out about the address meanwhile: a closed port, a name that does not resolve."""
+        return self.registration_error if isinstance(self.registration_error, RendezvousUnreachable) else None
 
     @property
     def over_a_relay(self) -> bool:
@@ -94,11 +104,10 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
         description="Looks at this machine's addresses, asks what its NAT does, reaches the rendezvous nodes, and says "
         "in words which peers will be reached. It runs a node for some seconds, under a new name without --identity.",
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_finding(parser)
     parser.add_argument("--timeout", type=positive, default=10.0, metavar="SECONDS", help="for each part (default 10)")
-    add_identity(parser)
+    add_identity(parser, throw_away=True)
     parser.set_defaults(run=run)
 
 
@@ -191,10 +200,13 @@ def judge(findings: Findings) -> Report:
     """What follows from it. Asks nothing."""
     nat, nat_by = _nat(findings)
     mapped = None if findings.status is None else _mapped(findings.status)
-    peers = prospects(nat, forwarded=mapped is not None and _is_public(mapped))
+    forwarded = mapped is not None and _is_public(mapped)
+    peers = unknown_prospects() if nat_by == "nothing" and not forwarded else prospects(nat, forwarded=forwarded)
     exit_code, verdict = _verdict(findings, nat, nat_by, peers)
-    dated = any(isinstance(visit.error, CertificateExpired) for visit in findings.visits)
-    clock_is_wrong = findings.now < _BORN or dated
+    clock_is_wrong = findings.now < _BORN or any(map(_is_about_dates, _visit_errors(findings)))
+    if clock_is_wrong:
+        # what else went wrong may come from it
+        verdict = f"This machine's clock is wrong: it says {findings.now:%Y-%m-%d %H:%M} UTC."
     return Report(
         nat=nat,
         nat_by=nat_by,
@@ -209,26 +221,57 @@ def judge(findings: Findings) -> Report:
     )
 
 
+def _visit_errors(findings: Findings) -> list[KeynetError]:
+    errors = [error for visit in findings.visits for error in (visit.error, visit.registration_error)]
+    return [error for error in errors if error is not None]
+
+
+def _is_about_dates(error: KeynetError) -> bool:
+    """A certificate is judged by the clock. One that was made just now has no other fault for which it is rejected."""
+    return isinstance(error, CertificateExpired) or (isinstance(error, RejectedByPeer) and "xpired" in error.detail)
+
+
 def _nat(findings: Findings) -> tuple[NatBehaviour, str]:
     """The best source: what servers of the user's choice said, then the node's own, then an address without a NAT."""
     raw = findings.discovered
     asked = _behaviour(raw)
     reached = any(visit.ping is not None for visit in findings.visits)
+    own = findings.status.nat if findings.status is not None else None
     if asked.mapping != "unknown":
         return asked, "stun"
-    if findings.status is not None and findings.status.nat is not None:
-        nat = findings.status.nat
-        if nat.mapping != "unknown" or (nat.udp_blocked and not reached):
-            return nat, "rendezvous"
+    if own is not None and (own.mapping != "unknown" or (own.udp_blocked and not reached)):
+        return own, "rendezvous"
+    # an address that differs is a NAT, whatever else is not known of it
+    if asked.translated and not asked.udp_blocked:
+        return asked, "stun"
+    if own is not None and own.translated and not own.udp_blocked:
+        return own, "rendezvous"
+    if (external := _seen_elsewhere(findings)) is not None:
+        summary = "NAT, mapping unknown, filtering unknown, ports unknown"
+        return NatBehaviour(summary, "unknown", "unknown", "unknown", False, True, external), "rendezvous"
     public = [row["address"] for row in raw["addresses"] if ":" not in row["address"] and _is_public(row["address"])]
-    if public and not asked.udp_blocked:
+    in_vain = bool(findings.visits) and not reached
+    if public and not asked.udp_blocked and not in_vain:
         # whether a firewall is there is not known: taken for a strict one
-        summary = "no NAT, mapping endpoint-independent, filtering unknown, ports preserved"
-        own = NatBehaviour(summary, "endpoint-independent", "unknown", "preserved", False, False, public[0])
-        return own, "own address"
+        summary = "none to be expected, filtering unknown"
+        found = NatBehaviour(summary, "endpoint-independent", "unknown", "preserved", False, False, public[0])
+        return found, "own address"
     if asked.udp_blocked and not reached:
         return asked, "stun"
     return dataclasses.replace(asked, udp_blocked=False), "nothing"
+
+
+def _seen_elsewhere(findings: Findings) -> str | None:
+    """The IP address that a rendezvous sees, if it is none of this machine's."""
+    rows = findings.discovered["addresses"]
+    own = {ipaddress.ip_address(row["address"]) for row in rows}
+    for visit in findings.visits:
+        if visit.observed is None or not own:
+            continue
+        seen = ipaddress.ip_address(visit.observed.rpartition(":")[0].strip("[]"))
+        if seen.version == 4 and seen not in own:
+            return str(seen)
+    return None
 
 
 def _behaviour(raw: dict[str, Any]) -> NatBehaviour:
@@ -264,13 +307,15 @@ def _verdict(findings: Findings, nat: NatBehaviour, nat_by: str, peers: list[Pro
     hard = [peer.peer for peer in peers if peer.outlook is Outlook.BOTH_SYMMETRIC]
     which = "" if len(hard) > 1 else " with random ports"
     but = f", but one behind a symmetric NAT{which} only over a relay" if hard else ""
+    if nat.mapping == "unknown" and nat.translated and ordinary.outlook is not Outlook.DIRECT:
+        return ExitCode.OK, "A peer behind an ordinary NAT will be reached directly, or by a search among ports."
     return ExitCode.OK, f"A peer behind an ordinary NAT will be reached {ordinary.text.partition(',')[0]}{but}."
 
 
 def _advice(findings: Findings, nat: NatBehaviour, mapped: str | None, clock_is_wrong: bool) -> list[str]:
-    advice = []
     if clock_is_wrong:
-        advice.append("Set this machine's clock: it is wrong, and certificates are judged by it.")
+        return ["Set this machine's clock (timedatectl, ntpd), then run doctor again: certificates are judged by it."]
+    advice = []
     has_relay = _relay_in_use(findings) is not None
     if nat.udp_blocked:
         if has_relay:
@@ -289,12 +334,18 @@ def _advice(findings: Findings, nat: NatBehaviour, mapped: str | None, clock_is_
         if visit.over_a_relay:
             continue
         if visit.error is not None:
-            advice.append(f"Rendezvous {visit.node_id.short}, stage {visit.error.stage}: {visit.error.advice}.")
+            error = visit.told or visit.error
+            advice.append(f"Rendezvous {visit.node_id.short}, stage {visit.error.stage}: {_rendezvous_advice(error)}.")
         elif visit.registration_error is not None:
             advice.append(f"Rendezvous {visit.node_id.short} does not register this node: {visit.registration_error}.")
     if not has_relay:
         errors = [(one.relay, one.error) for one in _relays(findings)]
         advice += [f"Relay {name}: {_explain.advice(error)}" for name, error in errors if error is not None]
+    if nat.mapping == "unknown" and nat.translated and not nat.udp_blocked:
+        advice.append(
+            "Whether the NAT's mapping depends on the address takes a STUN server at a second IP address to tell: "
+            "name one with --stun, or give the rendezvous one (--public-stun)."
+        )
     is_symmetric = nat.mapping in ("address-dependent", "address-and-port-dependent")
     if is_symmetric and mapped is None:
         relay = "" if has_relay else ", or use a relay"
@@ -304,6 +355,13 @@ def _advice(findings: Findings, nat: NatBehaviour, mapped: str | None, clock_is_
     if not findings.visits:
         advice.append("Name a rendezvous (--rendezvous) to see whether peers that know only the key find this node.")
     return advice
+
+
+def _rendezvous_advice(error: KeynetError) -> str:
+    """For a node that is a rendezvous; and `keynet doctor`, which the error may advise, is running."""
+    if isinstance(error, RendezvousUnreachable | DialTimeout):
+        return "check its address and port, that it runs, and that no firewall on the way drops UDP"
+    return error.advice
 
 
 def _relays(findings: Findings) -> tuple[RelayStatus, ...]:
@@ -335,7 +393,8 @@ def _is_public(address: str) -> bool:
 
 def words(findings: Findings, report: Report) -> str:
     """All of it for people."""
-    lines = ["addresses of this machine"]
+    unread = findings.discovered.get("addresses_error")
+    lines = ["addresses of this machine" + (f": cannot be read here ({unread})" if unread else "")]
     rows = [row for row in findings.discovered["addresses"] if row["kind"] != "loopback"]
     lines += [f"  {row['address']}/{row['prefix']} on {row['interface']} ({row['kind']})" for row in rows] or ["  none"]
     lines.append(f"IPv6          {_ipv6(report)}")
@@ -350,7 +409,8 @@ def words(findings: Findings, report: Report) -> str:
     lines += [f"  {peer.peer:{width}}  {peer.text}" for peer in report.peers]
     if report.global_ipv6:
         lines.append(f"  {'any with IPv6, too':{width}}  directly, unless a firewall drops UDP")
-    lines += ["", report.verdict, *report.advice]
+    fine = report.exit_code == ExitCode.OK and not report.clock_is_wrong
+    lines += ["", painted(report.verdict, "green" if fine else "yellow", sys.stdout), *report.advice]
     return "\n".join(lines)
 
 
@@ -394,7 +454,8 @@ def _visit_words(visit: Visit) -> str:
         return f"{head}registered over a relay, for directly it was not reached"
     if visit.ping is None:
         assert visit.error is not None
-        why = visit.error.detail or visit.error.reason.value.replace("_", " ")
+        error = visit.told or visit.error
+        why = error.detail or error.reason.value.replace("_", " ")
         return f"{head}not reached, stage {visit.error.stage}: {why}"
     text = f"{head}round trip {milliseconds(visit.ping.rtt)}, {visit.ping.tls_version}, "
     if visit.registered:

@@ -116,6 +116,7 @@ async fn investigate(profile: &mut NatProfile, servers: &[SocketAddr], wait: Dur
     seen.extend(further);
     let pairs: Vec<_> = seen.iter().map(|seen| (seen.server, seen.answer.observed)).collect();
     profile.mapping = judge_mapping(&pairs, profile.translated);
+    profile.same_by_port = sees_no_port(&pairs);
     profile.filtering = filtering;
     profile.ports = judge_ports(&samples);
 }
@@ -188,6 +189,14 @@ fn judge_mapping(seen: &[(SocketAddr, SocketAddr)], translated: Option<bool>) ->
         }
     }
     verdict
+}
+
+/// Whether two ports of one server saw the same address.
+fn sees_no_port(seen: &[(SocketAddr, SocketAddr)]) -> bool {
+    let same = |(server, observed): &(SocketAddr, SocketAddr), (other, there): &(SocketAddr, SocketAddr)| {
+        server.ip() == other.ip() && server.port() != other.port() && observed == there
+    };
+    seen.iter().enumerate().any(|(place, one)| seen.iter().skip(place + 1).any(|other| same(one, other)))
 }
 
 /// With two fresh sockets, so that neither has sent anything to where the answer comes from.

@@ -50,6 +50,9 @@ pub struct NatProfile {
     pub translated: Option<bool>,
     /// The address that servers saw.
     pub external: Option<IpAddr>,
+    /// Two ports of one server saw the same: the mapping may depend on the address, but not on the port. Not told to peers,
+    /// who can do nothing with half of it.
+    pub same_by_port: bool,
 }
 
 /// A profile cannot be read: it is cut short, or a field has a form that it cannot have.
@@ -190,6 +193,7 @@ impl NatProfile {
             udp_blocked: flags & UDP_BLOCKED != 0,
             translated: (flags & TRANSLATION_KNOWN != 0).then_some(flags & TRANSLATED != 0),
             external,
+            same_by_port: false,
         })
     }
 }
@@ -244,7 +248,11 @@ impl fmt::Display for NatProfile {
             Some(true) => "NAT",
             None => "NAT unknown",
         };
-        write!(f, "{nat}, mapping {}, filtering {}, ports {}", self.mapping, self.filtering, self.ports)
+        let mapping = match (self.mapping, self.same_by_port) {
+            (Mapping::Unknown, true) => "endpoint-independent or address-dependent",
+            (mapping, _) => mapping.name(),
+        };
+        write!(f, "{nat}, mapping {mapping}, filtering {}, ports {}", self.filtering, self.ports)
     }
 }
 
@@ -354,6 +362,7 @@ mod tests {
             udp_blocked: false,
             translated: Some(true),
             external: Some("2001:db8::1".parse().unwrap()),
+            same_by_port: false,
         };
         let block = NatProfile {
             ports: Ports::Block { low: 1_024, high: 2_047 },

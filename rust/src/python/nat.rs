@@ -111,10 +111,12 @@ pub(super) fn discover<'py>(
         let servers = servers.await.map_err(|_| unresolved("the names of the servers were not resolved in time"))??;
         let left = timeout.saturating_sub(started.elapsed());
         let profile = nat::discover(&servers, left, &DiscoveryConfig::default()).await;
-        let interfaces = Interfaces::read().map_err(|error| {
-            Error::new(Reason::Internal, Stage::Setup, format!("the interfaces cannot be read: {error}"))
-        })?;
-        Ok(Discovered { profile, interfaces, servers, took: started.elapsed() })
+        // some sandboxes have no netlink (systemd's RestrictAddressFamilies=, Android): all else can be found out there
+        let (interfaces, unread) = match Interfaces::read() {
+            Ok(interfaces) => (interfaces, None),
+            Err(error) => (Interfaces::default(), Some(error.to_string())),
+        };
+        Ok(Discovered { profile, interfaces, unread, servers, took: started.elapsed() })
     })
 }
 
@@ -140,6 +142,8 @@ fn unresolved(detail: &str) -> Error {
 struct Discovered {
     profile: NatProfile,
     interfaces: Interfaces,
+    /// Why the interfaces could not be read.
+    unread: Option<String>,
     servers: Vec<SocketAddr>,
     took: Duration,
 }
@@ -150,7 +154,7 @@ impl<'py> IntoPyObject<'py> for Discovered {
     type Error = PyErr;
 
     fn into_pyobject(self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
-        let NatProfile { mapping, filtering, ports, udp_blocked, translated, external } = self.profile;
+        let NatProfile { mapping, filtering, ports, udp_blocked, translated, external, same_by_port } = self.profile;
         let dict = PyDict::new(py);
         dict.set_item("summary", self.profile.to_string())?;
         dict.set_item("mapping", mapping.name())?;
@@ -159,10 +163,12 @@ impl<'py> IntoPyObject<'py> for Discovered {
         dict.set_item("ports_detail", if ports == Ports::Unknown { None } else { Some(ports.to_string()) })?;
         dict.set_item("udp_blocked", udp_blocked)?;
         dict.set_item("translated", translated)?;
+        dict.set_item("same_by_port", same_by_port)?;
         dict.set_item("external", external.map(|ip| ip.to_string()))?;
         dict.set_item("nested", external.map(nat::is_nested))?;
         dict.set_item("servers", self.servers.iter().map(ToString::to_string).collect::<Vec<_>>())?;
         dict.set_item("gateways", self.interfaces.gateways().iter().map(ToString::to_string).collect::<Vec<_>>())?;
+        dict.set_item("addresses_error", self.unread)?;
         dict.set_item("took", self.took.as_secs_f64())?;
         let mut addresses = vec![];
         for address in self.interfaces.all() {

@@ -91,6 +91,7 @@ async fn loopback_is_no_nat() {
         udp_blocked: false,
         translated: Some(false),
         external: Some("127.0.0.1".parse().unwrap()),
+        same_by_port: true,
     };
     assert_eq!(profile, expected);
     let stats = server.stats();
