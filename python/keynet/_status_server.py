@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import fnmatch
 import json
 import os
 import pathlib
@@ -20,6 +21,7 @@ from typing import Any
 
 from ._lifetime import Runs
 from ._node import NodeId
+from ._places import home_folder
 from ._plain import plain
 from ._proxy import BaseProxy
 from ._reasons import Reason, Stage
@@ -218,8 +220,28 @@ def socket_folders() -> list[pathlib.Path]:
     bases = [pathlib.Path(runtime)] if runtime else []
     if not (runtime and _is_own(runtime)):
         bases.append(pathlib.Path(f"/run/user/{os.getuid()}"))
-    cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")
-    return list(dict.fromkeys([*(base / "keynet" for base in bases if base.is_dir()), cache / "keynet" / "run"]))
+    folders = [base / "keynet" for base in bases if _is_folder(base)]
+    home, cache = home_folder(), os.environ.get("XDG_CACHE_HOME", "")
+    if not cache and home is not None:
+        cache = os.path.join(home, ".cache")
+    if cache:
+        folders.append(pathlib.Path(cache) / "keynet" / "run")
+    return list(dict.fromkeys(folders))
+
+
+def _is_folder(path: pathlib.Path) -> bool:
+    # what may not be looked at belongs to somebody else: `su` and `sudo -E` leave XDG_RUNTIME_DIR as it was
+    with contextlib.suppress(OSError):
+        return path.is_dir()
+    return False
+
+
+def _names_in(folder: pathlib.Path, pattern: str) -> list[pathlib.Path]:
+    """Files of a folder, none if it may not be read."""
+    try:
+        return sorted(pathlib.Path(folder, name) for name in os.listdir(folder) if fnmatch.fnmatchcase(name, pattern))
+    except OSError:
+        return []
 
 
 def _is_own(folder: str) -> bool:
@@ -232,12 +254,12 @@ def _is_own(folder: str) -> bool:
 def running_sockets(node_id: NodeId | None = None) -> list[pathlib.Path]:
     """The sockets that somebody listens at; of one node, or of all."""
     names = "*.sock" if node_id is None else f"{node_id}*.sock"
-    return [path for folder in socket_folders() for path in sorted(folder.glob(names)) if _is_live(path)]
+    return [path for folder in socket_folders() for path in _names_in(folder, names) if _is_live(path)]
 
 
 def sweep(folder: pathlib.Path) -> None:
     """Takes away the sockets of nodes that were killed."""
-    for path in [*folder.glob("*.sock"), *folder.glob(".*.new")]:
+    for path in [*_names_in(folder, "*.sock"), *_names_in(folder, ".*.new")]:
         with contextlib.suppress(OSError):
             young = path.suffix == ".new" and time.time() - path.stat().st_mtime < _SWEEP_AFTER
             if stat.S_ISSOCK(path.stat().st_mode) and not young and not _is_live(path):
@@ -251,7 +273,7 @@ def _own_folder() -> pathlib.Path:
         if (complaint := _take(folder)) is None:
             return folder
         complaints.append(f"{folder}: {complaint}")
-    raise OSError("; ".join(complaints))
+    raise OSError("; ".join(complaints) or "there is no home directory and no XDG_RUNTIME_DIR to make it in")
 
 
 def _take(folder: pathlib.Path) -> str | None:

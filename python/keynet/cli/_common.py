@@ -5,13 +5,20 @@ from __future__ import annotations
 import argparse
 import os
 import pathlib
+import stat
 from collections.abc import Mapping
 from typing import Any
 
+from .. import _keynet
+from .._access import ANYONE, Allow
 from .._identity import Identity
 from .._node import NodeId
+from .._places import home_folder
 from .._reasons import Reason, Stage
 from ..errors import IdentityError, InvalidArgument
+
+_MAX_SECRET = 4096
+"""Bytes of a file with a secret."""
 
 
 def invalid(detail: str) -> InvalidArgument:
@@ -19,37 +26,81 @@ def invalid(detail: str) -> InvalidArgument:
     return InvalidArgument(reason=Reason.INVALID_ARGUMENT, stage=Stage.SETUP, detail=detail)
 
 
-def default_identity() -> pathlib.Path:
-    """Where this user's identity is kept unless a file is named."""
-    base = os.environ.get("XDG_CONFIG_HOME") or pathlib.Path.home() / ".config"
-    return pathlib.Path(base) / "keynet" / "identity.pem"
+def default_identity() -> pathlib.Path | None:
+    """Where this user's identity is kept unless a file is named; None: the user has no home."""
+    config = os.environ.get("XDG_CONFIG_HOME", "")
+    if not config.startswith("/"):
+        home = home_folder()
+        if home is None:
+            return None
+        config = os.path.join(home, ".config")
+    return pathlib.Path(config) / "keynet" / "identity.pem"
 
 
-def add_identity(parser: argparse.ArgumentParser) -> None:
+def shown_default() -> str:
+    """The default as help shows it, for argparse, which formats it."""
+    return str(default_identity() or "none, for there is no home directory").replace("%", "%%")
+
+
+def add_identity(parser: argparse.ArgumentParser, *, throw_away: bool = False) -> None:
+    """`throw_away`: the command makes itself a name unless a file is given."""
+    default = "a new name, for this run" if throw_away else shown_default()
     parser.add_argument(
         "--identity",
         metavar="FILE",
         type=pathlib.Path,
-        help=f"key and certificates of this node; made if missing (default: {default_identity()})",
+        help=f"key and certificates of this node; made if missing (default: {default})",
     )
 
 
 def load_identity(path: pathlib.Path | None) -> Identity:
     """The identity of a node that is to run; made if there is none."""
-    path = path or default_identity()
-    make_room(path)
-    return Identity.load_or_create(path)
-
-
-def make_room(path: pathlib.Path) -> None:
-    """Makes the folder of the default identity; other files go where there is one."""
-    if path != default_identity():
-        return
+    found = make_room(path)
     try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return Identity.load_or_create(found)
+    except IdentityError as error:
+        if path is None and error.reason is Reason.IDENTITY_INVALID:
+            detail = f"{error.detail}; name another file with --identity"
+            raise IdentityError(reason=error.reason, stage=error.stage, detail=detail) from None
+        raise
+
+
+def make_room(path: pathlib.Path | None) -> pathlib.Path:
+    """The file to use. Makes the folder of the default identity; other files go where there is one."""
+    default = default_identity()
+    if path is not None and path != default:
+        return path
+    if default is None:
+        detail = "there is no home directory to keep an identity in (no HOME, no line in passwd): name a file"
+        raise _no_identity(f"{detail} with --identity (`keynet id`: FILE)")
+    try:
+        default.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
-        detail = f"{path.parent} cannot be made: {error.strerror}; name a file with --identity (`keynet id`: FILE)"
-        raise IdentityError(reason=Reason.IDENTITY_INVALID, stage=Stage.SETUP, detail=detail) from None
+        detail = f"{default.parent} cannot be made: {error.strerror}; name a file with --identity (`keynet id`: FILE)"
+        raise _no_identity(detail) from None
+    return default
+
+
+def _no_identity(detail: str) -> IdentityError:
+    return IdentityError(reason=Reason.IDENTITY_INVALID, stage=Stage.SETUP, detail=detail)
+
+
+def secret_file(flag: str, path: pathlib.Path) -> str:
+    """The text of a file that holds a secret: one that every user of this machine can read is refused."""
+    try:
+        with path.open("rb") as file:
+            mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
+            text = file.read(_MAX_SECRET + 1).decode("utf-8-sig").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        raise invalid(f"{flag}: {path} cannot be read: {why}") from None
+    if mode & 0o007:
+        raise invalid(f"{flag}: {path} has mode {mode:04o}, so every user can read it; run: chmod o= {path}")
+    if not text:
+        raise invalid(f"{flag}: {path} is empty")
+    if len(text) > _MAX_SECRET:
+        raise invalid(f"{flag}: {path} is larger than {_MAX_SECRET} bytes")
+    return text
 
 
 def add_finding(parser: argparse.ArgumentParser) -> None:
@@ -86,18 +137,46 @@ def add_finding(parser: argparse.ArgumentParser) -> None:
 def finding(options: argparse.Namespace, table: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """The arguments of Proxy for the flags of `add_finding`; `table` is the configuration file."""
     table = table or {}
+    _check_http_proxy()
     rendezvous = [*table.get("rendezvous", []), *options.rendezvous]
     if not rendezvous:
         from_environment = os.environ.get("KEYNET_RENDEZVOUS", "")
         rendezvous = [text.strip() for text in from_environment.split(",") if text.strip()]
+    relays, direct_only = _relays(options, table), options.direct_only or table.get("direct_only", False)
+    if options.relay and direct_only is True:
+        raise invalid("--relay and --direct-only contradict each other: name relays, or use none")
     return {
         "rendezvous": rendezvous,
         "stun": [*table.get("stun", []), *options.stun],
         "lan": options.lan or table.get("lan", False),
         "port_mapping": options.port_mapping and table.get("port_mapping", True),
-        "relays": _relays(options, table),
-        "direct_only": options.direct_only or table.get("direct_only", False),
+        "relays": relays,
+        "direct_only": direct_only,
     }
+
+
+def _check_http_proxy() -> None:
+    """Refuses a proxy in the environment that is none; another's scheme (socks5://) may be meant for other programs."""
+    name = "https_proxy" if "https_proxy" in os.environ else "HTTPS_PROXY"
+    text = os.environ.get(name, "")
+    scheme, mark, _ = text.partition("://")
+    if text and not (mark and scheme.lower() != "http" and scheme.isalnum()):
+        try:
+            _keynet.check_http_proxy(text)
+        except InvalidArgument as error:
+            raise invalid(f"{name} in the environment: {error.detail}; or unset it") from None
+
+
+def allowed(names: list[str], own: NodeId | None = None) -> Allow | None:
+    """What --allow says; None: nothing."""
+    if "anyone" in names:
+        if len(set(names)) > 1:
+            raise invalid("--allow anyone lets everybody in: the node ids beside it mean nothing")
+        return ANYONE
+    nodes = [NodeId(name) for name in names]
+    if own is not None and own in nodes:
+        raise invalid(f"--allow {own}: that is this node itself; name the nodes that are to reach it")
+    return nodes or None
 
 
 def _relays(options: argparse.Namespace, table: Mapping[str, Any]) -> list[str]:
@@ -118,7 +197,7 @@ def port(text: str) -> int:
     """A service port."""
     if text.isdecimal() and 0 < int(text) < 65536:
         return int(text)
-    raise argparse.ArgumentTypeError(f"{text!r} is not a port between 1 and 65535")
+    raise argparse.ArgumentTypeError(f"'{_keynet.excerpt(text)}' is not a port between 1 and 65535")
 
 
 def positive(text: str) -> float:
@@ -129,12 +208,29 @@ def positive(text: str) -> float:
         value = 0.0
     if 0 < value < 1e6:
         return value
-    raise argparse.ArgumentTypeError(f"{text!r} is not a time in seconds above 0")
+    raise argparse.ArgumentTypeError(f"'{_keynet.excerpt(text)}' is not a time in seconds above 0")
 
 
-def split(text: str, what: str) -> tuple[str, str]:
-    """LEFT=RIGHT."""
+def count(text: str) -> int:
+    """A whole number above 0."""
+    if text.isdecimal() and 0 < int(text) < 2**53:
+        return int(text)
+    raise argparse.ArgumentTypeError(f"'{_keynet.excerpt(text)}' is not a whole number above 0")
+
+
+def split(text: str, what: str, *, secret: bool = False) -> tuple[str, str]:
+    """LEFT=RIGHT. `secret`: the text is not to be shown."""
     left, equals, right = text.partition("=")
     if not (left and equals and right):
-        raise invalid(f"{text!r} is not of the form {what}")
+        raise invalid(f"not of the form {what}" if secret else f"'{_keynet.excerpt(text)}' is not of the form {what}")
     return left, right
+
+
+def pairs(texts: list[str], what: str, *, secret: bool = False) -> dict[str, str]:
+    """Several LEFT=RIGHT, each LEFT once."""
+    found: dict[str, str] = {}
+    for left, right in (split(text, what, secret=secret) for text in texts):
+        if left in found:
+            raise invalid(f"{left} is there twice, as {what}")
+        found[left] = right
+    return found

@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from .._extras import install, needed_by
-from ._common import invalid
+from ._common import count, invalid
 from ._output import Output
 
 
@@ -19,8 +19,8 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
         "makes all four kinds of calls "
         f"through them, measures, and shows what happened. Needs: {install('demo')}.",
     )
-    parser.add_argument("--calls", type=int, default=500, metavar="N", help="unary calls to measure (default 500)")
-    parser.add_argument("--mebibytes", type=int, default=64, metavar="N", help="MiB to stream each way (default 64)")
+    parser.add_argument("--calls", type=count, default=500, metavar="N", help="unary calls to measure (default 500)")
+    parser.add_argument("--mebibytes", type=count, default=64, metavar="N", help="MiB to stream each way (default 64)")
     parser.add_argument("--ipv6", action="store_true", help="over ::1 instead of 127.0.0.1")
     parser.set_defaults(run=run)
 
@@ -33,4 +33,4 @@ def run(options: argparse.Namespace, out: Output) -> int:
         raise invalid(str(missing)) from None
     from ..demo.run import Demo
 
-    return Demo(out, calls=max(1, options.calls), mebibytes=max(1, options.mebibytes), ipv6=options.ipv6).run()
+    return Demo(out, calls=options.calls, mebibytes=options.mebibytes, ipv6=options.ipv6).run()

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import os
 import pathlib
 from typing import Any
 
 from .._identity import Identity
-from ._common import default_identity, make_room
+from ._common import default_identity, load_identity, make_room, shown_default
 from ._output import Output
 
 
@@ -20,7 +21,7 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
         "the node id to "
         "others; keep the file to yourself.",
     )
-    parser.add_argument("file", nargs="?", type=pathlib.Path, help=f"default: {default_identity()}")
+    parser.add_argument("file", nargs="?", type=pathlib.Path, help=f"default: {shown_default()}")
     change = parser.add_mutually_exclusive_group()
     change.add_argument("--show", action="store_true", help="fail if the file does not exist instead of making it")
     change.add_argument("--renew", action="store_true", help="new dates for the same key")
@@ -34,14 +35,15 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace, out: Output) -> int:
-    path: pathlib.Path = options.file or default_identity()
-    existed = path.exists()
+    wanted: pathlib.Path | None = options.file
     if options.show or options.renew or options.rotate:
-        identity = Identity.load(path)
+        path = wanted or default_identity() or make_room(None)
+        identity, action = Identity.load(path), "read"
     else:
-        make_room(path)
-        identity = Identity.load_or_create(path)
-    action = "read" if existed else "made"
+        path = make_room(wanted)
+        # also a link that leads nowhere is something
+        action = "read" if os.path.lexists(path) else "made"
+        identity = load_identity(wanted)
     if options.renew:
         identity, action = identity.renew(), "renewed"
     elif options.rotate:

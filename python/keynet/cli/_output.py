@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import datetime
 import json
+import logging
 import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from .._plain import error_fields, plain
 from ..errors import KeynetError
+from . import _words
 
 
 class Output:
@@ -18,47 +20,70 @@ class Output:
 
     def __init__(self, *, json: bool) -> None:
         self.json = json
+        self.common: dict[str, Any] = {}
+        """What every object of this run says, failures too."""
 
     def result(self, fields: Mapping[str, Any], text: str | None = None) -> None:
         """One result: the object, or a table of its fields unless `text` says it better."""
         if self.json:
-            print(json.dumps(fields, default=plain), flush=True)
-        elif text is not None:
-            print(text, flush=True)
-        else:
+            print(json.dumps({**fields, **self.common}, default=plain), flush=True)
+            return
+        if text is None:
             width = max(map(len, fields))
-            for name, value in fields.items():
-                print(f"{name.replace('_', ' '):{width}}  {_human(value)}", flush=True)
+            text = "\n".join(f"{name.replace('_', ' '):{width}}  {_human(value)}" for name, value in fields.items())
+        print(_words.wrapped(text, _words.width(sys.stdout)), flush=True)
 
     def note(self, text: str) -> None:
         """Something a person may like to know."""
         if not self.json:
-            print(text, file=sys.stderr, flush=True)
+            print(_words.wrapped(text, _words.width(sys.stderr)), file=sys.stderr, flush=True)
 
     def error(self, error: KeynetError) -> None:
         """A failure, before the command exits."""
         if self.json:
-            print(json.dumps({"error": error_fields(error)}), flush=True)
+            said = {**error_fields(error), "detail": _words.detail(error), "advice": _words.advice(error)}
+            print(json.dumps({"error": said, **self.common}), flush=True)
             return
-        print(f"keynet: {error.reason.value.replace('_', ' ')}: {error.detail or 'see below'}", file=sys.stderr)
-        print(f"  stage   {error.stage}", file=sys.stderr)
+        name = _words.painted(f"keynet: {error.reason.value.replace('_', ' ')}", "red", sys.stderr)
+        lines = [f"{name}: {_words.detail(error) or 'see below'}", f"  stage   {error.stage}"]
         if error.node_id is not None:
-            print(f"  node    {error.node_id}", file=sys.stderr)
+            lines.append(f"  node    {error.node_id}")
         if error.address is not None:
-            print(f"  address {error.address}", file=sys.stderr)
-        print(f"  try     {error.advice}", file=sys.stderr)
+            lines.append(f"  address {error.address}")
+        lines.append(f"  try     {_words.advice(error)}")
+        columns = _words.width(sys.stderr)
+        print("\n".join(_words.wrapped(line, columns, indent=8) for line in lines), file=sys.stderr, flush=True)
 
     @contextlib.contextmanager
     def progress(self, text: str) -> Iterator[None]:
         """Shows `text` while something slow runs, if a person watches."""
-        shown = not self.json and sys.stderr.isatty()
+        columns = _words.width(sys.stderr)
+        shown = not self.json and columns is not None
         if shown:
-            print(f"{text} ...", end="", file=sys.stderr, flush=True)
+            # one line, or the way back to its beginning would be longer
+            print(f"{text[: (columns or 0) - 6]} ...", end="", file=sys.stderr, flush=True)
         try:
             yield
         finally:
             if shown:
-                print("\r\033[K", end="", file=sys.stderr, flush=True)
+                print("\r" + " " * ((columns or 1) - 1) + "\r", end="", file=sys.stderr, flush=True)
+
+
+class JsonLines(logging.Formatter):
+    """Log records as objects, for --json."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """One line."""
+        moment = datetime.datetime.fromtimestamp(record.created, datetime.timezone.utc)
+        said: dict[str, Any] = {
+            "time": moment,
+            "level": record.levelname,
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            said["traceback"] = self.formatException(record.exc_info)
+        return json.dumps({"log": said}, default=plain)
 
 
 def _human(value: Any) -> str:

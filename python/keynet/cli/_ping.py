@@ -10,7 +10,7 @@ from .. import sync
 from .._identity import Identity
 from .._info import PingReport
 from ..errors import DialError
-from ._common import add_finding, add_identity, finding, invalid, load_identity, node_id, positive
+from ._common import add_finding, add_identity, count, finding, invalid, load_identity, node_id, positive
 from ._output import Output, milliseconds
 
 
@@ -30,10 +30,10 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
         nargs="*",
         help='its UDP address "host:port"; several may be given; none is needed with a rendezvous',
     )
-    parser.add_argument("--count", "-c", type=int, default=1, metavar="N", help="so many times, a second apart")
+    parser.add_argument("--count", "-c", type=count, default=1, metavar="N", help="so many times, a second apart")
     parser.add_argument("--timeout", type=positive, default=15.0, metavar="SECONDS", help="for each (default 15)")
     add_finding(parser)
-    add_identity(parser)
+    add_identity(parser, throw_away=True)
     parser.set_defaults(run=run)
 
 
@@ -41,11 +41,15 @@ def run(options: argparse.Namespace, out: Output) -> int:
     settings = finding(options)
     check_findable(options.address, settings, "an ADDRESS")
     identity = Identity.generate() if options.identity is None else load_identity(options.identity)
+    # whoever is turned away has to tell the other side this name
+    made = "made for this run" if options.identity is None else str(options.identity)
+    out.common["own_node_id"] = identity.node_id
+    out.note(f"this is {identity.node_id} ({made})")
     where = ", ".join(options.address) or "an address to be found out"
     with sync.Proxy(identity, **settings) as proxy:
         if options.address:
             proxy.add_peer(options.node, options.address)
-        for n in range(max(1, options.count)):
+        for n in range(options.count):
             if n:
                 time.sleep(1)
             try:

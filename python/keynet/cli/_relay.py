@@ -7,11 +7,13 @@ import asyncio
 import os
 import pathlib
 import socket
+import stat
 from collections.abc import Mapping
 from typing import Any
 
+from .. import _keynet
 from ..relay import PORT, RelayLimits, RelayServer
-from ._common import add_identity, invalid, load_identity, split
+from ._common import add_identity, count, invalid, load_identity, pairs, secret_file
 from ._output import Output
 from ._run import summary, tell_stats, until_signal
 
@@ -91,24 +93,32 @@ def _add_bounds(parser: argparse.ArgumentParser) -> None:
         metavar="ADDRESS",
         help='a rendezvous node that anybody may reach, with name and password "keynet"; repeatable',
     )
-    parser.add_argument("--max-allocations", type=int, metavar="N", help="clients at once (default 4096)")
+    parser.add_argument("--max-allocations", type=count, metavar="N", help="clients at once (default 4096)")
     parser.add_argument(
-        "--rate", type=int, metavar="BYTES", help="bytes relayed a second over all clients (default 125000000)"
+        "--rate", type=count, metavar="BYTES", help="bytes relayed a second over all clients (default 125000000)"
     )
     parser.add_argument(
-        "--rate-per-client", type=int, metavar="BYTES", help="the same for one client (default 62500000)"
+        "--rate-per-client", type=count, metavar="BYTES", help="the same for one client (default 62500000)"
     )
 
 
 def run(options: argparse.Namespace, out: Output) -> int:
+    users, secret = _users(options.user, os.environ), _secret(options.secret_file, os.environ)
+    if not (users or secret or options.introduction_peer):
+        raise invalid(
+            "nobody could use this relay: give --user NAME=PASSWORD (or KEYNET_RELAY_USERS), --secret-file FILE, or "
+            "--introduction-peer ADDRESS"
+        )
+    if options.certificate and not options.tls:
+        raise invalid("--certificate without --tls: nothing is served over TLS")
     relay = RelayServer(
         listen=options.listen or _everywhere(),
         tls=options.tls,
-        certificate=options.certificate and tuple(options.certificate),
+        certificate=_certificate(options.certificate),
         identity=load_identity(options.identity) if options.tls and not options.certificate else None,
         realm=options.realm,
-        users=_users(options.user, os.environ),
-        secret=_secret(options.secret_file, os.environ),
+        users=users,
+        secret=secret,
         introduction_peers=options.introduction_peer,
         allowed_peers=options.allow_peer,
         relay_addresses=options.relay_address,
@@ -158,21 +168,32 @@ def _has_ipv6() -> bool:
 
 
 def _users(flags: list[str], environment: Mapping[str, str]) -> dict[str, str]:
-    texts = [*flags, *filter(None, environment.get("KEYNET_RELAY_USERS", "").split(","))]
-    return dict(split(text, "NAME=PASSWORD") for text in texts)
+    texts = list(filter(None, environment.get("KEYNET_RELAY_USERS", "").split(",")))
+    users = pairs(flags, "NAME=PASSWORD (--user)", secret=True)
+    for name, password in pairs(texts, "NAME=PASSWORD (KEYNET_RELAY_USERS)", secret=True).items():
+        users.setdefault(name, password)
+    return users
 
 
 def _secret(file: pathlib.Path | None, environment: Mapping[str, str]) -> list[str] | None:
     if file is None:
         given = environment.get("KEYNET_RELAY_SECRET")
         return [given] if given else None
+    # several, one a line, while one takes the place of another
+    return [line.strip() for line in secret_file("--secret-file", file).splitlines() if line.strip()]
+
+
+def _certificate(files: list[pathlib.Path] | None) -> tuple[pathlib.Path, pathlib.Path] | None:
+    if files is None:
+        return None
+    chain, key = files
     try:
-        secrets = [line.strip() for line in file.read_text().splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise invalid(f"--secret-file: {file} cannot be read: {error}") from None
-    if not secrets:
-        raise invalid(f"--secret-file: {file} is empty")
-    return secrets
+        mode = stat.S_IMODE(key.stat().st_mode)
+    except OSError as error:
+        raise invalid(f"--certificate: {key} cannot be read: {error.strerror}") from None
+    if mode & 0o007:
+        raise invalid(f"--certificate: {key} has mode {mode:04o}, so every user can read it; run: chmod o= {key}")
+    return chain, key
 
 
 def _limits(options: argparse.Namespace) -> RelayLimits:
@@ -190,4 +211,4 @@ def _ports(text: str) -> tuple[int, int]:
     first, dash, last = text.partition("-")
     if dash and first.isdecimal() and last.isdecimal() and 0 < int(first) <= int(last) < 65536:
         return int(first), int(last)
-    raise argparse.ArgumentTypeError(f"{text!r} is not of the form FIRST-LAST, like 49152-65535")
+    raise argparse.ArgumentTypeError(f"'{_keynet.excerpt(text)}' is not of the form FIRST-LAST, like 49152-65535")

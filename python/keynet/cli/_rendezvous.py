@@ -6,18 +6,23 @@ import argparse
 import asyncio
 import dataclasses
 import os
+import time
 from typing import TYPE_CHECKING, Any
 
-from .._access import ANYONE, Allow
+from .._access import ANYONE
 from .._extras import install
-from .._node import NodeId
-from ._common import add_identity, invalid, load_identity
+from ._common import add_identity, allowed, count, invalid, load_identity
 from ._output import Output
 from ._run import show, tell_stats, until_signal
 
 if TYPE_CHECKING:
     from ..rendezvous import Relay as TurnRelay
     from ..rendezvous import Server
+    from ..rendezvous._group import GroupStatus
+
+
+_GROUP_PATIENCE = 2.0
+"""Seconds that `ready` waits for NATS at most: it is in the same data centre, as a rule."""
 
 
 def add(commands: Any, common: argparse.ArgumentParser) -> None:
@@ -97,7 +102,7 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--allow", action="append", default=[], metavar="NODE", help='who may register: node ids, or "anyone" (default)'
     )
-    parser.add_argument("--max-nodes", type=int, metavar="N", help="nodes registered at once (default 100000)")
+    parser.add_argument("--max-nodes", type=count, metavar="N", help="nodes registered at once (default 100000)")
     parser.set_defaults(run=run)
 
 
@@ -110,13 +115,13 @@ def run(options: argparse.Namespace, out: Output) -> int:
     settings = Settings()
     if options.max_nodes is not None:
         settings = dataclasses.replace(settings, max_nodes=options.max_nodes)
-    allow = _allow(options.allow)
     secret = os.environ.get("KEYNET_TURN_SECRET", "")
     if options.turn and not secret:
         raise invalid("--turn needs the secret that the relay shares with this rendezvous: set KEYNET_TURN_SECRET")
     relays = [_turn(text, secret) for text in options.turn]
     relay = _relay(options)
     identity = load_identity(options.identity)
+    allow = allowed(options.allow, identity.node_id) or ANYONE
 
     async def work() -> None:
         server = Server(
@@ -132,11 +137,21 @@ def run(options: argparse.Namespace, out: Output) -> int:
         )
         async with server:
             telling = [_events(server, out), tell_stats(server.stats, out)] if options.verbose > 0 else []
+            await _group_settled(server)
             await until_signal(lambda: _ready(server, out), telling)
         out.result({"event": "closed", **server.stats()}, "closed")
 
     asyncio.run(work())
     return 0
+
+
+async def _group_settled(server: Server) -> None:
+    """Gives the connection to NATS a moment, so that `ready` says how it stands with the group."""
+    deadline = time.monotonic() + _GROUP_PATIENCE
+    while (group := server.group) is not None and not group.connected and group.error is None:
+        if time.monotonic() >= deadline:
+            return
+        await asyncio.sleep(0.05)
 
 
 def _turn(text: str, secret: str) -> TurnRelay:
@@ -172,28 +187,32 @@ def _relay(options: argparse.Namespace) -> dict[str, Any] | None:
 
 
 def _ready(server: Server, out: Output) -> None:
-    fields = {
+    fields: dict[str, Any] = {
         "event": "ready",
         "node_id": server.node_id,
         "proxy_address": server.proxy.proxy_address,
         "rendezvous": server.address,
         "pid": os.getpid(),
     }
+    group = server.group
+    if group is not None:
+        fields["group"] = group._asdict()
     lines = [
         f"node id     {server.node_id}",
         f"listens on  {server.proxy.proxy_address} (UDP)",
         f"tell nodes  {server.address}",
+        *([] if group is None else [f"group       {_group_words(group)}"]),
         "ready",
     ]
     out.result(fields, "\n".join(lines))
 
 
+def _group_words(group: GroupStatus) -> str:
+    if group.connected:
+        return f"NATS at {group.nats}: connected"
+    return f"NATS at {group.nats}: not connected ({group.error or 'no answer yet'}); it is tried again"
+
+
 async def _events(server: Server, out: Output) -> None:
     async for event in server.proxy.events():
         show(event, out)
-
-
-def _allow(names: list[str]) -> Allow:
-    if not names or "anyone" in names:
-        return ANYONE
-    return [NodeId(name) for name in names]

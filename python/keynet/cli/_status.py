@@ -18,6 +18,7 @@ from .._status_server import StatusClient, running_sockets, socket_folders
 from ..errors import ProxyClosedError
 from ._common import invalid, node_id, positive
 from ._output import Output, milliseconds
+from ._watch import can_redraw, drawn, keys, pause
 
 
 class Rate(NamedTuple):
@@ -39,7 +40,7 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--identity", metavar="FILE", type=pathlib.Path, help="the node with this identity")
     which.add_argument("--socket", metavar="PATH", type=pathlib.Path, help="the node with this status socket")
-    parser.add_argument("--watch", "-w", action="store_true", help="again and again, until Ctrl-C")
+    parser.add_argument("--watch", "-w", action="store_true", help="again and again, until Ctrl-C or q")
     parser.add_argument(
         "--interval", type=positive, default=1.0, metavar="SECONDS", help="between two looks (default 1)"
     )
@@ -49,7 +50,10 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace, out: Output) -> int:
     with StatusClient(_socket(options)) as client:
         views = _explanations(client, options) if options.node is not None else _tables(client, options)
-        with contextlib.suppress(KeyboardInterrupt) if options.watch else contextlib.nullcontext():
+        with contextlib.ExitStack() as stack:
+            if options.watch:
+                stack.enter_context(contextlib.suppress(KeyboardInterrupt))
+                stack.enter_context(keys())
             for fields, text in views:
                 _show(fields, text, out, watch=options.watch)
     return 0
@@ -75,9 +79,8 @@ def _explanations(client: StatusClient, options: argparse.Namespace) -> Iterator
     while True:
         explanation = client.explain(options.node)
         yield {"explanation": explanation, "text": explanation.text}, explanation.text
-        if not options.watch:
+        if not options.watch or pause(options.interval):
             return
-        time.sleep(options.interval)
 
 
 def _tables(client: StatusClient, options: argparse.Namespace) -> Iterator[tuple[dict[str, Any], str]]:
@@ -86,8 +89,13 @@ def _tables(client: StatusClient, options: argparse.Namespace) -> Iterator[tuple
     if not before.peers and not options.watch:
         yield {"status": before, "rates": {}}, table(before, {})
         return
+    if options.watch:
+        yield {"status": before, "rates": {}}, table(before, {})
     while True:
-        time.sleep(options.interval)
+        if not options.watch:
+            time.sleep(options.interval)
+        elif pause(options.interval):
+            return
         now, then = client.status(), time.monotonic()
         rates = compare(before, now, then - looked)
         named = {node: rate._asdict() for node, rate in rates.items()}
@@ -99,11 +107,11 @@ def _tables(client: StatusClient, options: argparse.Namespace) -> Iterator[tuple
 
 def _show(fields: dict[str, Any], text: str, out: Output, *, watch: bool) -> None:
     if watch and not out.json:
-        if sys.stdout.isatty():
-            # to the upper left corner, and what stands below it away
-            text = f"\033[H\033[J{text}"
-        else:
-            text += "\n"
+        if can_redraw():
+            sys.stdout.write(drawn(f"{text}\n\nq ends"))
+            sys.stdout.flush()
+            return
+        text += "\n"
     out.result(fields, text)
 
 

@@ -10,23 +10,19 @@ import pathlib
 import sys
 from typing import TYPE_CHECKING, Any
 
-from .._access import ANYONE, Allow
 from .._extras import install
 from .._node import NodeId
 from .._proxy import Proxy
 from .._status_server import StatusServer
 from ..errors import BindError, DialError, ProxyClosedError
-from ._common import add_finding, add_identity, finding, invalid, load_identity, port, split
+from ._common import add_finding, add_identity, allowed, finding, invalid, load_identity, pairs, port, split
+from ._config import read_config
 from ._output import Output
 from ._run import follow
+from ._words import painted
 
 if TYPE_CHECKING:
     from ..metrics import MetricsServer
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 _TOML = """\
 the configuration file (TOML); flags override it, repeatable ones add to it:
@@ -42,39 +38,21 @@ the configuration file (TOML); flags override it, repeatable ones add to it:
   port_mapping = false                 # true unless given
   search_ports = false                 # true unless given
   relays = ["turns:user:password@relay.example.org:443"]
-  direct_only = true                   # or ["v..."]: use no relays with these nodes
+  direct_only = true                   # or ["v..."]: no relays with these nodes
   metrics = "127.0.0.1:9464"           # for Prometheus
-  metrics_hosts = ["node1.example"]    # names by which it asks, beside addresses and this machine's own
+  metrics_hosts = ["node1.example"]    # names by which it asks, beside
+                                       # addresses and this machine's own
   [services]
   50051 = "127.0.0.1:50051"            # or "unix:/run/greeter.sock"
   [peers]
   "v..." = ["198.51.100.7:4433"]
-  [limits]                             # the keys of keynet.Limits, times in seconds
+  [limits]                             # as keynet.Limits, times in seconds
   dial_timeout = 10
 
-The password of the forward proxy is random unless KEYNET_CREDENTIALS="user:password" is in the environment
-(a flag would show it to every user of this machine), and is printed with the "ready" line.
+The password of the forward proxy is random unless
+KEYNET_CREDENTIALS="user:password" is in the environment (a flag would show it
+to every user of this machine), and is printed with the "ready" line.
 """
-
-_KINDS: dict[str, type | tuple[type, ...]] = {
-    "identity": str,
-    "listen": str,
-    "forward": str,
-    "controller": str,
-    "allow": list,
-    "services": dict,
-    "peers": dict,
-    "limits": dict,
-    "rendezvous": list,
-    "stun": list,
-    "lan": bool,
-    "port_mapping": bool,
-    "search_ports": bool,
-    "relays": list,
-    "direct_only": (bool, list),
-    "metrics": str,
-    "metrics_hosts": list,
-}
 
 
 def add(commands: Any, common: argparse.ArgumentParser) -> None:
@@ -86,7 +64,6 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
         "SIGTERM ends it and "
         "lets open connections finish; a second one cuts them off.",
         epilog=_TOML,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--config", metavar="FILE", type=pathlib.Path, help="read options from a TOML file")
     add_identity(parser)
@@ -145,7 +122,9 @@ def run(options: argparse.Namespace, out: Output) -> int:
     for node in expected:
         if node not in peers and not found:
             raise invalid(f"--expect {node}: no address of it is known; name one with --peer {node}=HOST:PORT")
-    proxy = Proxy(load_identity(settings.pop("identity")), **settings)
+    identity = load_identity(settings.pop("identity"))
+    settings["allow"] = allowed(settings["allow"], identity.node_id)
+    proxy = Proxy(identity, **settings)
 
     async def work() -> None:
         async with proxy:
@@ -225,14 +204,14 @@ def _ready(proxy: Proxy, settings: dict[str, Any], status: StatusServer, out: Ou
             f"rendezvous {address} ({'registered' if address in registered else 'connecting'})"
             for address in settings["rendezvous"]
         ),
-        "ready",
+        painted("ready", "green", sys.stdout),
     ]
     out.result(fields, "\n".join(lines))
 
 
 def _settings(options: argparse.Namespace) -> dict[str, Any]:
     """The arguments of Proxy, plus `identity` (a path or None) and `peers`."""
-    table = _read(options.config) if options.config is not None else {}
+    table = read_config(options.config) if options.config is not None else {}
     settings: dict[str, Any] = {"identity": options.identity}
     if settings["identity"] is None and "identity" in table:
         # relative to the file that names it
@@ -242,18 +221,16 @@ def _settings(options: argparse.Namespace) -> dict[str, Any]:
         if value is not None:
             settings[name] = value
     services = {_port(text): str(backend) for text, backend in table.get("services", {}).items()}
-    services.update(
-        {_port(text): backend for text, backend in (split(item, "PORT=BACKEND") for item in options.service)}
-    )
+    services.update({_port(text): backend for text, backend in pairs(options.service, "PORT=BACKEND").items()})
     settings["services"] = services
     settings.update(finding(options, table))
     if "search_ports" in table:
         settings["search_ports"] = table["search_ports"]
     settings["metrics"] = options.metrics or table.get("metrics")
     settings["metrics_hosts"] = [*table.get("metrics_hosts", []), *options.metrics_host]
-    allow = _allow([*table.get("allow", []), *options.allow])
-    if allow is not None:
-        settings["allow"] = allow
+    settings["allow"] = [*table.get("allow", []), *options.allow]
+    if services and not settings["allow"]:
+        raise invalid("--service needs --allow: who may use it? A node id, or --allow anyone (`allow` in the file)")
     if credentials := os.environ.get("KEYNET_CREDENTIALS"):
         user, colon, password = credentials.partition(":")
         if not colon:
@@ -266,39 +243,8 @@ def _settings(options: argparse.Namespace) -> dict[str, Any]:
     return settings
 
 
-def _read(path: pathlib.Path) -> dict[str, Any]:
-    try:
-        with path.open("rb") as file:
-            table: dict[str, Any] = tomllib.load(file)
-    except (OSError, tomllib.TOMLDecodeError) as error:
-        raise invalid(f"{path}: {error}") from None
-    unknown = set(table) - set(_KINDS)
-    if unknown:
-        raise invalid(f"{path}: unknown keys: {', '.join(sorted(unknown))}; there are {', '.join(sorted(_KINDS))}")
-    for name, value in table.items():
-        if not isinstance(value, _KINDS[name]):
-            raise invalid(f"{path}: {name} is of the wrong type; `keynet up --help` shows an example")
-    for node, addresses in table.get("peers", {}).items():
-        if not isinstance(addresses, list) or not all(isinstance(address, str) for address in addresses):
-            raise invalid(f'{path}: peers: the addresses of {node} are not a list of texts: ["host:port"]')
-    for key in ("allow", "rendezvous", "stun", "relays", "metrics_hosts"):
-        for name in table.get(key, []):
-            if not isinstance(name, str):
-                raise invalid(f"{path}: {key}: {name} is not a text; it stands in quotes")
-    for name, value in table.get("limits", {}).items():
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise invalid(f"{path}: limits: {name} is not a number")
-    return table
-
-
 def _port(text: str) -> int:
     try:
         return port(text)
     except argparse.ArgumentTypeError as error:
         raise invalid(str(error)) from None
-
-
-def _allow(names: list[str]) -> Allow | None:
-    if "anyone" in names:
-        return ANYONE
-    return [NodeId(name) for name in names] if names else None

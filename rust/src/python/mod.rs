@@ -22,6 +22,7 @@ use pyo3::prelude::*;
 
 use crate::addr::NodeId;
 use crate::error::{Reason, Stage};
+use crate::relay::client::HttpProxy;
 
 /// The functions and types that `python/keynet` is built on.
 #[pymodule(gil_used = true)]
@@ -41,7 +42,10 @@ mod _keynet {
     #[pymodule_export]
     use super::settings::{check_settings, limit_names};
     #[pymodule_export]
-    use super::{node_id_from_key, node_id_key, parse_node_id, reasons, shutdown, stages};
+    use super::{
+        check_http_proxy, drain_timeout, excerpt, node_id_from_key, node_id_key, parse_node_id, reasons, shutdown,
+        stages,
+    };
 
     /// Whether the core was built with optimisation; benchmarks refuse a debug one.
     #[pymodule_export]
@@ -85,6 +89,24 @@ fn node_id_from_key(py: Python<'_>, key: &[u8]) -> PyResult<String> {
 #[pyfunction]
 fn node_id_key(py: Python<'_>, text: &str) -> PyResult<[u8; 32]> {
     Ok(*convert::node_id(text).map_err(|error| errors::to_py(py, &error))?.public_key())
+}
+
+/// What a message may show of a text from outside, which may hold a secret by mistake.
+#[pyfunction]
+fn excerpt(text: &str) -> String {
+    crate::http_connect::excerpt(text)
+}
+
+/// Seconds that open connections have at the end, unless the limits say otherwise.
+#[pyfunction]
+fn drain_timeout() -> f64 {
+    crate::config::ProxyLimits::default().drain_timeout.as_secs_f64()
+}
+
+/// Refuses a value of `https_proxy` that relays could not be reached through. Raises `InvalidArgument`.
+#[pyfunction]
+fn check_http_proxy(py: Python<'_>, text: &str) -> PyResult<()> {
+    HttpProxy::parse(text).map(drop).map_err(|error| errors::to_py(py, &error))
 }
 
 /// Aborts every proxy of this process and ends the threads, in at most `timeout` seconds. For `atexit`.

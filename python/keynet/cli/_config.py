@@ -1,0 +1,86 @@
+"""The configuration file of `keynet up`."""
+
+from __future__ import annotations
+
+import codecs
+import pathlib
+import sys
+from typing import Any
+
+from ._common import invalid
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+_MAX_FILE = 1 << 20
+"""Bytes; 10,000 node ids take 600 kB."""
+
+_KINDS: dict[str, type | tuple[type, ...]] = {
+    "identity": str,
+    "listen": str,
+    "forward": str,
+    "controller": str,
+    "allow": list,
+    "services": dict,
+    "peers": dict,
+    "limits": dict,
+    "rendezvous": list,
+    "stun": list,
+    "lan": bool,
+    "port_mapping": bool,
+    "search_ports": bool,
+    "relays": list,
+    "direct_only": (bool, list),
+    "metrics": str,
+    "metrics_hosts": list,
+}
+
+
+def read_config(path: pathlib.Path) -> dict[str, Any]:
+    """The table, with values of the right types. Raises `InvalidArgument`."""
+    try:
+        table: dict[str, Any] = tomllib.loads(_text(path))
+    except tomllib.TOMLDecodeError as error:
+        raise invalid(f"{path}: {error}") from None
+    except RecursionError:
+        raise invalid(f"{path}: values are nested too deeply") from None
+    unknown = set(table) - set(_KINDS)
+    if unknown:
+        raise invalid(f"{path}: unknown keys: {', '.join(sorted(unknown))}; there are {', '.join(sorted(_KINDS))}")
+    for name, value in table.items():
+        if not isinstance(value, _KINDS[name]):
+            raise invalid(f"{path}: {name} is of the wrong type; `keynet up --help` shows an example")
+    for node, addresses in table.get("peers", {}).items():
+        if not isinstance(addresses, list) or not all(isinstance(address, str) for address in addresses):
+            raise invalid(f'{path}: peers: the addresses of {node[:64]} are not a list of texts: ["host:port"]')
+    for key in ("allow", "rendezvous", "stun", "relays", "metrics_hosts"):
+        for name in table.get(key, []):
+            if not isinstance(name, str):
+                raise invalid(f"{path}: {key}: an entry is not a text; it stands in quotes")
+    for port, backend in table.get("services", {}).items():
+        if not isinstance(backend, str):
+            raise invalid(f'{path}: services: the backend of {port} is not a text: "127.0.0.1:50051"')
+    for name, value in table.get("limits", {}).items():
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise invalid(f"{path}: limits: {name} is not a number")
+    return table
+
+
+def _text(path: pathlib.Path) -> str:
+    """The file as TOML wants it: UTF-8; a byte order mark, which some editors put before it, is skipped."""
+    try:
+        with path.open("rb") as file:
+            raw = file.read(_MAX_FILE + 1)
+    except OSError as error:
+        raise invalid(f"{path}: {error.strerror or error}") from None
+    if len(raw) > _MAX_FILE:
+        raise invalid(f"{path}: larger than {_MAX_FILE} bytes")
+    if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in raw[:4]:
+        raise invalid(f"{path}: this is UTF-16; save it as UTF-8")
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        raise invalid(f"{path}: line {line} is not UTF-8 (Latin-1?); save the file as UTF-8") from None
