@@ -197,7 +197,7 @@ impl Shared {
     /// queues.
     fn stranger_refused(&self, source: SocketAddr, error: Error) {
         if error.node.is_some() || self.quiet_events.may_say().is_some() {
-            self.refused(error.node, Some(source), None, error);
+            self.refused(Role::Reverse, error.node, Some(source), None, error);
         } else {
             self.refusals.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         }
