@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
-use super::super::{data_indication, Client, Link, Outcome};
+use super::super::{data_indication, Client, Link, Outcome, Users};
 use super::client::{lifetime, networks, peer, udp, Fake, World, RELAY_V4};
 use crate::config::RelayServerConfig;
+use crate::turn::credentials::limited_password;
 use crate::turn::message::{self as stun, Integrity, Writer};
 use stun_types::message::MessageClass;
 
@@ -157,6 +158,84 @@ fn networks_that_are_allowed_are_reached() {
     let guest = world.allocated("192.0.2.1:5000");
     assert_eq!(world.bind(&guest, 0x4000, "10.0.0.1:80"), 0);
     assert_eq!(world.bind(&guest, 0x4001, "172.16.0.1:80"), 403);
+}
+
+#[test]
+fn services_of_a_platform_are_reached_only_when_they_are_named() {
+    let allowed = ["100.64.0.0/10", "169.254.0.0/16", "168.63.129.16"];
+    let mut world = World::with(RelayServerConfig::default(), |setup| setup.allowed_peers = networks(&allowed));
+    let guest = world.allocated("192.0.2.1:5000");
+    for (peer, code) in [
+        ("100.64.0.1:80", 0),
+        ("100.100.100.200:80", 403),
+        ("169.254.7.7:80", 0),
+        ("169.254.169.254:80", 403),
+        ("168.63.129.16:53", 0),
+    ] {
+        assert_eq!(world.permit(&guest, peer), code, "{peer}");
+    }
+    let mut world = World::new();
+    let guest = world.allocated("192.0.2.1:5000");
+    assert_eq!(world.permit(&guest, "168.63.129.16:53"), 403);
+}
+
+#[test]
+fn an_address_that_the_machine_is_given_is_no_peer_any_more() {
+    let mut world = World::new();
+    let guest = world.allocated("192.0.2.1:5000");
+    assert_eq!(world.bind(&guest, 0x4000, "8.8.8.8:53"), 0);
+    assert!(world.outward(&guest, 0x4000, 10).is_some());
+    world.server.set_own(vec!["8.8.8.8".parse().unwrap()]);
+    assert_eq!(world.outward(&guest, 0x4000, 10), None);
+    assert_eq!(world.send(&guest, "8.8.8.8:53", b"x"), None);
+    assert_eq!(world.bind(&guest, 0x4001, "8.8.8.8:54"), 403);
+}
+
+#[test]
+fn two_allocations_of_a_user_leave_another_his_share() {
+    let config = RelayServerConfig {
+        bytes_per_second: 4_000_000,
+        bytes_per_second_per_allocation: 2_000_000,
+        ..RelayServerConfig::default()
+    };
+    let mut world = World::with(config, |_| {});
+    let greedy = [world.allocated("192.0.2.1:5000"), world.allocated("192.0.2.1:5001")];
+    let other = world.guest("192.0.3.1:5000", "bob", "secret-b");
+    assert_eq!(world.ask(&other, stun::ALLOCATE, &[udp()]).code, 0);
+    for guest in greedy.iter().chain([&other]) {
+        assert_eq!(world.bind(guest, 0x4000, "8.8.8.8:53"), 0);
+    }
+    let (mut asked, mut carried) = (0, 0);
+    for _ in 0..5_000 {
+        world.pass(Duration::from_millis(1));
+        for _ in 0..5 {
+            for guest in &greedy {
+                let _ = world.outward(guest, 0x4000, 1_000);
+            }
+        }
+        // a megabyte a second: half of what an equal share is
+        asked += 1;
+        carried += usize::from(world.outward(&other, 0x4000, 1_000).is_some());
+    }
+    assert_eq!(carried, asked);
+    assert!(world.server.stats().dropped_rate > 10_000, "there was not enough for all");
+}
+
+#[test]
+fn a_secret_that_is_replaced_ends_no_allocation_and_other_accounts_do() {
+    let mut world = World::new();
+    let name = "9999999999:node";
+    let password = limited_password("shared", name.as_bytes());
+    let guest = world.guest("192.0.2.1:5000", name, &password);
+    assert_eq!(world.ask(&guest, stun::ALLOCATE, &[udp()]).code, 0);
+    world.server.set_secrets(vec!["new".to_owned()]);
+    assert_eq!(world.ask_refresh(&guest), 0);
+    let newcomer = world.guest("192.0.2.1:5001", name, &password);
+    assert_eq!(world.ask(&newcomer, stun::ALLOCATE, &[udp()]).code, 401);
+    let newer = world.guest("192.0.2.1:5002", name, &limited_password("new", name.as_bytes()));
+    assert_eq!(world.ask(&newer, stun::ALLOCATE, &[udp()]).code, 0);
+    world.server.set_users(Users { secrets: vec!["third".to_owned()], ..Users::default() });
+    assert_eq!(world.ask_refresh(&guest), 401);
 }
 
 #[test]
