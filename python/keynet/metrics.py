@@ -105,6 +105,10 @@ class _Server(socketserver.ThreadingMixIn, wsgiref.simple_server.WSGIServer):
     daemon_threads = True
 
 
+class _Server6(_Server):
+    address_family = socket.AF_INET6
+
+
 class _Handler(wsgiref.simple_server.WSGIRequestHandler):
     def log_message(self, format: str, *args: Any) -> None:
         return
@@ -138,11 +142,8 @@ def serve(listen: str, *collectors: Collector, hosts: Sequence[str] = ()) -> Met
 
 def _listening(host: str, port: int, app: Any) -> wsgiref.simple_server.WSGIServer:
     family, *_, (address, *_) = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-
-    class Server(_Server):
-        address_family = family
-
-    server = wsgiref.simple_server.make_server(str(address), port, app, Server, _Handler)
+    kind = _Server6 if family == socket.AF_INET6 else _Server
+    server = wsgiref.simple_server.make_server(str(address), port, app, kind, _Handler)
     assert isinstance(server, wsgiref.simple_server.WSGIServer)
     return server
 

@@ -142,7 +142,12 @@ impl Inner {
         if state.in_use.settle(Instant::now(), self.config.at_once) {
             let _ = self.events.send(RelayEvent::Changed);
         }
-        if filling.network != state.network {
+        let mut hopeless = false;
+        for known in &mut state.known {
+            let asked = filling.asked.values().any(|asked| asked.key() == known.key());
+            hopeless |= std::mem::take(&mut known.anew) && asked;
+        }
+        if filling.network != state.network || hopeless {
             *filling = Filling { network: state.network, ..Filling::default() };
         }
     }

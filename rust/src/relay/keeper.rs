@@ -121,6 +121,7 @@ impl Relays {
                 new.keep_history_of(old);
                 if anew {
                     new.forgive();
+                    new.anew = true;
                 }
             }
             if anew {

@@ -24,6 +24,8 @@ pub(super) struct Known {
     offered: Option<(String, Instant)>,
     /// How far away it is has been asked since it became known.
     pub asked: bool,
+    /// It may have been away until now: what asks it still waits for an answer that was lost with it.
+    pub anew: bool,
     pub error: Option<Error>,
     retry: Option<Instant>,
     failures: u32,
@@ -73,7 +75,17 @@ impl Known {
     }
 
     fn new(name: String, ways: Vec<RelaySpec>, offered: Option<(String, Instant)>) -> Self {
-        Self { name, ways, introduction: false, offered, asked: false, error: None, retry: None, failures: 0 }
+        Self {
+            name,
+            ways,
+            introduction: false,
+            offered,
+            asked: false,
+            anew: false,
+            error: None,
+            retry: None,
+            failures: 0,
+        }
     }
 
     /// What serves UDP nearly always serves TCP at the same port; and where an HTTP proxy is named, it is the last way out.
