@@ -224,6 +224,8 @@ impl Inner {
         Ok(())
     }
 
+    /// One exchange and its meeting. Few begin at a time: each has the pings of its meeting, and a hundred at once would take the time from
+    /// one another that each of them needs.
     async fn meet_once(
         self: &Arc<Self>,
         node: NodeId,
@@ -232,6 +234,29 @@ impl Inner {
         report: &mut Report,
     ) -> Result<(), Failure> {
         self.connected(deadline).await?;
+        let late =
+            || Error::new(Reason::TooManyConnections, Stage::Rendezvous, "too many nodes are looked for at once");
+        let turn = timeout_at(deadline, self.turns.acquire()).await.ok().and_then(std::result::Result::ok);
+        let turn = turn.ok_or_else(late)?;
+        let over = async {
+            // whoever does not answer takes nobody's turn for longer
+            sleep(TURN).await;
+            drop(turn);
+            std::future::pending::<std::convert::Infallible>().await
+        };
+        tokio::select! {
+            result = self.introduce_and_meet(node, deadline, ways, report) => result,
+            never = over => match never {},
+        }
+    }
+
+    async fn introduce_and_meet(
+        self: &Arc<Self>,
+        node: NodeId,
+        deadline: Instant,
+        ways: Ways,
+        report: &mut Report,
+    ) -> Result<(), Failure> {
         let mut own = self.whereabouts(&[node]).await;
         note_own(report, &own);
         let identity = self.peers.identity();
@@ -514,6 +539,10 @@ const MAX_EXCHANGES: usize = 4_096;
 /// Messages of one exchange that each rendezvous may bring: a step that is said again at growing intervals for as long as a dial takes,
 /// and a refusal of each of ours, are a dozen.
 const MAX_WORDS: u8 = 16;
+/// Exchanges and meetings that may begin at once by this node's own dials, and for how long one has its turn: a round trip of a long path by
+/// way of a third node, and the first second of pings. A node that dials a hundred others has begun all of them after a few of these.
+pub(super) const MAX_TURNS: usize = 16;
+const TURN: Duration = Duration::from_millis(750);
 /// Between two tries of a dial while somebody is busy: at first, and at most.
 const LEAST_PAUSE: Duration = Duration::from_millis(500);
 const MOST_PAUSE: Duration = Duration::from_secs(4);

@@ -36,7 +36,7 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{broadcast, Notify};
+use tokio::sync::{broadcast, Notify, Semaphore};
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, Instant};
 
@@ -54,7 +54,7 @@ use crate::peer::{resolve, Finder, Peers};
 use crate::relay::client::RelaySpec;
 use crate::relay::{RelayStatus, Relays};
 use crate::tls::PeerIdentity;
-use exchange::{Ear, Heard, Words};
+use exchange::{Ear, Heard, Words, MAX_TURNS};
 use invitations::Invitations;
 use report::Reports;
 use station::Station;
@@ -122,6 +122,8 @@ struct Inner {
     invitations: Mutex<Invitations>,
     /// An invitation has arrived, or an answer has ended.
     knock: Notify,
+    /// Places for own dials that begin.
+    turns: Semaphore,
     reports: Mutex<Reports>,
     events: broadcast::Sender<RendezvousEvent>,
     /// A session has begun or an attempt has failed.
@@ -144,6 +146,7 @@ impl Rendezvous {
         let inner = Arc::new(Inner {
             invitations: Mutex::new(Invitations::new(&config, Instant::now())),
             knock: Notify::new(),
+            turns: Semaphore::new(MAX_TURNS),
             stations: servers.into_iter().map(|server| Arc::new(Station::new(server))).collect(),
             config,
             surroundings,
