@@ -3,13 +3,20 @@ use super::*;
 use crate::config::StunConfig;
 use crate::path::Ports;
 
-#[path = "../../../../tests/support/machine.rs"]
-mod machine;
+/// Whether this machine has IPv6; containers often have none.
+fn has_ipv6() -> bool {
+    let found = std::net::UdpSocket::bind("[::1]:0").is_ok();
+    if !found {
+        assert!(std::env::var("CI").map_or(true, |ci| ci != "true"), "this machine has no IPv6");
+        eprintln!("SKIPPED: this machine has no IPv6");
+    }
+    found
+}
 
 /// The families that this machine has.
 fn loopbacks() -> &'static [&'static str] {
     let both = &["127.0.0.1", "::1"];
-    &both[..if machine::has_ipv6("rust/src/nat") { 2 } else { 1 }]
+    &both[..if has_ipv6() { 2 } else { 1 }]
 }
 
 fn at(text: &str) -> SocketAddr {
@@ -158,7 +165,7 @@ async fn a_silent_server_holds_up_nobody() {
 #[tokio::test]
 async fn ipv6_is_asked_when_ipv4_is_silent() {
     let deaf = bind(at("127.0.0.1:1")).unwrap();
-    if !machine::has_ipv6("rust/src/nat") {
+    if !has_ipv6() {
         return;
     }
     let server = server(&["[::1]:0"]);
