@@ -72,6 +72,10 @@ pub struct UtpConfig {
     pub connect_timeout: Duration,
     /// Data or FIN outstanding and nothing acknowledged for this long: the peer is gone.
     pub unanswered_timeout: Duration,
+    /// A peer that has proven itself and does not answer any more is waited for so long, counted from the first question without
+    /// an answer; `PathConfig::lost_after` says when it is reported. A minute, as users of WireGuard and QUIC are used to, and a
+    /// quarter of one for the two to find each other again. What is written meanwhile waits in `send_buffer`.
+    pub patience: Duration,
     /// Nothing received at all for this long, nor on the other connections to the same peer, nor an answer to a ping: the
     /// connection is dropped.
     pub idle_timeout: Duration,
@@ -104,6 +108,7 @@ impl Default for UtpConfig {
             plain_in_flight: 950,
             connect_timeout: Duration::from_secs(15),
             unanswered_timeout: Duration::from_secs(30),
+            patience: Duration::from_secs(75),
             idle_timeout: Duration::from_secs(75),
             keep_alive: Duration::from_secs(25),
             min_rto: Duration::from_millis(200),
@@ -184,7 +189,8 @@ pub struct PathConfig {
     /// What an acknowledgement may be late by on a path of any length: a delayed ack (10 ms) and a busy machine. Two of them
     /// are the time in which a NAT that forgot its mappings is noticed.
     pub ping_retry_least: Duration,
-    /// Nothing heard for this long while pings went out: the path is dead. Active: within 10 s of the last sign of life.
+    /// Nothing heard for this long while pings went out: the peer is reported as lost, new dials look for it anew, and its
+    /// connections wait for as long as `UtpConfig::patience` says. Active: within 10 s of the last sign of life.
     pub lost_after: Duration,
     /// A punching attempt ends after this.
     pub punch_timeout: Duration,
@@ -616,6 +622,11 @@ mod tests {
         for n in 0..20 {
             assert!(punch_moment(n) < punch_moment(n + 1));
         }
+    }
+
+    #[test]
+    fn a_minute_of_silence_is_waited_out() {
+        assert!(UtpConfig::default().patience >= Duration::from_secs(65));
     }
 
     #[test]

@@ -13,4 +13,5 @@ mod liars;
 mod paths;
 mod random;
 mod sharing;
+mod silence;
 mod transfers;

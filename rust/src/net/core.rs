@@ -174,6 +174,15 @@ impl Core {
         self.all().filter(|conn| conn.remote == remote).cloned().collect()
     }
 
+    /// This process did nothing for a while: nobody has been silent for that.
+    pub fn handle_pause(&mut self, now: Time) {
+        tracing::info!("this process was stopped for a while, or had no CPU");
+        self.paths.handle_pause(now);
+        for conn in self.all() {
+            conn.lock().utp.handle_pause(now);
+        }
+    }
+
     /// Throws stale timers out when they are the most: a busy connection leaves one behind at each turn.
     pub fn sweep_timers(&mut self) {
         if self.timers.len() <= 4 * self.endpoint.connections() + 64 {

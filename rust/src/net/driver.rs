@@ -70,6 +70,9 @@ pub async fn run(
             Some((via, datagrams)) = carried.recv() => driver.receive_carried(via, datagrams, &mut carried),
             () = &mut sleep, if deadline.is_some() => deadline = None,
         }
+        if next.is_some_and(|due| inner.clock.now().since(due) > PAUSE) {
+            inner.core().handle_pause(inner.clock.now());
+        }
         // sockets that are never empty must not keep relays from their turn
         if let Ok((via, datagrams)) = carried.try_recv() {
             driver.receive_carried(via, datagrams, &mut carried);
@@ -598,6 +601,8 @@ fn follow<'a>(before: &Packet<'_>, datagram: &'a [u8]) -> Option<Packet<'a>> {
     (classify(datagram) == Kind::Utp).then(|| Endpoint::follow(before, datagram)).flatten()
 }
 
+/// A timer that is served so much too late was not late for want of the CPU: the process was stopped.
+const PAUSE: Duration = Duration::from_secs(1);
 /// POSIX: the datagram is larger than may be sent.
 const MESSAGE_SIZE: i32 = libc::EMSGSIZE;
 /// Received at most in one system call; each buffer takes a whole GRO batch.

@@ -68,6 +68,16 @@ impl Driver<'_> {
                 }
                 let _ = inner.events.send(NetEvent::PathLost { remote, node, address, reason: Reason::PeerLost });
             }
+            PathEvent::Missing { remote, node, address, since, silent_for } => {
+                tracing::debug!(%node, %address, ?silent_for, "peer does not answer; its streams wait");
+                self.each(core.of_remote(remote), |conn| conn.lock().utp.handle_silence(since));
+                let node = Some(node);
+                let _ = inner.events.send(NetEvent::PathLost { remote, node, address, reason: Reason::PeerLost });
+            }
+            PathEvent::Found { remote, node, address } => {
+                tracing::debug!(%node, %address, "peer answers again");
+                let _ = inner.events.send(NetEvent::PathFound { remote, node, address });
+            }
             PathEvent::Moved { remote, node, from, to, relayed, alive } => {
                 tracing::info!(?from, ?to, relayed, alive, "path moved");
                 let cap = core.max_datagram(remote, to);

@@ -66,8 +66,11 @@ pub struct PathInfo {
 pub enum NetEvent {
     /// A remote has proven that it receives what is sent to it.
     PathUp { remote: RemoteId, node: Option<NodeId>, address: SocketAddr },
-    /// Nothing was heard from it for too long; its connections are broken.
+    /// Nothing was heard from it for too long. Its connections are broken, or, with a node that had proven itself, wait for it
+    /// for as long as [`UtpConfig::patience`] says.
     PathLost { remote: RemoteId, node: Option<NodeId>, address: SocketAddr, reason: Reason },
+    /// A node whose path was lost answers again.
+    PathFound { remote: RemoteId, node: NodeId, address: SocketAddr },
     PathMoved {
         remote: RemoteId,
         node: Option<NodeId>,
@@ -294,6 +297,12 @@ impl Net {
     pub fn leave(&self, vias: &[Via]) {
         self.inner.core().paths.handle_leaving(self.inner.clock.now(), vias);
         self.inner.doorbell.ring_plain();
+    }
+
+    /// Whether a relay carries what goes to a node now.
+    pub fn is_relayed(&self, node: &NodeId) -> bool {
+        let core = self.inner.core();
+        core.paths.routes_of_node(node).first().is_some_and(|(remote, _)| core.paths.is_relayed(*remote))
     }
 
     /// Nodes with connections that a relay carries.

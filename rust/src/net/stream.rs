@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::{Arc, Weak};
 use std::task::{ready, Context, Poll};
+use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
@@ -91,6 +92,17 @@ impl UtpStream {
         if state.utp.wants_transmit() {
             self.inner.doorbell.ring(&self.conn, &mut state);
         }
+    }
+
+    /// How long a silence of the peer the stream outlives; [`crate::config::UtpConfig::patience`] at first.
+    pub fn patience(&self) -> Duration {
+        self.conn.lock().utp.patience()
+    }
+
+    pub fn set_patience(&self, patience: Duration) {
+        let mut state = self.conn.lock();
+        state.utp.set_patience(patience);
+        self.inner.doorbell.ring(&self.conn, &mut state);
     }
 
     /// Puts another congestion controller in charge.

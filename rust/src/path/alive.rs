@@ -79,6 +79,34 @@ impl PathTable {
         self.counters.moved += 1;
         let relayed = remote.uses_relay();
         self.events.push_back(PathEvent::Moved { remote: id, node: remote.node(), from, to, relayed, alive });
+        self.found(id);
+    }
+
+    /// The path in use answers again after a silence.
+    pub(super) fn back(&mut self, id: RemoteId) {
+        self.events.push_back(PathEvent::Back { remote: id });
+        self.found(id);
+    }
+
+    /// There is a path again: whoever was told that there is none hears of it.
+    fn found(&mut self, id: RemoteId) {
+        let Some(remote) = self.remotes.get_mut(&id) else { return };
+        let (Some(node), Some(route)) = (remote.node(), remote.route()) else { return };
+        if std::mem::take(&mut remote.missing) {
+            self.events.push_back(PathEvent::Found { remote: id, node, address: route.to });
+        }
+    }
+
+    /// This process did nothing for a while (it was stopped, say): that nobody answered meanwhile says nothing, for the answers may
+    /// wait to be read.
+    pub fn handle_pause(&mut self, now: Time) {
+        let asked: Vec<_> = self.remotes.values().filter(|remote| remote.asked.is_some()).map(|remote| remote.id).collect();
+        for id in asked {
+            if let Some(remote) = self.remotes.get_mut(&id) {
+                remote.asked = Some(now);
+            }
+            self.look_again(id);
+        }
     }
 
     /// Pings the path in use of every remote of a node, when nothing was heard there lately.
@@ -250,7 +278,7 @@ impl PathTable {
         }
         let unproven = remote.path().is_some_and(|path| !path.proven);
         if back {
-            self.events.push_back(PathEvent::Back { remote: id });
+            self.back(id);
         }
         if let Some(index) = elsewhere {
             // the path in use does not answer, and the peer sends from this one
@@ -297,9 +325,13 @@ impl PathTable {
         remote.timer = None;
         let is_due = |at: Option<Time>| at.is_some_and(|at| at <= now);
         if is_due(remote.lost_at(&self.config)) {
-            self.lose(now, id);
-            return;
+            if !remote.is_waited_for() {
+                self.lose(now, id);
+                return;
+            }
+            self.miss(now, id);
         }
+        let Some(remote) = self.remotes.get_mut(&id) else { return };
         if is_due(remote.forget_at(&self.config)) {
             self.forget(id);
             return;
@@ -331,6 +363,19 @@ impl PathTable {
         for index in stale {
             self.drop_path(id, index);
         }
+    }
+
+    /// Says that the remote does not answer, and goes on asking: what waits for it gives it up, or it comes back.
+    fn miss(&mut self, now: Time, id: RemoteId) {
+        let Some(remote) = self.remotes.get_mut(&id) else { return };
+        let (Some(node), Some(route)) = (remote.node(), remote.route()) else { return };
+        if !remote.silent {
+            self.events.push_back(PathEvent::Silent { remote: id, node });
+        }
+        (remote.silent, remote.missing) = (true, true);
+        let (since, silent_for) = (remote.unanswered_since().unwrap_or(now), now.since(remote.heard));
+        self.counters.lost += 1;
+        self.events.push_back(PathEvent::Missing { remote: id, node, address: route.to, since, silent_for });
     }
 
     fn lose(&mut self, now: Time, id: RemoteId) {

@@ -41,6 +41,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use crate::addr::{NodeId, RemoteId, Route, Via};
+use crate::time::Time;
 
 pub use address::{is_local, sendable};
 pub use candidate::{
@@ -153,9 +154,14 @@ pub enum PathEvent {
     /// The first path of the remote is proven: it answered a ping, or acknowledged data. Once a remote; not later than
     /// [`PathTable::bind_node`].
     Up { remote: RemoteId, address: SocketAddr },
-    /// Nothing came for `silent_for`, while pings went out. Once a remote, and the last word about it: its addresses
-    /// are strangers from now on, and it is forgotten as soon as nobody holds it.
+    /// Nothing came for `silent_for`, while pings went out, and no connection with a proven node waits for it. Once a remote,
+    /// and the last word about it: its addresses are strangers from now on, and it is forgotten as soon as nobody holds it.
     Lost { remote: RemoteId, node: Option<NodeId>, address: SocketAddr, silent_for: Duration },
+    /// The node has not answered for as long as [`Lost`](Self::Lost) takes, and connections wait for it: it is asked on. `since`:
+    /// when the first of the questions without an answer was sent. Once a silence; [`Found`](Self::Found) ends it.
+    Missing { remote: RemoteId, node: NodeId, address: SocketAddr, since: Time, silent_for: Duration },
+    /// A node that was [`Missing`](Self::Missing) is reached again.
+    Found { remote: RemoteId, node: NodeId, address: SocketAddr },
     /// What is sent to the remote goes to another address from now on.
     /// `relayed`: by way of a relay; `alive`: the path that is left still works, as far as is known.
     Moved { remote: RemoteId, node: Option<NodeId>, from: Route, to: Route, relayed: bool, alive: bool },

@@ -112,7 +112,7 @@ impl PathTable {
             path.measured(rtt);
         }
         if index == remote.in_use && Self::alive(remote, now) {
-            self.events.push_back(PathEvent::Back { remote: id });
+            self.back(id);
         }
         self.prove(id, Some(from));
         let better = self.remotes.get(&id).is_some_and(|remote| elsewhere && remote.is_better(now, index));

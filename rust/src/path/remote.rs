@@ -73,6 +73,8 @@ pub(super) struct Remote {
     pub(super) up: bool,
     /// It has been reported silent, and was not heard since.
     pub(super) silent: bool,
+    /// It has been reported missing, and was not heard since: its connections wait for it.
+    pub(super) missing: bool,
     /// It has been reported lost: it is nothing but an address for what still holds it.
     pub(super) lost: bool,
     /// Where its last genuine ping came from that was no path of it: asked again as long as the path in use is silent.
@@ -108,6 +110,7 @@ impl Remote {
             confirm: None,
             up: false,
             silent: false,
+            missing: false,
             lost: false,
             suitor: None,
             unproven_pings: Limit::new(config.max_unproven_pings_per_second, 1),
@@ -259,12 +262,22 @@ impl Remote {
         Some(since + config.ping_retry * (tries + 1))
     }
 
-    /// When the remote is given up, if nothing comes until then.
+    /// When the remote counts as gone, if nothing comes until then.
     pub(super) fn lost_at(&self, config: &PathConfig) -> Option<Time> {
-        let asked = self.asked.filter(|_| self.should_answer() && !self.lost)?;
+        let asked = self.asked.filter(|_| self.should_answer() && !self.lost && !self.missing)?;
         let kept = self.kept.is_some_and(|kept| kept > self.heard);
         let waited = if kept { config.ping_active / KEPT_LATE } else { Duration::ZERO };
         Some(asked.max(self.heard) + config.lost_after.saturating_sub(waited))
+    }
+
+    /// Since when an answer is waited for. Before that the remote may have been quiet for want of anything to say.
+    pub(super) fn unanswered_since(&self) -> Option<Time> {
+        self.asked.map(|asked| asked.max(self.heard))
+    }
+
+    /// Connections with a node that has proven itself wait for its return, each for as long as it was told to.
+    pub(super) fn is_waited_for(&self) -> bool {
+        self.holds > 0 && self.is_keyed() && !self.is_stranger()
     }
 
     /// When a remote that nobody holds is forgotten: when pings have ended and nothing came for as long as they would

@@ -180,7 +180,7 @@ impl PathTable {
         if entry.holds > 0 {
             return;
         }
-        if entry.lost {
+        if entry.lost || entry.missing {
             self.forget(remote);
             return;
         }
@@ -234,10 +234,10 @@ impl PathTable {
         self.look_again(remote);
     }
 
-    /// Addresses that are proven paths to the node: of each of its remotes, the one in use, last heard first; then
+    /// Addresses that are proven paths to the node, unless it does not answer: of each of its remotes, the one in use, last heard first; then
     /// the others.
     pub fn addresses_of_node(&self, node: &NodeId) -> Vec<SocketAddr> {
-        let remotes = self.nodes.get(node).into_iter().flatten().filter_map(|id| self.remotes.get(id));
+        let remotes = self.reached(node);
         let paths = remotes.flat_map(|remote| {
             let in_use = remote.in_use;
             remote.paths.iter().enumerate().map(move |(index, path)| (index != in_use, path))
@@ -253,9 +253,15 @@ impl PathTable {
         addresses
     }
 
+    /// The remotes of a node that do not count as gone.
+    fn reached(&self, node: &NodeId) -> impl Iterator<Item = &Remote> + '_ {
+        let remotes = self.nodes.get(node).into_iter().flatten().filter_map(|id| self.remotes.get(id));
+        remotes.filter(|remote| !remote.missing)
+    }
+
     /// The remotes of a node and how they are reached, the one last heard first; only those to which a path is proven.
     pub fn routes_of_node(&self, node: &NodeId) -> Vec<(RemoteId, Route)> {
-        let remotes = self.nodes.get(node).into_iter().flatten().filter_map(|id| self.remotes.get(id));
+        let remotes = self.reached(node);
         let mut proven: Vec<_> = remotes.filter(|remote| remote.path().is_some_and(|path| path.proven)).collect();
         proven.sort_by_key(|remote| std::cmp::Reverse(remote.heard));
         proven.into_iter().filter_map(|remote| Some((remote.id, remote.route()?))).collect()

@@ -498,6 +498,16 @@ impl Shared {
         }
     }
 
+    /// A node whose path was lost answers again.
+    fn found(&self, node: NodeId, address: SocketAddr) {
+        let mut connected = self.connected.lock().unwrap_or_else(PoisonError::into_inner);
+        if connected.len() < MAX_CONNECTED && connected.insert(node, address).is_none() {
+            tracing::info!(%node, %address, "peer connected again");
+            let relayed = self.peers.net.is_relayed(&node);
+            self.publisher.publish(Event::PeerConnected { node, address, relayed });
+        }
+    }
+
     fn lost(&self, node: NodeId, address: SocketAddr, reason: Reason) {
         if !self.peers.net.live_addresses(&node).is_empty() {
             return;
@@ -522,6 +532,7 @@ async fn watch_paths(shared: Arc<Shared>, mut paths: broadcast::Receiver<NetEven
             Ok(NetEvent::PathLost { node: Some(node), address, reason, .. }) => {
                 shared.lost(node, unmapped(address), reason);
             }
+            Ok(NetEvent::PathFound { node, address, .. }) => shared.found(node, unmapped(address)),
             Ok(NetEvent::PathMoved { node: Some(node), from, to, relayed, .. }) => {
                 let was_relayed = from.via.is_relay();
                 let (from, to) = (unmapped(from.to), unmapped(to.to));

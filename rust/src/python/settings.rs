@@ -216,6 +216,7 @@ limits! {
     "send_buffer_bytes" => net.utp.send_buffer, count;
     "receive_buffer_bytes" => net.utp.receive_buffer, count;
     "event_queue" => limits.event_queue, count;
+    "patience" => net.utp.patience, seconds;
     "lost_after" => net.path.lost_after, seconds;
     "ping_active" => net.path.ping_active, seconds;
     "ping_idle" => net.path.ping_idle, seconds;

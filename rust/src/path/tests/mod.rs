@@ -20,6 +20,7 @@ mod punching;
 mod relays;
 mod roaming;
 mod room;
+mod silence;
 
 /// A table and its clock.
 struct Bench {
@@ -121,9 +122,10 @@ impl Bench {
         std::mem::take(&mut self.events)
     }
 
+    /// Who counts as gone, whether connections wait for it or not.
     fn lost(&mut self) -> Vec<RemoteId> {
         let lost = |event: &PathEvent| match event {
-            PathEvent::Lost { remote, .. } => Some(*remote),
+            PathEvent::Lost { remote, .. } | PathEvent::Missing { remote, .. } => Some(*remote),
             _ => None,
         };
         self.events().iter().filter_map(lost).collect()

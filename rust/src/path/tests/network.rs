@@ -108,7 +108,11 @@ impl World {
             }
             while let Some(event) = self.sides[n].table.poll_event() {
                 match event {
-                    PathEvent::Lost { remote, .. } if remote == self.sides[n].remote => self.sides[n].lost += 1,
+                    PathEvent::Lost { remote, .. } | PathEvent::Missing { remote, .. }
+                        if remote == self.sides[n].remote =>
+                    {
+                        self.sides[n].lost += 1;
+                    }
                     PathEvent::Moved { remote, to, .. } => {
                         assert_eq!(remote, self.sides[n].remote);
                         assert_ne!(to.to.ip(), address(ATTACKER).ip(), "the attacker took the path over");

@@ -4,6 +4,7 @@
 mod inbound;
 mod outbound;
 mod paths;
+mod silence;
 mod timers;
 
 pub use paths::PathKey;
@@ -12,6 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use self::paths::Paths;
+use self::silence::Silence;
 use super::congestion::{self, Controller, Handover};
 use super::half_open::Agreement;
 use super::mtu::MtuSearch;
@@ -36,7 +38,7 @@ pub enum End {
     Refused,
     /// No SYN-ACK in time.
     ConnectTimeout,
-    /// Data outstanding and nothing confirmed for `unanswered_timeout`.
+    /// Data outstanding and nothing confirmed for `unanswered_timeout`, or the peer silent for `patience`.
     Unanswered,
     /// Nothing received for `idle_timeout`.
     Idle,
@@ -157,6 +159,7 @@ pub struct Connection {
     last_progress: Time,
     /// When the peer last said that it has no room at all.
     last_full: Time,
+    silence: Silence,
     /// Timeouts in a row of full packets only, for black-hole detection.
     full_timeouts: u32,
     /// The application has let go of it: how long to wait for the peer's end, once ours has arrived.
@@ -306,6 +309,7 @@ impl Connection {
             company: Company { heard: now, connections: 1 },
             last_progress: now,
             last_full: now,
+            silence: Silence { since: None, ended: now, patience: config.patience },
             full_timeouts: 0,
             detached: None,
             wakes: Wakes::default(),

@@ -78,6 +78,7 @@ impl Connection {
     }
 
     fn change_path(&mut self, now: Time, old: PathKey, path: PathKey, max_datagram: u16, old_alive: bool) {
+        self.end_silence(now);
         let kind = self.controller.kind();
         let known = self.paths.take(now, path);
         let idle = known.as_ref().map(|known| now.since(known.left));
@@ -128,6 +129,7 @@ impl Connection {
     /// timer that grew meanwhile goes off. At most once in a round trip; nothing happens when nothing waits for an answer.
     /// Call [`Connection::poll_transmit`] afterwards.
     pub fn handle_path_back(&mut self, now: Time) {
+        self.end_silence(now);
         let lately = self.paths.answered.is_some_and(|at| now.since(at) < self.rtt.srtt());
         if self.tx.outstanding() == 0 || lately || !self.is_connected() {
             return;

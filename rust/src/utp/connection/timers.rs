@@ -21,9 +21,9 @@ impl Connection {
     fn established_timeout(&self) -> Option<Time> {
         let recovery = self.recovery.deadline(&self.tx, &self.rtt).map(|(at, _)| at);
         let persist = self.persist.and_then(|persist| persist.at);
-        let unanswered = self.is_waiting().then(|| self.unanswered_since() + self.config.unanswered_timeout);
-        let quiet = Some(self.keep_alive_at().min(self.idle_at()));
-        [recovery, persist, unanswered, self.ack.at, self.pace_at, self.abandoned_at(), self.rest_at(), quiet]
+        let given_up = self.given_up_at().map(|(at, _)| at);
+        let quiet = Some(self.keep_alive_at());
+        [recovery, persist, given_up, self.ack.at, self.pace_at, self.abandoned_at(), self.rest_at(), quiet]
             .into_iter()
             .flatten()
             .min()
@@ -49,11 +49,8 @@ impl Connection {
     }
 
     fn handle_established_timeout(&mut self, now: Time) {
-        if now >= self.idle_at() {
-            return self.close(End::Idle);
-        }
-        if self.is_waiting() && now >= self.unanswered_since() + self.config.unanswered_timeout {
-            return self.close(End::Unanswered);
+        if let Some((_, end)) = self.given_up_at().filter(|(at, _)| now >= *at) {
+            return self.close(end);
         }
         if self.abandoned_at().is_some_and(|at| now >= at) {
             return self.abort();
@@ -128,15 +125,10 @@ impl Connection {
         Some(if arrived { at } else { at.max(self.last_progress + LINGER) })
     }
 
-    /// Something of ours is unconfirmed.
-    fn is_waiting(&self) -> bool {
-        self.tx.outstanding() > 0
-    }
-
     /// A peer that says it has no room is answering, as long as it says so and acknowledges what it did before: one whose
     /// acks have gone back (it forgot, or it lies) is not. When it has room again, what it had none for takes its time.
-    fn unanswered_since(&self) -> Time {
-        self.last_progress.max(self.last_full)
+    pub(super) fn unanswered_since(&self) -> Time {
+        self.last_progress.max(self.last_full).max(self.silence.ended)
     }
 
     /// The next keep-alive. Whether the peer lives, the path finds out with pings of its own; what a keep-alive finds out is
@@ -148,7 +140,7 @@ impl Connection {
         self.last_sent + self.config.keep_alive.max(spread)
     }
 
-    fn idle_at(&self) -> Time {
+    pub(super) fn idle_at(&self) -> Time {
         self.last_received.max(self.company.heard) + self.idle_timeout()
     }
 
