@@ -47,9 +47,10 @@ class PeerConnected:
 
 @dataclasses.dataclass(frozen=True)
 class PeerLost:
-    """No path to the peer is left. Its connections are reset, so that their clients fail at once instead of hanging.
+    """The peer does not answer (`peer_lost`), has started anew (`peer_restarted`), or has ended (`peer_gone`).
 
-    A peer without connections is watched for 45 s after its last traffic; one that goes away later is not reported,
+    In the first case its connections wait for it, for as long as `patience=` says, and `PeerConnected` tells of its
+    return. In the others they have ended. A peer without connections is watched for 45 s after its last traffic; one that goes away later is not reported,
     nor is its return.
     """
 

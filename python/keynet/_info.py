@@ -151,6 +151,7 @@ class Limits(TypedDict, total=False):
     send_buffer_bytes: int
     receive_buffer_bytes: int
     event_queue: int
+    patience: float
     lost_after: float
     ping_active: float
     ping_idle: float

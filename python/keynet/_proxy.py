@@ -52,6 +52,7 @@ class BaseProxy:
         search_ports: bool = True,
         relays: Sequence[str] = (),
         direct_only: bool | Collection[str] = False,
+        patience: float | None = None,
         limits: Limits | None = None,
     ) -> None:
         """Describes a proxy; it runs from `start` (or entering its context) until `close`.
@@ -76,6 +77,10 @@ class BaseProxy:
           "turns:user:password@host:443" (TLS). They see ciphertext only. The rendezvous nodes may name others. Where
           nothing else gets out they are reached through the HTTP proxy that `https_proxy` in the environment names.
         - `direct_only`: use no relay, of neither side: True, or the node ids for which that holds.
+        - `patience`: how many seconds of silence of a peer a connection outlives: an outage, or a laptop's lid. 75
+          unless given; 300 is fine too. The more patient of the two nodes counts, up to 300 s that the other asks for;
+          0: not at all. Meanwhile reads wait, and so do writes when the buffers are full. That the peer is silent,
+          `PeerLost` says after ten seconds all the same.
         - `limits`: see `keynet.Limits`.
 
         Raises `InvalidArgument` for what is out of range; some of it only on start.
@@ -99,7 +104,7 @@ class BaseProxy:
             "search_ports": bool(search_ports),
             "relays": _listed("relays", relays, "turn:user:password@host"),
             "direct_only": _direct_only(direct_only),
-            "limits": dict(limits or {}),
+            "limits": {**(limits or {}), **({} if patience is None else {"patience": float(patience)})},
         }
         _keynet.check_settings(self._settings)
         self._core: _keynet.Proxy | None = None

@@ -129,6 +129,8 @@ class Reason(_Name):
     CLIENT_RESET = "client_reset"
     SERVICE_RESET = "service_reset"
     ACCESS_REVOKED = "access_revoked"
+    PEER_RESTARTED = "peer_restarted"
+    PEER_GONE = "peer_gone"
 
     INTERNAL = "internal"
 

@@ -22,7 +22,8 @@ that too.
     │   └── PeerBusy, ProtocolError
     └── ConnectionLost (ConnectionError)   a connection that stood has ended
         ├── AccessRevoked (PermissionError)
-        └── PeerLostError, PeerResetError, PeerClosedError, LocalResetError, Finished
+        └── PeerLostError, PeerResetError, PeerClosedError, PeerRestartedError, PeerGoneError, LocalResetError,
+            Finished
 """
 
 from __future__ import annotations
@@ -70,6 +71,8 @@ __all__ = [
     "ProtocolError",
     "ConnectionLost",
     "PeerLostError",
+    "PeerRestartedError",
+    "PeerGoneError",
     "PeerResetError",
     "PeerClosedError",
     "AccessRevoked",
@@ -308,6 +311,14 @@ class PeerClosedError(ConnectionLost):
     """The peer said that it is shutting down."""
 
 
+class PeerRestartedError(ConnectionLost):
+    """The peer's process has started anew, and knows nothing of the connection."""
+
+
+class PeerGoneError(ConnectionLost):
+    """The peer has ended: it said so, or its machine says that nobody is there."""
+
+
 class LocalResetError(ConnectionLost, ConnectionResetError):
     """The program at one of the two ends broke its connection."""
 
@@ -366,6 +377,8 @@ _CLASSES: dict[Reason, type[KeynetError]] = {
     Reason.PEER_RESET: PeerResetError,
     Reason.PEER_CLOSED: PeerClosedError,
     Reason.ACCESS_REVOKED: AccessRevoked,
+    Reason.PEER_RESTARTED: PeerRestartedError,
+    Reason.PEER_GONE: PeerGoneError,
     Reason.FINISHED: Finished,
     Reason.CLIENT_RESET: LocalResetError,
     Reason.SERVICE_RESET: LocalResetError,

@@ -202,6 +202,9 @@ impl Origin {
     }
 }
 
+/// Which life of a node: random, and another one each time that it starts.
+pub type Incarnation = [u8; 16];
+
 /// What two nodes share after a TLS handshake to recognise each other's pings (docs/protocol.md section 2).
 #[derive(Clone, PartialEq, Eq)]
 pub struct PingKeys {

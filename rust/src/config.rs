@@ -198,7 +198,7 @@ pub struct PathConfig {
     pub max_strangers: usize,
     /// Remotes in all.
     pub max_remotes: usize,
-    /// Pings a second to one address that has not answered, outside a punching attempt.
+    /// Pings a second to one address that has not answered, outside a punching attempt; four times as many to all of a remote.
     pub max_unproven_pings_per_second: u32,
     /// Pings answered a second, over all unauthenticated sources.
     pub max_stranger_pongs_per_second: u32,

@@ -221,6 +221,10 @@ reasons! {
     ClientReset = 104, "client_reset", Client, 502, "connection_terminated", "look at the client: it closed before the stream had ended";
     /// The service broke its connection.
     ServiceReset = 105, "service_reset", Service, 502, "connection_terminated", "look at the server: it closed before the stream had ended";
+    /// The peer's process has started anew, and knows nothing of the connection.
+    PeerRestarted = 106, "peer_restarted", Peer, 502, "connection_terminated", "connect again: the peer is back";
+    /// The peer has ended: it said so, or its machine says that nobody is there.
+    PeerGone = 108, "peer_gone", Peer, 502, "connection_terminated", "connect again when the peer is back";
 
     /// The node has lost its access while it was connected.
     AccessRevoked = 107, "access_revoked", Peer, 403, "http_request_denied", "ask the peer why this node's id is no longer on its allow list; where it was this node that ended it, nothing";

@@ -1,7 +1,9 @@
 //! `Open` and its answer (docs/protocol.md section 5): what the two nodes say to each other before a stream belongs to the
 //! two TCP connections.
 
-use crate::addr::NodeId;
+use std::time::Duration;
+
+use crate::addr::{Incarnation, NodeId};
 use crate::error::{printable, Error, Reason, Result, Stage};
 
 /// What a stream is for.
@@ -22,13 +24,45 @@ pub struct Open {
     /// The node that the dialler believes it talks to; the acceptor checks that it is one of its own names.
     pub node: Option<NodeId>,
     pub priority: Priority,
+    pub terms: Terms,
+}
+
+/// What each side says of itself, in [`Open`] and in its answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Terms {
+    /// Which life of its node the sender is.
+    pub incarnation: Option<Incarnation>,
+    /// How long a silence of the other side the sender lets the stream outlive; whole seconds on the wire.
+    pub patience: Option<Duration>,
+}
+
+impl Terms {
+    fn push(&self, body: &mut Vec<u8>, (incarnation, patience): (u8, u8)) {
+        if let Some(value) = &self.incarnation {
+            push_option(body, incarnation, value);
+        }
+        if let Some(value) = self.patience {
+            push_option(body, patience, &u16::try_from(value.as_secs()).unwrap_or(u16::MAX).to_be_bytes());
+        }
+    }
+
+    fn take(&mut self, tags: (u8, u8), tag: u8, value: &[u8]) -> Result<()> {
+        if tag == tags.0 {
+            let value = value.try_into().map_err(|_| violation("an incarnation that has not 16 bytes"))?;
+            self.incarnation = Some(value);
+        } else if tag == tags.1 {
+            let value = value.try_into().map_err(|_| violation("a patience that has not 2 bytes"))?;
+            self.patience = Some(Duration::from_secs(u16::from_be_bytes(value).into()));
+        }
+        Ok(())
+    }
 }
 
 /// The acceptor's answer to [`Open`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Answer {
     /// From here on the stream belongs to the two TCP connections.
-    Accepted,
+    Accepted(Terms),
     /// The stream ends.
     Refused { reason: Reason, text: String },
 }
@@ -44,6 +78,7 @@ impl Open {
         if self.priority == Priority::Background {
             push_option(&mut body, TAG_PRIORITY, &[1]);
         }
+        self.terms.push(&mut body, OPEN_TERMS);
         framed(&body)
     }
 
@@ -68,7 +103,7 @@ impl Open {
                         _ => return Err(violation("an unknown priority")),
                     }
                 }
-                _ => {}
+                _ => open.terms.take(OPEN_TERMS, tag, value)?,
             }
             Ok(())
         })?;
@@ -85,7 +120,11 @@ impl Answer {
     /// The message as it goes over the wire, with its length in front.
     pub fn encode(&self) -> Vec<u8> {
         match self {
-            Self::Accepted => framed(&[ACCEPTED]),
+            Self::Accepted(terms) => {
+                let mut body = vec![ACCEPTED];
+                terms.push(&mut body, ACCEPTED_TERMS);
+                framed(&body)
+            }
             Self::Refused { reason, text } => {
                 let mut body = vec![REFUSED];
                 body.extend_from_slice(&reason.code().to_be_bytes());
@@ -100,8 +139,9 @@ impl Answer {
         let (kind, rest) = body.split_first().ok_or_else(|| violation("an empty message"))?;
         match *kind {
             ACCEPTED => {
-                each_option(rest, |_, _| Ok(()))?;
-                Ok(Self::Accepted)
+                let mut terms = Terms::default();
+                each_option(rest, |tag, value| terms.take(ACCEPTED_TERMS, tag, value))?;
+                Ok(Self::Accepted(terms))
             }
             REFUSED => {
                 let (code, text) = take_u16(rest).ok_or_else(|| violation("Refused ends before its reason"))?;
@@ -114,10 +154,10 @@ impl Answer {
         }
     }
 
-    /// What a refusal means to the dialler; `Ok` when the stream was accepted.
-    pub fn into_result(self) -> Result<()> {
+    /// What a refusal means to the dialler; what the acceptor says of itself when the stream was accepted.
+    pub fn into_result(self) -> Result<Terms> {
         match self {
-            Self::Accepted => Ok(()),
+            Self::Accepted(terms) => Ok(terms),
             Self::Refused { reason, text } => {
                 let stage = match reason {
                     Reason::ServiceRefused | Reason::ServiceTimeout => Stage::Service,
@@ -224,6 +264,9 @@ const ACCEPTED: u8 = 2;
 const REFUSED: u8 = 3;
 const TAG_NODE: u8 = 1;
 const TAG_PRIORITY: u8 = 2;
+/// The tags of incarnation and patience.
+const OPEN_TERMS: (u8, u8) = (3, 4);
+const ACCEPTED_TERMS: (u8, u8) = (1, 2);
 const PREFIX: usize = 2;
 const MAX_MESSAGE: usize = 1024;
 const MAX_TEXT: usize = 512;
@@ -279,16 +322,21 @@ mod tests {
         let node = Some(NodeId::from_public_key([3; 32]));
         vec![
             Open::default(),
-            Open { service_port: 50051, node, priority: Priority::Interactive },
-            Open { service_port: 65535, node: None, priority: Priority::Background },
+            Open { service_port: 50051, node, ..Open::default() },
+            Open {
+                service_port: 65535,
+                node: None,
+                priority: Priority::Background,
+                terms: Terms { incarnation: Some([7; 16]), patience: Some(Duration::from_secs(300)) },
+            },
         ]
     }
 
     #[test]
     fn open_as_the_protocol_writes_it() {
-        let open = Open { service_port: 0x1234, node: None, priority: Priority::Background };
+        let open = Open { service_port: 0x1234, priority: Priority::Background, ..Open::default() };
         assert_eq!(open.encode(), [0, 7, 1, 0x12, 0x34, 2, 0, 1, 1]);
-        assert_eq!(Answer::Accepted.encode(), [0, 1, 2]);
+        assert_eq!(Answer::Accepted(Terms::default()).encode(), [0, 1, 2]);
         let refused = Answer::Refused { reason: Reason::AccessDenied, text: "no".to_owned() };
         assert_eq!(refused.encode(), [0, 5, 3, 0, 80, b'n', b'o']);
     }
@@ -298,7 +346,11 @@ mod tests {
         for open in opens() {
             assert_eq!(Open::decode(&collected(&open.encode())), Ok(open));
         }
-        assert_eq!(Answer::decode(&collected(&Answer::Accepted.encode())), Ok(Answer::Accepted));
+        for terms in [Terms::default(), Terms { incarnation: Some([7; 16]), patience: Some(Duration::from_secs(300)) }]
+        {
+            let accepted = Answer::Accepted(terms);
+            assert_eq!(Answer::decode(&collected(&accepted.encode())), Ok(accepted));
+        }
         for &reason in REFUSALS {
             let answer = Answer::Refused { reason, text: "wörds".to_owned() };
             assert_eq!(Answer::decode(&collected(&answer.encode())), Ok(answer.clone()));
@@ -313,12 +365,12 @@ mod tests {
         let skipped = [1, 0, 80, 200, 0, 2, 9, 9, 2, 0, 1, 1];
         assert_eq!(Open::decode(&skipped).map(|open| open.priority), Ok(Priority::Background));
         assert!(Open::decode(&[1, 0, 80, 200, 0, 0, 200, 0, 0]).is_err());
-        assert_eq!(Answer::decode(&[2, 7, 0, 1, 5]), Ok(Answer::Accepted));
+        assert_eq!(Answer::decode(&[2, 7, 0, 1, 5]), Ok(Answer::Accepted(Terms::default())));
     }
 
     #[test]
     fn broken_messages_are_violations() {
-        let broken: [&[u8]; 11] = [
+        let broken: [&[u8]; 13] = [
             &[],
             &[2],
             &[1],
@@ -329,6 +381,8 @@ mod tests {
             &[1, 0, 80, 2, 0, 1, 2],
             &[1, 0, 80, 2, 0, 0],
             &[3, 0, 0],
+            &[1, 0, 80, 3, 0, 2, 1, 1],
+            &[1, 0, 80, 4, 0, 1, 1],
             &[255; 64],
         ];
         for body in broken {

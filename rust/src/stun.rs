@@ -19,12 +19,24 @@ use stun_types::message::{
 };
 use subtle::ConstantTimeEq;
 
+use crate::addr::Incarnation;
+
 /// A Binding request that may be answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ping {
     pub transaction: [u8; 12],
     /// The session name in USERNAME: the ping claims to be keyed, and [`verify`] has to confirm it.
     pub session: Option<[u8; 16]>,
+    /// Which life of its node the sender is, as it says.
+    pub incarnation: Option<Incarnation>,
+}
+
+/// An indication that the sender ends: it says so under a session, once, and hears nothing more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Goodbye {
+    pub transaction: [u8; 12],
+    /// The session; [`verify`] has to confirm it.
+    pub session: [u8; 16],
 }
 
 /// A Binding success response.
@@ -35,6 +47,8 @@ pub struct Pong {
     pub observed: SocketAddr,
     /// It carries MESSAGE-INTEGRITY-SHA256; whether that is right, [`verify`] says.
     pub keyed: bool,
+    /// Which life of its node the sender is, as it says.
+    pub incarnation: Option<Incarnation>,
 }
 
 /// A well-formed STUN message.
@@ -42,6 +56,7 @@ pub struct Pong {
 pub enum Message {
     Ping(Ping),
     Pong(Pong),
+    Goodbye(Goodbye),
     /// Nothing that keynet answers or waits for: error responses, indications, other methods, requests that demand what
     /// keynet does not do (a comprehension-required attribute it does not know, RFC 8489 section 6.3.1;
     /// MESSAGE-INTEGRITY-SHA256 without a session name in USERNAME), responses without an address.
@@ -80,22 +95,28 @@ pub fn decode(datagram: &[u8]) -> Result<Message, Malformed> {
     if parts.kind.method() != BINDING || parts.demands_the_unknown {
         return Ok(Message::Other);
     }
+    let Parts { transaction, incarnation, .. } = parts;
     Ok(match parts.kind.class() {
         MessageClass::Request => match (parts.username, parts.integrity) {
-            (None, None) => Message::Ping(Ping { transaction: parts.transaction, session: None }),
+            (None, None) => Message::Ping(Ping { transaction, session: None, incarnation: None }),
             (Some(name), _) => match session_name(name) {
-                Some(session) => Message::Ping(Ping { transaction: parts.transaction, session: Some(session) }),
+                Some(session) => Message::Ping(Ping { transaction, session: Some(session), incarnation }),
                 None => Message::Other,
             },
             (None, Some(_)) => Message::Other,
         },
         MessageClass::Success => match parts.observed {
             Some(observed) => {
-                Message::Pong(Pong { transaction: parts.transaction, observed, keyed: parts.integrity.is_some() })
+                let keyed = parts.integrity.is_some();
+                Message::Pong(Pong { transaction, observed, keyed, incarnation: incarnation.filter(|_| keyed) })
             }
             None => Message::Other,
         },
-        MessageClass::Error | MessageClass::Indication => Message::Other,
+        MessageClass::Indication => match (parts.username.and_then(session_name), parts.integrity) {
+            (Some(session), Some(_)) if parts.goodbye => Message::Goodbye(Goodbye { transaction, session }),
+            _ => Message::Other,
+        },
+        MessageClass::Error => Message::Other,
     })
 }
 
@@ -122,12 +143,34 @@ pub fn encode_ping(out: &mut Vec<u8>, transaction: [u8; 12], keys: Option<(&[u8;
     let mut message = begin(MessageClass::Request, transaction);
     match keys {
         Some((name, key)) => {
-            let name = HEXLOWER.encode(name);
-            message.push_attribute_unchecked(&RawAttribute::new(Username::TYPE, name.as_bytes()));
+            push_name(&mut message, name);
             sign(&mut message, key);
         }
         None => message.push_attribute_unchecked(&RawAttribute::new(PADDING, &[0; PADDING_BYTES])),
     }
+    out.extend_from_slice(&message.finish());
+}
+
+/// Appends a keyed ping that says which life of its node the sender is, as the first ones of a session do.
+pub fn encode_introduction(
+    out: &mut Vec<u8>,
+    transaction: [u8; 12],
+    (name, key): (&[u8; 16], &[u8; 32]),
+    incarnation: &Incarnation,
+) {
+    let mut message = begin(MessageClass::Request, transaction);
+    push_name(&mut message, name);
+    message.push_attribute_unchecked(&RawAttribute::new(INCARNATION, incarnation));
+    sign(&mut message, key);
+    out.extend_from_slice(&message.finish());
+}
+
+/// Appends a goodbye to `out`; `keys` as for a ping.
+pub fn encode_goodbye(out: &mut Vec<u8>, transaction: [u8; 12], (name, key): (&[u8; 16], &[u8; 32])) {
+    let mut message = begin(MessageClass::Indication, transaction);
+    push_name(&mut message, name);
+    message.push_attribute_unchecked(&RawAttribute::new(GOODBYE, &[]));
+    sign(&mut message, key);
     out.extend_from_slice(&message.finish());
 }
 
@@ -140,9 +183,24 @@ pub fn encode_pong(
     key: Option<&[u8; 32]>,
     room: usize,
 ) -> bool {
+    encode_answer(out, transaction, observed, key, None, room)
+}
+
+/// The same, with the incarnation of who answers: to a keyed ping that named the sender's.
+pub fn encode_answer(
+    out: &mut Vec<u8>,
+    transaction: [u8; 12],
+    observed: SocketAddr,
+    key: Option<&[u8; 32]>,
+    incarnation: Option<&Incarnation>,
+    room: usize,
+) -> bool {
     let mut message = begin(MessageClass::Success, transaction);
     message.push_attribute_unchecked(&XorMappedAddress::new(observed, transaction_id(transaction)));
     if let Some(key) = key {
+        if let Some(incarnation) = incarnation {
+            message.push_attribute_unchecked(&RawAttribute::new(INCARNATION, incarnation));
+        }
         sign(&mut message, key);
     }
     if message.len() > room {
@@ -158,6 +216,8 @@ struct Parts<'a> {
     transaction: [u8; 12],
     username: Option<&'a [u8]>,
     observed: Option<SocketAddr>,
+    incarnation: Option<Incarnation>,
+    goodbye: bool,
     /// Where MESSAGE-INTEGRITY-SHA256 begins.
     integrity: Option<usize>,
     /// Something other than FINGERPRINT stands behind MESSAGE-INTEGRITY-SHA256, or that has not its full length.
@@ -179,6 +239,8 @@ fn scan(datagram: &[u8]) -> Result<Parts<'_>, Malformed> {
         transaction: transaction_bytes(header.transaction_id()),
         username: None,
         observed: None,
+        incarnation: None,
+        goodbye: false,
         integrity: None,
         uncovered: false,
         demands_the_unknown: false,
@@ -232,6 +294,8 @@ impl<'a> Parts<'a> {
                     XorMappedAddress::from_raw_ref(attribute).map_err(|_| Malformed::Attribute(kind.value()))?;
                 self.observed = self.observed.or(Some(address.addr(transaction)));
             }
+            INCARNATION => self.incarnation = self.incarnation.or(value.try_into().ok()),
+            GOODBYE => self.goodbye = true,
             other => self.demands_the_unknown |= demands(self.kind.class(), other),
         }
         Ok(())
@@ -279,6 +343,11 @@ fn begin(class: MessageClass, transaction: [u8; 12]) -> MessageWriteVec {
     StunMessage::builder(kind, transaction_id(transaction), MessageWriteVec::with_capacity(LARGEST))
 }
 
+fn push_name(message: &mut MessageWriteVec, name: &[u8; 16]) {
+    let name = HEXLOWER.encode(name);
+    message.push_attribute_unchecked(&RawAttribute::new(Username::TYPE, name.as_bytes()));
+}
+
 fn sign(message: &mut MessageWriteVec, key: &[u8; 32]) {
     let tag = tag(message.data(), key);
     message.push_attribute_unchecked(&RawAttribute::new(MessageIntegritySha256::TYPE, tag.as_ref()));
@@ -315,11 +384,14 @@ const ATTRIBUTE_HEADER: usize = 4;
 const TAG: usize = 32;
 /// As PADDING of RFC 5780 section 7.6 (0x0026), with the bit that lets others skip it.
 const PADDING: AttributeType = AttributeType::new(0x8026);
+/// Comprehension-optional, and assigned to nobody (RFC 8489 section 18.3): who does not know them skips them.
+const INCARNATION: AttributeType = AttributeType::new(0xbe4b);
+const GOODBYE: AttributeType = AttributeType::new(0xbe47);
 /// The value of XOR-MAPPED-ADDRESS for IPv6: with this the unkeyed ping and its largest pong both have 44 bytes. The
 /// keyed ping needs none: its USERNAME (36 bytes) is larger than the address of the pong (24).
 const PADDING_BYTES: usize = 20;
-/// A keyed ping: header 20, USERNAME 4 + 32, MESSAGE-INTEGRITY-SHA256 4 + 32.
-const LARGEST: usize = 92;
+/// A keyed ping: header 20, USERNAME 4 + 32, MESSAGE-INTEGRITY-SHA256 4 + 32, and 4 + 16 of the incarnation at first.
+const LARGEST: usize = 112;
 /// MAPPED-ADDRESS, the two addresses of RFC 3489, MESSAGE-INTEGRITY, REALM, NONCE, PASSWORD-ALGORITHM, USERHASH,
 /// PADDING of RFC 5780.
 const HARMLESS_IN_RESPONSES: [u16; 9] = [0x0001, 0x0004, 0x0005, 0x0008, 0x0014, 0x0015, 0x001d, 0x001e, 0x0026];

@@ -125,8 +125,8 @@ fn a_peer_that_dies_without_a_word_is_noticed() {
             Event::PeerLost { node, reason, .. } => Some((*node, *reason)),
             _ => None,
         });
-        assert_eq!(lost.await, (id, Reason::PeerLost));
-        // lost within 10 s by the path table's rules, which its own tests hold in virtual time
+        assert_eq!(lost.await, (id, Reason::PeerGone), "its host says so");
+        // within 10 s by the path table's rules, which its own tests hold in virtual time
         println!("noticed after {:.1} s", start.elapsed().as_secs_f32());
         assert!(near.connections().is_empty());
         until("nothing is left", || near.stats().tasks == 0).await;

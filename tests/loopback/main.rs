@@ -16,5 +16,6 @@ mod lookups;
 mod machine;
 mod revocation;
 mod roaming;
+mod silence;
 mod streams;
 mod support;

@@ -35,6 +35,7 @@ _KINDS: dict[str, type | tuple[type, ...]] = {
     "direct_only": (bool, list),
     "metrics": str,
     "metrics_hosts": list,
+    "patience": (int, float),
 }
 
 

@@ -46,6 +46,12 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
         "addresses and localhost; repeatable, * for all",
     )
     parser.add_argument("--listen", default="[::]:0", metavar="ADDRESS", help="our UDP address (default [::]:0)")
+    parser.add_argument(
+        "--patience",
+        metavar="SECONDS",
+        type=float,
+        help="seconds of silence of the node that connections outlive (default 75)",
+    )
     add_finding(parser)
     add_identity(parser)
     parser.set_defaults(run=run)
@@ -54,7 +60,7 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace, out: Output) -> int:
     settings = finding(options)
     check_findable(options.address, settings, "--address HOST:PORT")
-    proxy = Proxy(load_identity(options.identity), listen=options.listen, **settings)
+    proxy = Proxy(load_identity(options.identity), listen=options.listen, patience=options.patience, **settings)
 
     async def work() -> None:
         async with proxy:

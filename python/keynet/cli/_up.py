@@ -42,6 +42,8 @@ the configuration file (TOML); flags override it, repeatable ones add to it:
   metrics = "127.0.0.1:9464"           # for Prometheus
   metrics_hosts = ["node1.example"]    # names by which it asks, beside
                                        # addresses and this machine's own
+  patience = 300                       # seconds of silence that connections
+                                       # outlive; 75 unless given
   [services]
   50051 = "127.0.0.1:50051"            # or "unix:/run/greeter.sock"
   [peers]
@@ -108,6 +110,12 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         help="a name by which Prometheus asks, beside addresses and the name of this machine; repeatable, * for any",
+    )
+    parser.add_argument(
+        "--patience",
+        metavar="SECONDS",
+        type=float,
+        help="seconds of silence of a peer that connections outlive (default 75)",
     )
     parser.set_defaults(run=run)
 
@@ -220,6 +228,9 @@ def _settings(options: argparse.Namespace) -> dict[str, Any]:
         value = getattr(options, name, None) or table.get(name)
         if value is not None:
             settings[name] = value
+    patience = options.patience if options.patience is not None else table.get("patience")
+    if patience is not None:
+        settings["patience"] = patience
     services = {_port(text): str(backend) for text, backend in table.get("services", {}).items()}
     services.update({_port(text): backend for text, backend in pairs(options.service, "PORT=BACKEND").items()})
     settings["services"] = services

@@ -5,7 +5,7 @@ use std::task::Waker;
 
 use tokio::sync::Notify;
 
-use crate::addr::RemoteId;
+use crate::addr::{Incarnation, NodeId, RemoteId};
 use crate::error::Reason;
 use crate::time::Time;
 use crate::utp::{Connection, End, Handle, Turn, Wakes};
@@ -30,6 +30,8 @@ pub struct ConnState {
     pub timer: Option<Time>,
     /// Why it broke, when the reason is not the state machine's.
     pub failure: Option<Reason>,
+    /// Whom it leads to, and which life of that node.
+    pub life: Option<(NodeId, Incarnation)>,
 }
 
 impl Conn {
@@ -43,6 +45,7 @@ impl Conn {
             turn: Turn::RESTED,
             timer: None,
             failure: None,
+            life: None,
         };
         Self { handle, remote, state: Mutex::new(state) }
     }

@@ -11,7 +11,7 @@ use super::conn::{Conn, ConnState};
 use super::locals::Locals;
 use super::police::Police;
 use super::{NetConfig, NetStats};
-use crate::addr::{NodeId, Origin, RemoteId, Route};
+use crate::addr::{Incarnation, NodeId, Origin, RemoteId, Route};
 use crate::config::UtpConfig;
 use crate::error::{Error, Reason, Result, Stage};
 use crate::path::{sendable, PathTable};
@@ -181,6 +181,19 @@ impl Core {
         for conn in self.all() {
             conn.lock().utp.handle_pause(now);
         }
+    }
+
+    /// Connections with a life of a node.
+    pub fn of_life(&self, life: &(NodeId, Incarnation)) -> Vec<Arc<Conn>> {
+        self.all().filter(|conn| conn.lock().life.as_ref() == Some(life)).cloned().collect()
+    }
+
+    /// Connections with earlier lives of a node, of which nothing is left that could be asked.
+    pub fn of_forgotten_lives(&self, (node, incarnation): &(NodeId, Incarnation)) -> Vec<Arc<Conn>> {
+        let is_past = |life: &(NodeId, Incarnation)| {
+            life.0 == *node && life.1 != *incarnation && !self.paths.knows_incarnation(node, &life.1)
+        };
+        self.all().filter(|conn| conn.lock().life.as_ref().is_some_and(is_past)).cloned().collect()
     }
 
     /// Throws stale timers out when they are the most: a busy connection leaves one behind at each turn.

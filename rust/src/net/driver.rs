@@ -194,6 +194,10 @@ impl Driver<'_> {
             }
         }
         self.receive_buffer = buffer;
+        while let Some(refusal) = socket.refusal() {
+            let now = self.inner.clock.now();
+            self.inner.core().paths.handle_refusal(now, refusal.by, refusal.to, &refusal.transaction);
+        }
     }
 
     /// Takes what relays have brought, up to a budget.
@@ -259,21 +263,26 @@ impl Driver<'_> {
         let verified = |key: &[u8; 32]| stun::verify(datagram, key);
         match stun::decode(datagram) {
             Ok(stun::Message::Ping(ping)) => {
-                let ping = PingIn { transaction: ping.transaction, session: ping.session, size: datagram.len() };
+                let stun::Ping { transaction, session, incarnation } = ping;
+                let ping = PingIn { transaction, session, incarnation, size: datagram.len() };
                 let Some(pong) = core.paths.handle_ping(now, from, &ping, verified) else { return };
                 if let Some(at) = at {
                     core.locals.handle_arrival(now, from, at, false, usual_source);
                 }
                 self.out.clear();
-                let key = pong.key.as_ref();
-                if stun::encode_pong(&mut self.out, pong.transaction, pong.observed, key, pong.room) {
+                let (key, life) = (pong.key.as_ref(), pong.incarnation.as_ref());
+                if stun::encode_answer(&mut self.out, pong.transaction, pong.observed, key, life, pong.room) {
                     // a pong counts only from the address that was asked
                     self.send_from(core, Route { via: pong.via, to: pong.to }, at, None);
                 }
             }
             Ok(stun::Message::Pong(pong)) => {
-                let pong = PongIn { transaction: pong.transaction, observed: pong.observed, keyed: pong.keyed };
+                let stun::Pong { transaction, observed, keyed, incarnation } = pong;
+                let pong = PongIn { transaction, observed, keyed, incarnation };
                 core.paths.handle_pong(now, from, &pong, verified);
+            }
+            Ok(stun::Message::Goodbye(goodbye)) => {
+                core.paths.handle_goodbye(now, &goodbye.session, goodbye.transaction, verified);
             }
             Ok(stun::Message::Other) => core.stats.dropped_unknown += 1,
             Err(_) => core.stats.dropped_malformed += 1,
@@ -478,7 +487,10 @@ impl Driver<'_> {
             let Some(ping) = core.paths.poll_transmit(now) else { break };
             self.out.clear();
             let keys = ping.keys.as_ref().map(|(session, key)| (session, key));
-            stun::encode_ping(&mut self.out, ping.transaction, keys);
+            match (keys, &ping.incarnation) {
+                (Some(keys), Some(life)) => stun::encode_introduction(&mut self.out, ping.transaction, keys, life),
+                _ => stun::encode_ping(&mut self.out, ping.transaction, keys),
+            }
             let route = Route { via: ping.via, to: ping.to };
             match ping.ttl {
                 // a relay's hops are not ours
@@ -576,6 +588,22 @@ impl Driver<'_> {
         self.send_from(&mut inner.core(), route, source, segment_size);
     }
 
+    /// Says goodbye to every peer: one whose streams are quiet would not hear of the end otherwise. Twice, for nobody answers.
+    fn say_goodbye(&mut self, core: &mut Core) {
+        for _ in 0..GOODBYES {
+            for farewell in core.paths.farewells() {
+                self.out.clear();
+                let (name, key) = &farewell.keys;
+                stun::encode_goodbye(&mut self.out, farewell.transaction, (name, key));
+                self.send(core, Route { via: farewell.via, to: farewell.to }, None);
+                // a full socket takes no more of them
+                if self.blocked.take().is_some() {
+                    return;
+                }
+            }
+        }
+    }
+
     /// Resets every connection, tells whoever waits, and lets go of the socket.
     fn finish(&mut self) {
         let inner = self.inner;
@@ -591,6 +619,8 @@ impl Driver<'_> {
             self.pump(now, &mut core, &conn);
             core.forget(now, conn.handle);
         }
+        self.blocked = None;
+        self.say_goodbye(&mut core);
         inner.punches().clear();
         inner.meetings().clear();
     }
@@ -605,6 +635,8 @@ fn follow<'a>(before: &Packet<'_>, datagram: &'a [u8]) -> Option<Packet<'a>> {
 const PAUSE: Duration = Duration::from_secs(1);
 /// POSIX: the datagram is larger than may be sent.
 const MESSAGE_SIZE: i32 = libc::EMSGSIZE;
+/// What one lost packet must not lose.
+const GOODBYES: usize = 2;
 /// Received at most in one system call; each buffer takes a whole GRO batch.
 const RECEIVE_BUFFERS: usize = 8;
 const BUFFER_SIZE: usize = 64 << 10;

@@ -5,10 +5,34 @@ use std::sync::Arc;
 use super::conn::Conn;
 use super::core::{path_key, Core};
 use super::driver::Driver;
-use super::{Met, NetEvent, PathInfo};
+use super::{Inner, Met, NetEvent, PathInfo};
 use crate::error::{Error, Reason, Stage};
-use crate::path::PathEvent;
+use crate::path::{PathEvent, Why};
 use crate::time::Time;
+
+impl Inner {
+    /// Breaks connections without a word on the wire, for their peer is not there any more. Those that have ended in order stay so.
+    pub(super) fn end(&self, conns: Vec<Arc<Conn>>, reason: Reason) {
+        for conn in conns {
+            let mut state = conn.lock();
+            if state.utp.end().is_some() {
+                continue;
+            }
+            state.fail(reason);
+            let wakes = state.utp.take_wakes();
+            state.wake(wakes);
+            self.doorbell.ring(&conn, &mut state);
+        }
+    }
+}
+
+fn reason_of(why: Why) -> Reason {
+    match why {
+        Why::Silent => Reason::PeerLost,
+        Why::Restarted => Reason::PeerRestarted,
+        Why::Gone => Reason::PeerGone,
+    }
+}
 
 impl Driver<'_> {
     pub(super) fn handle_path_event(&mut self, now: Time, core: &mut Core, event: PathEvent) {
@@ -57,16 +81,17 @@ impl Driver<'_> {
                 let node = core.paths.node_of(remote);
                 let _ = inner.events.send(NetEvent::PathUp { remote, node, address });
             }
-            PathEvent::Lost { remote, node, address, silent_for } => {
-                tracing::debug!(node = node.map(tracing::field::display), %address, ?silent_for, "path lost");
-                for conn in core.of_remote(remote) {
-                    let mut state = conn.lock();
-                    state.fail(Reason::PeerLost);
-                    let wakes = state.utp.take_wakes();
-                    state.wake(wakes);
-                    inner.doorbell.ring(&conn, &mut state);
-                }
-                let _ = inner.events.send(NetEvent::PathLost { remote, node, address, reason: Reason::PeerLost });
+            PathEvent::Lost { remote, node, address, silent_for, why } => {
+                tracing::debug!(node = node.map(tracing::field::display), %address, ?silent_for, ?why, "path lost");
+                let reason = reason_of(why);
+                inner.end(core.of_remote(remote), reason);
+                let _ = inner.events.send(NetEvent::PathLost { remote, node, address, reason });
+            }
+            PathEvent::LifeEnded { remote, node, address, incarnation, why } => {
+                tracing::info!(%node, %address, ?why, "a peer has ended");
+                let reason = reason_of(why);
+                inner.end(core.of_life(&(node, incarnation)), reason);
+                let _ = inner.events.send(NetEvent::LifeEnded { remote, node, address, reason });
             }
             PathEvent::Missing { remote, node, address, since, silent_for } => {
                 tracing::debug!(%node, %address, ?silent_for, "peer does not answer; its streams wait");

@@ -8,6 +8,7 @@ mod events;
 mod locals;
 mod meeting;
 mod police;
+mod refused;
 pub(crate) mod socket;
 mod sockets;
 pub mod stagger;
@@ -69,6 +70,8 @@ pub enum NetEvent {
     /// Nothing was heard from it for too long. Its connections are broken, or, with a node that had proven itself, wait for it
     /// for as long as [`UtpConfig::patience`] says.
     PathLost { remote: RemoteId, node: Option<NodeId>, address: SocketAddr, reason: Reason },
+    /// A life of a node is over: it has started anew, or has said goodbye. The connections with that life are broken.
+    LifeEnded { remote: RemoteId, node: NodeId, address: SocketAddr, reason: Reason },
     /// A node whose path was lost answers again.
     PathFound { remote: RemoteId, node: NodeId, address: SocketAddr },
     PathMoved {

@@ -12,6 +12,7 @@ use tokio::io::Interest;
 use tokio::net::UdpSocket;
 
 use super::locals::is_choosable;
+use super::refused::{self, Refusal};
 use crate::addr::{mapped, unmapped};
 use crate::config::SocketConfig;
 use crate::error::{Error, Reason, Result, Stage};
@@ -28,6 +29,8 @@ pub struct Socket {
     receive_burst: Option<usize>,
     /// For which families the kernel lets routers cut what is sent: IPv4, IPv6.
     in_pieces: [AtomicBool; 2],
+    /// There is something in the error queue.
+    reported: AtomicBool,
 }
 
 impl Socket {
@@ -57,16 +60,19 @@ impl Socket {
         socket.bind(&listen.into())?;
         let receive_burst = socket.recv_buffer_size().ok().map(|bytes| bytes / 5 * 3);
         let io = UdpSocket::from_std(socket.into())?;
-        let state = RwLock::new(UdpSocketState::new(UdpSockRef::from(&io))?);
+        let state = UdpSocketState::new(UdpSockRef::from(&io))?;
+        // who cannot have them waits for a silent peer as long as for any other
+        let _ = state.enable_transport_errors(UdpSockRef::from(&io));
         let local = io.local_addr()?;
         Ok(Self {
             io,
-            state,
+            state: RwLock::new(state),
             dual_stack: listen.is_ipv6(),
             batching: config.batching,
             local,
             receive_burst,
             in_pieces: Default::default(),
+            reported: AtomicBool::new(false),
         })
     }
 
@@ -157,10 +163,32 @@ impl Socket {
 
     /// Receives what is there: the number of filled buffers, or `WouldBlock`.
     pub fn receive(&self, buffers: &mut [io::IoSliceMut<'_>], metas: &mut [RecvMeta]) -> io::Result<usize> {
-        self.io.try_io(Interest::READABLE, || {
+        let received = self.io.try_io(Interest::READABLE, || {
             let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
             state.recv(UdpSockRef::from(&self.io), buffers, metas)
-        })
+        });
+        self.note_report(&received);
+        received
+    }
+
+    /// A host that refused a datagram of ours, if one did.
+    pub fn refusal(&self) -> Option<Refusal> {
+        if !self.reported.load(Ordering::Relaxed) {
+            return None;
+        }
+        let next = refused::next(&self.io);
+        self.reported.store(next.is_some(), Ordering::Relaxed);
+        next
+    }
+
+    /// The kernel tells what befell an earlier datagram, to whomever, in place of doing what it was asked for, once. True: that
+    /// may be so.
+    fn note_report<T>(&self, done: &io::Result<T>) -> bool {
+        let reports = done.as_ref().is_err_and(|error| error.kind() != io::ErrorKind::WouldBlock);
+        if reports {
+            self.reported.store(true, Ordering::Relaxed);
+        }
+        reports
     }
 
     /// Sends one datagram, or equal ones of `segment_size` back to back; from `source`, where the socket has several addresses and the
@@ -188,10 +216,17 @@ impl Socket {
         let destination = if self.dual_stack { mapped(to) } else { unmapped(to) };
         let had_gso = self.segments() > 1;
         let transmit = quinn_udp::Transmit { destination, ecn: None, contents, segment_size, src_ip: source };
-        let sent = self.io.try_io(Interest::WRITABLE, || {
-            let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
-            state.try_send(UdpSockRef::from(&self.io), &transmit)
-        });
+        let send = || {
+            self.io.try_io(Interest::WRITABLE, || {
+                let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
+                state.try_send(UdpSockRef::from(&self.io), &transmit)
+            })
+        };
+        let mut sent = send();
+        if self.note_report(&sent) {
+            // it was told of another; this one has not left yet
+            sent = send();
+        }
         match (sent, segment_size) {
             (Err(error), _) if may_be_gone(source, &error) => {
                 // Linux has the same error for an address that is not ours and for an interface without GSO, and the state believes

@@ -11,7 +11,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::conn::{Conn, ConnState};
 use super::Inner;
-use crate::addr::{NodeId, RemoteId, Route};
+use crate::addr::{Incarnation, NodeId, RemoteId, Route};
 use crate::config::ControllerKind;
 use crate::error::{Error, Reason, Stage};
 use crate::utp::{ReadOutcome, UtpStats};
@@ -103,6 +103,23 @@ impl UtpStream {
         let mut state = self.conn.lock();
         state.utp.set_patience(patience);
         self.inner.doorbell.ring(&self.conn, &mut state);
+    }
+
+    /// Which life of this node it is.
+    pub fn incarnation(&self) -> Incarnation {
+        self.inner.core().paths.incarnation()
+    }
+
+    /// The node at the other end has said which life it is, over this stream, whose ping session is `session` on our side.
+    pub fn note_life(&self, node: NodeId, session: &[u8; 16], incarnation: Incarnation) {
+        let life = (node, incarnation);
+        let mut core = self.inner.core();
+        self.conn.lock().life = Some(life);
+        core.paths.handle_incarnation(self.inner.clock.now(), self.conn.remote, session, incarnation);
+        let past = core.of_forgotten_lives(&life);
+        drop(core);
+        self.inner.end(past, Reason::PeerRestarted);
+        self.inner.doorbell.ring_plain();
     }
 
     /// Puts another congestion controller in charge.

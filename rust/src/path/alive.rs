@@ -8,7 +8,7 @@ use super::outstanding::Purpose;
 use super::remote::Remote;
 use super::table::PathTable;
 use super::timers::Owner;
-use super::PathEvent;
+use super::{PathEvent, Why};
 use crate::addr::{NodeId, RemoteId, Route, Via};
 use crate::time::Time;
 
@@ -53,6 +53,7 @@ impl PathTable {
     pub(super) fn alive(remote: &mut Remote, now: Time) -> bool {
         remote.asked = None;
         remote.waiting = None;
+        remote.refused = None;
         if let Some(path) = remote.paths.get_mut(remote.in_use) {
             path.heard = now;
         }
@@ -73,6 +74,7 @@ impl PathTable {
         remote.asked = None;
         remote.pinged = None;
         remote.waiting = None;
+        remote.refused = None;
         remote.kept = None;
         remote.silent = false;
         remote.suitor = None;
@@ -100,7 +102,8 @@ impl PathTable {
     /// This process did nothing for a while (it was stopped, say): that nobody answered meanwhile says nothing, for the answers may
     /// wait to be read.
     pub fn handle_pause(&mut self, now: Time) {
-        let asked: Vec<_> = self.remotes.values().filter(|remote| remote.asked.is_some()).map(|remote| remote.id).collect();
+        let asked: Vec<_> =
+            self.remotes.values().filter(|remote| remote.asked.is_some()).map(|remote| remote.id).collect();
         for id in asked {
             if let Some(remote) = self.remotes.get_mut(&id) {
                 remote.asked = Some(now);
@@ -321,12 +324,13 @@ impl PathTable {
 
     fn remote_due(&mut self, now: Time, id: RemoteId) {
         self.drop_stale_paths(now, id);
+        self.doubts_due(now, id);
         let Some(remote) = self.remotes.get_mut(&id) else { return };
         remote.timer = None;
         let is_due = |at: Option<Time>| at.is_some_and(|at| at <= now);
         if is_due(remote.lost_at(&self.config)) {
             if !remote.is_waited_for() {
-                self.lose(now, id);
+                self.lose(now, id, Why::Silent);
                 return;
             }
             self.miss(now, id);
@@ -378,14 +382,14 @@ impl PathTable {
         self.events.push_back(PathEvent::Missing { remote: id, node, address: route.to, since, silent_for });
     }
 
-    fn lose(&mut self, now: Time, id: RemoteId) {
+    pub(super) fn lose(&mut self, now: Time, id: RemoteId, why: Why) {
         self.unlink(id);
         let Some(remote) = self.remotes.get_mut(&id) else { return };
         remote.lost = true;
         let (node, silent_for) = (remote.node(), now.since(remote.heard));
         if let Some(Route { to: address, .. }) = remote.route() {
             self.counters.lost += 1;
-            self.events.push_back(PathEvent::Lost { remote: id, node, address, silent_for });
+            self.events.push_back(PathEvent::Lost { remote: id, node, address, silent_for, why });
         }
         if remote.holds == 0 {
             self.remotes.remove(&id);

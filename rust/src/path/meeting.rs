@@ -18,7 +18,7 @@ use super::table::PathTable;
 use super::timers::Owner;
 use super::unproven::Word;
 use super::PathEvent;
-use crate::addr::{NodeId, PingKeys, RemoteId, Route, Via};
+use crate::addr::{Incarnation, NodeId, PingKeys, RemoteId, Route, Via};
 use crate::config::punch_moment;
 use crate::time::Time;
 
@@ -97,6 +97,8 @@ pub(super) struct Meeting {
     /// Answers over relays, while direct ways have their head start.
     held: Vec<Answer>,
     met: Option<RemoteId>,
+    /// Which life of its node the peer is, as it has said.
+    incarnation: Option<Incarnation>,
     /// A direct way was found.
     pub(super) settled: bool,
     /// When each address was last pinged because a ping came from there.
@@ -140,7 +142,7 @@ impl Meetings {
 impl Meeting {
     fn keys(&self) -> Keys {
         let PingKeys { key, local_name, remote_name } = self.keys;
-        Keys { local_name, remote_name, key }
+        Keys { local_name, remote_name, key, introduced: false }
     }
 
     /// When the next round of pings to the candidates is due.
@@ -286,6 +288,7 @@ impl PathTable {
             direct_only: plan.direct_only,
             held: Vec::new(),
             met: None,
+            incarnation: None,
             settled: false,
             asked_back: HashMap::new(),
             report: MeetingReport::default(),
@@ -418,6 +421,15 @@ impl PathTable {
         }
     }
 
+    /// The peer has said which life of its node it is.
+    pub(super) fn meeting_incarnation(&mut self, now: Time, id: MeetingId, incarnation: Option<Incarnation>) {
+        let (Some(meeting), Some(incarnation)) = (self.meetings.all.get_mut(&id), incarnation) else { return };
+        meeting.incarnation.get_or_insert(incarnation);
+        if let Some((remote, name)) = meeting.met.map(|remote| (remote, meeting.keys.local_name)) {
+            self.handle_incarnation(now, remote, &name, incarnation);
+        }
+    }
+
     /// A genuine pong came to a ping of the meeting.
     pub(super) fn meeting_answered(&mut self, now: Time, id: MeetingId, answer: Answer) {
         let Some(meeting) = self.meetings.all.get_mut(&id) else { return };
@@ -460,8 +472,12 @@ impl PathTable {
         if let Some(remote) = self.remotes.get_mut(&remote) {
             remote.add_relays(&peer_relays);
         }
+        let name = keys.local_name;
         self.bind_node(now, remote, node, keys);
         self.path_answered(now, remote, from, Some(session), rtt);
+        if let Some(incarnation) = self.meetings.all.get(&id).and_then(|meeting| meeting.incarnation) {
+            self.handle_incarnation(now, remote, &name, incarnation);
+        }
         let Some(meeting) = self.meetings.all.get_mut(&id) else { return };
         meeting.met = Some(remote);
         let held = std::mem::take(&mut meeting.held);

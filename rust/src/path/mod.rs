@@ -18,6 +18,7 @@ mod address;
 mod alive;
 mod candidate;
 mod limit;
+mod lives;
 mod meeting;
 mod outlook;
 mod outstanding;
@@ -40,7 +41,7 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use crate::addr::{NodeId, RemoteId, Route, Via};
+use crate::addr::{Incarnation, NodeId, RemoteId, Route, Via};
 use crate::time::Time;
 
 pub use address::{is_local, sendable};
@@ -70,6 +71,8 @@ pub struct PingIn {
     pub transaction: [u8; 12],
     /// The session that it claims to belong to.
     pub session: Option<[u8; 16]>,
+    /// Which life of its node the sender claims to be.
+    pub incarnation: Option<Incarnation>,
     /// Bytes of the datagram: the pong must not be larger.
     pub size: usize,
 }
@@ -82,6 +85,8 @@ pub struct PongIn {
     pub observed: SocketAddr,
     /// It claims to be keyed.
     pub keyed: bool,
+    /// Which life of its node the sender claims to be.
+    pub incarnation: Option<Incarnation>,
 }
 
 /// A ping to be sent.
@@ -92,6 +97,8 @@ pub struct PingOut {
     pub transaction: [u8; 12],
     /// The receiver's session name, and the key.
     pub keys: Option<([u8; 16], [u8; 32])>,
+    /// Says which life of ours we are; with keys only.
+    pub incarnation: Option<Incarnation>,
     /// It is to die after so many hops (RFC 791 time to live, RFC 8200 hop limit).
     pub ttl: Option<u8>,
 }
@@ -105,8 +112,31 @@ pub struct PongOut {
     /// What goes into XOR-MAPPED-ADDRESS; never an IPv4-mapped IPv6 address.
     pub observed: SocketAddr,
     pub key: Option<[u8; 32]>,
+    /// Says which life of ours we are; with a key only.
+    pub incarnation: Option<Incarnation>,
     /// Bytes of the ping: no pong may be larger.
     pub room: usize,
+}
+
+/// A goodbye to be sent.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Farewell {
+    pub via: Via,
+    pub to: SocketAddr,
+    pub transaction: [u8; 12],
+    /// The receiver's session name, and the key.
+    pub keys: ([u8; 16], [u8; 32]),
+}
+
+/// Why what there was with a peer is over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Why {
+    /// It does not answer.
+    Silent,
+    /// Its node has started anew.
+    Restarted,
+    /// It said goodbye, or its machine says that nobody is there.
+    Gone,
 }
 
 /// A path of a node, for people to look at.
@@ -156,7 +186,9 @@ pub enum PathEvent {
     Up { remote: RemoteId, address: SocketAddr },
     /// Nothing came for `silent_for`, while pings went out, and no connection with a proven node waits for it. Once a remote,
     /// and the last word about it: its addresses are strangers from now on, and it is forgotten as soon as nobody holds it.
-    Lost { remote: RemoteId, node: Option<NodeId>, address: SocketAddr, silent_for: Duration },
+    Lost { remote: RemoteId, node: Option<NodeId>, address: SocketAddr, silent_for: Duration, why: Why },
+    /// A life of the node is over, and with it every connection with that life.
+    LifeEnded { remote: RemoteId, node: NodeId, address: SocketAddr, incarnation: Incarnation, why: Why },
     /// The node has not answered for as long as [`Lost`](Self::Lost) takes, and connections wait for it: it is asked on. `since`:
     /// when the first of the questions without an answer was sent. Once a silence; [`Found`](Self::Found) ends it.
     Missing { remote: RemoteId, node: NodeId, address: SocketAddr, since: Time, silent_for: Duration },
@@ -220,6 +252,12 @@ impl fmt::Debug for PingOut {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let keyed = self.keys.is_some();
         f.debug_struct("PingOut").field("to", &self.to).field("keyed", &keyed).finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for Farewell {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Farewell").field("to", &self.to).finish_non_exhaustive()
     }
 }
 

@@ -27,6 +27,8 @@ pub(super) struct Keys {
     pub(super) local_name: [u8; 16],
     pub(super) remote_name: [u8; 16],
     pub(super) key: [u8; 32],
+    /// The peer has heard under them which life of ours we are.
+    pub(super) introduced: bool,
 }
 
 impl std::fmt::Debug for Keys {
@@ -66,10 +68,20 @@ impl Outstanding {
     /// Remembers the ping and names it.
     pub(super) fn insert(&mut self, asked: Asked) -> [u8; 12] {
         self.expire(asked.sent);
-        let id = self.ids.next();
+        let id = match &asked.purpose {
+            Purpose::Path { keys: Some(keys), .. } | Purpose::Meeting { keys, .. } => {
+                counted(&keys.key, &keys.remote_name, self.ids.count())
+            }
+            Purpose::Path { keys: None, .. } | Purpose::Probe => self.ids.next(),
+        };
         self.by_age.push_back((asked.sent, id));
         self.by_id.insert(id, asked);
         id
+    }
+
+    /// The number of the next keyed message; never the same again.
+    pub(super) fn count(&mut self) -> u64 {
+        self.ids.count()
     }
 
     pub(super) fn peek(&mut self, now: Time, id: &[u8; 12]) -> Option<&Asked> {
@@ -106,8 +118,13 @@ impl Ids {
         Self { key: hmac::Key::new(hmac::HMAC_SHA256, &seed), counter: 0 }
     }
 
-    fn next(&mut self) -> [u8; 12] {
+    fn count(&mut self) -> u64 {
         self.counter += 1;
+        self.counter
+    }
+
+    fn next(&mut self) -> [u8; 12] {
+        self.count();
         let tag = hmac::sign(&self.key, &self.counter.to_be_bytes());
         let mut id = [0; 12];
         for (to, from) in id.iter_mut().zip(tag.as_ref()) {
@@ -115,6 +132,29 @@ impl Ids {
         }
         id
     }
+}
+
+/// The transaction id of the `count`-th keyed message of a node, to the session `name` of another: the number, so that what is
+/// repeated can be told from what is new, and four bytes that show that it is one. The message is authenticated as a whole; they
+/// only tell numbers from the random ids of nodes that do not count. So a keyed ping is as long as it always was, and those nodes
+/// answer it.
+pub(super) fn counted(key: &[u8; 32], name: &[u8; 16], count: u64) -> [u8; 12] {
+    let mut id = [0; 12];
+    let (number, check) = id.split_at_mut(8);
+    number.copy_from_slice(&count.to_be_bytes());
+    let mut context = hmac::Context::with_key(&hmac::Key::new(hmac::HMAC_SHA256, key));
+    // no STUN message begins like this: the key signs those as well
+    context.update(b"keynet-count-1");
+    context.update(name);
+    context.update(number);
+    check.iter_mut().zip(context.sign().as_ref()).for_each(|(to, from)| *to = *from);
+    id
+}
+
+/// The number in a transaction id, if there is one.
+pub(super) fn count_of(key: &[u8; 32], name: &[u8; 16], id: &[u8; 12]) -> Option<u64> {
+    let count = u64::from_be_bytes(*id.first_chunk()?);
+    (counted(key, name, count) == *id).then_some(count)
 }
 
 #[cfg(test)]

@@ -3,11 +3,14 @@
 use std::time::Duration;
 
 use super::address::{canonical, canonical_route, sendable};
+use super::limit::Limit;
 use super::meeting::Answer;
 use super::outstanding::{Asked, Keys, Purpose};
+use super::session::Heard;
 use super::table::PathTable;
-use super::{PathEvent, PingIn, PongIn, PongOut};
+use super::{PingIn, PongIn, PongOut};
 use crate::addr::{RemoteId, Route};
+use crate::config::PathConfig;
 use crate::time::Time;
 
 impl PathTable {
@@ -26,6 +29,8 @@ impl PathTable {
             self.counters.unsendable += 1;
             return None;
         }
+        // who says which life it is hears the same of us
+        let incarnation = ping.incarnation.map(|_| self.incarnation);
         let key = match ping.session {
             Some(name) => Some(self.keyed_ping(now, from, ping, &name, verified)?),
             None => {
@@ -40,6 +45,7 @@ impl PathTable {
             transaction: ping.transaction,
             observed: from.to,
             key,
+            incarnation: incarnation.filter(|_| key.is_some()),
             room: ping.size,
         })
     }
@@ -74,8 +80,15 @@ impl PathTable {
         }
         let rtt = now.since(sent);
         match purpose {
-            Purpose::Path { remote, keys } => self.path_answered(now, remote, from, keys, rtt),
+            Purpose::Path { remote, keys } => {
+                let name = keys.as_ref().map(|keys| keys.local_name);
+                self.path_answered(now, remote, from, keys, rtt);
+                if let (Some(name), Some(incarnation)) = (name, pong.incarnation) {
+                    self.handle_incarnation(now, remote, &name, incarnation);
+                }
+            }
             Purpose::Meeting { id, .. } => {
+                self.meeting_incarnation(now, id, pong.incarnation);
                 self.meeting_answered(now, id, Answer { from, rtt, observed: canonical(pong.observed) });
             }
             Purpose::Probe => self.probe_answered(now, from, rtt, canonical(pong.observed)),
@@ -96,6 +109,7 @@ impl PathTable {
         let Some(index) = remote.index_of(from) else { return };
         if let Some(keys) = keys {
             remote.sessions.ponged(now, &keys.local_name, remote.unanswered);
+            remote.clear_doubt(&keys.local_name);
         }
         remote.unanswered = 0;
         remote.heard = now;
@@ -139,6 +153,7 @@ impl PathTable {
                 self.counters.forged += 1;
                 return None;
             }
+            self.meeting_incarnation(now, meeting, ping.incarnation);
             self.meeting_pinged(now, meeting, from);
             return Some(keys.key);
         }
@@ -150,9 +165,16 @@ impl PathTable {
             return None;
         };
         let remote = self.remotes.get_mut(&id)?;
-        if !remote.sessions.pinged(now, name, ping.transaction) {
-            self.counters.forged += 1;
-            return None;
+        match remote.sessions.pinged(now, name, ping.transaction) {
+            Heard::New => {}
+            // somebody was faster with a copy from elsewhere: the answer to the peer itself must not depend on that
+            Heard::Again if remote.path().is_some_and(|path| path.route == from && path.proven) => {
+                return Some(keys.key)
+            }
+            Heard::Again | Heard::Old => {
+                self.counters.forged += 1;
+                return None;
+            }
         }
         remote.seen = now;
         let ask_back = match remote.index_of(from) {
@@ -175,6 +197,9 @@ impl PathTable {
         } else if ask_back {
             // under the session that the peer itself uses: it surely knows that one
             self.ask_back(now, id, from, Some(keys));
+        }
+        if let Some(incarnation) = ping.incarnation {
+            self.handle_incarnation(now, id, name, incarnation);
         }
         Some(key)
     }
@@ -204,10 +229,26 @@ impl PathTable {
     /// Pings an address that has not proven itself, within the limit of its remote.
     fn ask_back(&mut self, now: Time, id: RemoteId, to: Route, keys: Option<Keys>) {
         let Some(remote) = self.remotes.get_mut(&id) else { return };
-        if remote.unproven_pings.take(now) {
+        if take_back(&mut remote.asked_back, &self.config, now, to) && remote.unproven_pings.take(now) {
             self.ping(to, Purpose::Path { remote: id, keys });
         } else {
             self.counters.rate_limited += 1;
         }
     }
 }
+
+/// Whether one more ping may go to this address: none is in another's way.
+fn take_back(asked: &mut Vec<(Route, Limit)>, config: &PathConfig, now: Time, to: Route) -> bool {
+    let at = asked.iter().position(|(route, _)| *route == to);
+    let (_, mut limit) =
+        at.map_or_else(|| (to, Limit::new(config.max_unproven_pings_per_second, 1)), |at| asked.remove(at));
+    let may = limit.take(now);
+    if asked.len() >= MAX_ASKED_BACK {
+        asked.remove(0);
+    }
+    asked.push((to, limit));
+    may
+}
+
+/// Addresses of a remote whose last ping back is remembered: as many as a peer has paths, twice.
+const MAX_ASKED_BACK: usize = 16;

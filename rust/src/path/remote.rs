@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::address::is_local;
 use super::limit::Limit;
+use super::lives::Doubt;
 use super::outstanding::Keys;
 use super::session::Sessions;
 use super::spare::{Class, Filed};
@@ -71,6 +72,10 @@ pub(super) struct Remote {
     /// When the first session came, and how often a pong to confirm it was asked for since.
     pub(super) confirm: Option<(Time, u32)>,
     pub(super) up: bool,
+    /// Incarnations of its node of which a later one is known; at most one for each session.
+    pub(super) doubts: Vec<Doubt>,
+    /// When its host first said that nobody is there, and how often, since the path in use was heard.
+    pub(super) refused: Option<(Time, u32)>,
     /// It has been reported silent, and was not heard since.
     pub(super) silent: bool,
     /// It has been reported missing, and was not heard since: its connections wait for it.
@@ -79,8 +84,9 @@ pub(super) struct Remote {
     pub(super) lost: bool,
     /// Where its last genuine ping came from that was no path of it: asked again as long as the path in use is silent.
     pub(super) suitor: Option<Route>,
-    /// Pings to addresses of it that have not answered.
+    /// Pings to addresses of it that have not answered, in all and to each.
     pub(super) unproven_pings: Limit,
+    pub(super) asked_back: Vec<(Route, Limit)>,
     /// Bytes of datagrams from and to it.
     pub(super) traffic: Traffic,
     /// Under what it is filed in the timers and among the spare remotes.
@@ -109,11 +115,14 @@ impl Remote {
             unanswered: 0,
             confirm: None,
             up: false,
+            doubts: Vec::new(),
+            refused: None,
             silent: false,
             missing: false,
             lost: false,
             suitor: None,
-            unproven_pings: Limit::new(config.max_unproven_pings_per_second, 1),
+            unproven_pings: Limit::new(config.max_unproven_pings_per_second.saturating_mul(ADDRESSES), ADDRESSES),
+            asked_back: Vec::new(),
             traffic: Traffic::default(),
             timer: None,
             spare: None,
@@ -186,7 +195,7 @@ impl Remote {
     }
 
     /// How long an answer may take.
-    fn retry(&self, config: &PathConfig) -> Duration {
+    pub(super) fn retry(&self, config: &PathConfig) -> Duration {
         let rtt = self.path().and_then(|path| path.rtt);
         let least = config.ping_retry_least.min(config.ping_retry);
         rtt.map_or(config.ping_retry, |rtt| (rtt * ROUND_TRIPS).clamp(least, config.ping_retry))
@@ -292,7 +301,8 @@ impl Remote {
             return None;
         }
         let warm = self.warm_due(config).map(|(at, _)| at);
-        [self.ping_due(config), self.lost_at(config), self.forget_at(config), warm].into_iter().flatten().min()
+        let doubt = self.doubt_due(config);
+        [self.ping_due(config), self.lost_at(config), self.forget_at(config), warm, doubt].into_iter().flatten().min()
     }
 
     /// When the best path beside the one in use is to be pinged, so that NATs keep it open, and which that is.
@@ -366,6 +376,8 @@ impl Path {
     }
 }
 
+/// So many addresses may be pinged back at the full rate at the same time.
+const ADDRESSES: u32 = 4;
 /// What a peer keeps at two relays, and kept before at two others.
 const MAX_RELAYS: usize = 8;
 /// 16 times the shortest `ping_retry_least` are four seconds: above any `ping_retry`.

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use super::outstanding::Keys;
-use crate::addr::PingKeys;
+use super::outstanding::{count_of, Keys};
+use crate::addr::{Incarnation, PingKeys};
 use crate::time::Time;
 
 /// At most [`MAX_SESSIONS`], chosen so that both sides keep some of the same even when hundreds of handshakes finish
@@ -31,8 +31,58 @@ struct Session {
     order: u64,
     /// When it was installed, or last used by either side in an authenticated way.
     used: Time,
-    /// The last pings that came in under it, to notice replays.
+    /// What came in under it, to notice what comes again.
+    window: Window,
+    /// Which life of its node the peer is, as far as it has said.
+    incarnation: Option<Incarnation>,
+    /// The peer has heard which life of ours we are.
+    introduced: bool,
+}
+
+/// What became of a ping that is genuine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Heard {
+    New,
+    /// It was taken before.
+    Again,
+    /// So many were taken since that nobody knows any more.
+    Old,
+}
+
+/// The pings of one session: each is taken once. A peer counts its pings, and so it is enough to remember the largest numbers
+/// (RFC 4303 section 3.4.3; by how many came and not by their distance, for the peer counts its pings to others as well). One that
+/// does not count them (keynet before 0.2) can be taken at its word only as long as its last pings are remembered.
+#[derive(Debug, Default)]
+struct Window {
+    /// In order.
+    counts: Vec<u64>,
     seen: Vec<[u8; 12]>,
+}
+
+impl Window {
+    fn take(&mut self, count: u64) -> Heard {
+        let Err(at) = self.counts.binary_search(&count) else { return Heard::Again };
+        if at == 0 && self.counts.len() >= WINDOW {
+            return Heard::Old;
+        }
+        self.counts.insert(at, count);
+        if self.counts.len() > WINDOW {
+            self.counts.remove(0);
+        }
+        Heard::New
+    }
+
+    fn take_uncounted(&mut self, transaction: [u8; 12]) -> Heard {
+        // who counts, always counts
+        if !self.counts.is_empty() || self.seen.contains(&transaction) {
+            return Heard::Old;
+        }
+        if self.seen.len() >= REMEMBERED_PINGS {
+            self.seen.remove(0);
+        }
+        self.seen.push(transaction);
+        Heard::New
+    }
 }
 
 impl Session {
@@ -43,7 +93,7 @@ impl Session {
 
     fn keys(&self) -> Keys {
         let PingKeys { key, local_name, remote_name } = self.keys;
-        Keys { local_name, remote_name, key }
+        Keys { local_name, remote_name, key, introduced: self.introduced }
     }
 }
 
@@ -69,7 +119,8 @@ impl Sessions {
         }
         self.installed += 1;
         let evicted = (self.list.len() >= MAX_SESSIONS).then(|| self.evict(now, patience)).flatten();
-        self.list.push(Session { keys, order: self.installed, used: now, seen: Vec::new() });
+        let (order, window) = (self.installed, Window::default());
+        self.list.push(Session { keys, order, used: now, window, incarnation: None, introduced: false });
         evicted
     }
 
@@ -118,19 +169,62 @@ impl Sessions {
         order.get(unanswered as usize % order.len()).map(|session| session.keys())
     }
 
-    /// A genuine ping came under this name. False: it came before.
-    pub(super) fn pinged(&mut self, now: Time, name: &[u8; 16], transaction: [u8; 12]) -> bool {
-        let Some(session) = self.list.iter_mut().find(|session| session.keys.local_name == *name) else { return false };
-        if session.seen.contains(&transaction) {
-            return false;
+    /// A genuine ping came under this name.
+    pub(super) fn pinged(&mut self, now: Time, name: &[u8; 16], transaction: [u8; 12]) -> Heard {
+        let Some(session) = self.list.iter_mut().find(|session| session.keys.local_name == *name) else {
+            return Heard::Old;
+        };
+        let heard = match count_of(&session.keys.key, name, &transaction) {
+            Some(count) => session.window.take(count),
+            None => session.window.take_uncounted(transaction),
+        };
+        if heard == Heard::New {
+            session.used = now;
+            self.peers = Some(*name);
         }
-        if session.seen.len() >= REMEMBERED_PINGS {
-            session.seen.remove(0);
+        heard
+    }
+
+    /// Whose session it is, as far as the peer has said.
+    pub(super) fn incarnation_of(&self, name: &[u8; 16]) -> Option<Incarnation> {
+        self.list.iter().find(|session| session.keys.local_name == *name)?.incarnation
+    }
+
+    /// False: it was known, or there is no such session. A session stays with the incarnation that it had first.
+    pub(super) fn set_incarnation(&mut self, name: &[u8; 16], incarnation: Incarnation) -> bool {
+        let session = self.list.iter_mut().find(|session| session.keys.local_name == *name);
+        match session.filter(|session| session.incarnation.is_none()) {
+            Some(session) => {
+                session.incarnation = Some(incarnation);
+                true
+            }
+            None => false,
         }
-        session.seen.push(transaction);
-        session.used = now;
-        self.peers = Some(*name);
-        true
+    }
+
+    /// Those that have sessions.
+    pub(super) fn incarnations(&self) -> Vec<Incarnation> {
+        let mut all: Vec<_> = self.list.iter().filter_map(|session| session.incarnation).collect();
+        all.sort_unstable();
+        all.dedup();
+        all
+    }
+
+    /// The newest session with an incarnation.
+    pub(super) fn of_incarnation(&self, incarnation: &Incarnation) -> Option<Keys> {
+        let own = self.list.iter().filter(|session| session.incarnation.as_ref() == Some(incarnation));
+        own.max_by_key(|session| session.order).map(Session::keys)
+    }
+
+    /// Takes the sessions with an incarnation away, or those of which nothing is known; returns their names.
+    pub(super) fn end(&mut self, incarnation: Option<Incarnation>) -> Vec<[u8; 16]> {
+        let (ended, left) =
+            std::mem::take(&mut self.list).into_iter().partition(|one: &Session| one.incarnation == incarnation);
+        self.list = left;
+        let names: Vec<_> = ended.into_iter().map(|session| session.keys.local_name).collect();
+        self.current = self.current.filter(|name| !names.contains(name));
+        self.peers = self.peers.filter(|name| !names.contains(name));
+        names
     }
 
     /// A genuine pong came to a ping of ours under this session. It becomes the one that we ping with when it is
@@ -145,20 +239,24 @@ impl Sessions {
         }
         if let Some(session) = self.list.iter_mut().find(|session| session.keys.local_name == *name) {
             session.used = now;
+            session.introduced = true;
         }
     }
 }
 
 /// docs/protocol.md section 2.
 const MAX_SESSIONS: usize = 8;
-/// A ping that is repeated while this many younger ones came in between counts as new. A replay that old is answered,
-/// and does nothing else: a ping is no sign of life.
+/// Counts that are remembered: eight paths may be pinged at once, of which some are slower than the others by seconds.
+const WINDOW: usize = 64;
+/// The same of a peer that does not count its pings. One that is repeated while this many younger ones came in between counts as
+/// new: it is answered, and asked back within limits, and is no sign of life.
 const REMEMBERED_PINGS: usize = 16;
 /// Pings with one session before another is tried.
 const TRIES: u32 = 2;
 
 #[cfg(test)]
 mod tests {
+    use super::super::outstanding::counted;
     use super::*;
 
     const PATIENCE: Duration = Duration::from_millis(7_500);
@@ -210,7 +308,7 @@ mod tests {
         a.install(at(0), both(0).0, PATIENCE);
         b.install(at(0), both(0).1, PATIENCE);
         // a pings with it
-        assert!(b.pinged(at(1), &both(0).1.local_name, [1; 12]));
+        assert_eq!(b.pinged(at(1), &both(0).1.local_name, [1; 12]), Heard::New);
         a.ponged(at(2), &both(0).0.local_name, 0);
         // a minute later they finish in another order at each end
         for n in 0..500u32 {
@@ -261,12 +359,57 @@ mod tests {
         let mut sessions = Sessions::default();
         let name = both(1).0.local_name;
         sessions.install(at(0), both(1).0, PATIENCE);
-        assert!(sessions.pinged(at(1), &name, [1; 12]));
-        assert!(!sessions.pinged(at(2), &name, [1; 12]));
+        assert_eq!(sessions.pinged(at(1), &name, [1; 12]), Heard::New);
+        assert_eq!(sessions.pinged(at(2), &name, [1; 12]), Heard::Old);
         for n in 2..100 {
-            assert!(sessions.pinged(at(3), &name, [n; 12]));
+            assert_eq!(sessions.pinged(at(3), &name, [n; 12]), Heard::New);
         }
-        assert!(sessions.list[0].seen.len() <= REMEMBERED_PINGS);
-        assert!(!sessions.pinged(at(4), &both(2).0.local_name, [1; 12]), "unknown");
+        assert!(sessions.list[0].window.seen.len() <= REMEMBERED_PINGS);
+        assert_eq!(sessions.pinged(at(4), &both(2).0.local_name, [1; 12]), Heard::Old, "unknown");
+    }
+
+    #[test]
+    fn a_counted_ping_is_taken_once_for_good() {
+        let mut sessions = Sessions::default();
+        let PingKeys { key, local_name: name, .. } = both(1).0;
+        sessions.install(at(0), both(1).0, PATIENCE);
+        let mut ping = |count: u64| sessions.pinged(at(1), &name, counted(&key, &name, count));
+        // three of four are for others, and neighbours overtake each other
+        let order: Vec<u64> = (0..1_000u64).map(|n| 4 * (n ^ 1)).collect();
+        assert!(order.iter().all(|count| ping(*count) == Heard::New));
+        assert!(order.iter().all(|count| ping(*count) != Heard::New), "whatever is repeated");
+        assert_eq!(ping(4_000), Heard::New);
+        assert_eq!(ping(3_994), Heard::New, "it was late");
+        assert_eq!(ping(1), Heard::Old, "nobody knows whether it came before");
+        assert!(sessions.list[0].window.counts.len() <= WINDOW);
+    }
+
+    #[test]
+    fn who_counts_cannot_be_made_one_who_does_not() {
+        let mut sessions = Sessions::default();
+        let PingKeys { key, local_name: name, .. } = both(1).0;
+        sessions.install(at(0), both(1).0, PATIENCE);
+        assert_eq!(sessions.pinged(at(1), &name, counted(&key, &name, 1)), Heard::New);
+        assert_eq!(sessions.pinged(at(1), &name, [7; 12]), Heard::Old);
+        assert_eq!(sessions.pinged(at(1), &name, counted(&key, &both(1).0.remote_name, 2)), Heard::Old, "one of ours");
+    }
+
+    #[test]
+    fn the_sessions_of_a_life_end_together() {
+        let mut sessions = Sessions::default();
+        for n in 0..6 {
+            sessions.install(at(0), both(n).0, PATIENCE);
+            let incarnation = [(n % 2) as u8; 16];
+            if n < 4 {
+                assert!(sessions.set_incarnation(&both(n).0.local_name, incarnation));
+                assert!(!sessions.set_incarnation(&both(n).0.local_name, [9; 16]), "it stays with the first");
+            }
+        }
+        sessions.ponged(at(1), &both(3).0.local_name, 0);
+        assert_eq!(sessions.incarnations(), [[0; 16], [1; 16]]);
+        assert_eq!(sessions.end(Some([1; 16])).len(), 2);
+        assert!(!sessions.confirmed(), "it was the one to ping with");
+        assert_eq!((sessions.incarnations(), sessions.list.len()), (vec![[0; 16]], 4));
+        assert_eq!(sessions.end(None).len(), 2);
     }
 }

@@ -5,6 +5,8 @@ use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use aws_lc_rs::hmac;
+
 use super::address::{canonical, canonical_route, sendable};
 use super::limit::Limit;
 use super::meeting::Meetings;
@@ -15,7 +17,7 @@ use super::spare::{Class, Spares};
 use super::timers::{Owner, Timers};
 use super::unproven::Unproven;
 use super::{PathEvent, PathStats, PathView, PingOut, SharedKeys, TableFull, Traffic};
-use crate::addr::{NodeId, PingKeys, RemoteId, Route};
+use crate::addr::{Incarnation, NodeId, PingKeys, RemoteId, Route};
 use crate::config::PathConfig;
 use crate::time::Time;
 
@@ -46,6 +48,7 @@ pub struct PathTable {
     transmits: VecDeque<(Route, Purpose, Option<u8>)>,
     pub(super) events: VecDeque<PathEvent>,
     pub(super) counters: PathStats,
+    pub(super) incarnation: Incarnation,
     last_id: u64,
 }
 
@@ -65,6 +68,9 @@ impl PathTable {
         }
         let cap = config.max_remotes.saturating_mul(PINGS_PER_REMOTE);
         let pongs = config.max_stranger_pongs_per_second;
+        let mut incarnation = Incarnation::default();
+        let random = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, &seed), b"keynet-incarnation");
+        incarnation.iter_mut().zip(random.as_ref()).for_each(|(to, from)| *to = *from);
         Self {
             outstanding: Outstanding::new(seed, config.lost_after, cap),
             stranger_pongs: Limit::new(pongs, pongs),
@@ -83,6 +89,7 @@ impl PathTable {
             transmits: VecDeque::new(),
             events: VecDeque::new(),
             counters: PathStats::default(),
+            incarnation,
             last_id: 0,
         }
     }
@@ -362,13 +369,15 @@ impl PathTable {
     pub fn poll_transmit(&mut self, now: Time) -> Option<PingOut> {
         let (to, purpose, ttl) = self.transmits.pop_front()?;
         let keys = match &purpose {
-            Purpose::Path { keys: Some(Keys { remote_name, key, .. }), .. }
-            | Purpose::Meeting { keys: Keys { remote_name, key, .. }, .. } => Some((*remote_name, *key)),
-            _ => None,
+            Purpose::Path { keys, .. } => keys.as_ref(),
+            Purpose::Meeting { keys, .. } => Some(keys),
+            Purpose::Probe => None,
         };
+        let incarnation = keys.filter(|keys| !keys.introduced).map(|_| self.incarnation);
+        let keys = keys.map(|Keys { remote_name, key, .. }| (*remote_name, *key));
         let transaction = self.outstanding.insert(Asked { to, sent: now, purpose });
         self.counters.pings_out += 1;
-        Some(PingOut { via: to.via, to: to.to, transaction, keys, ttl })
+        Some(PingOut { via: to.via, to: to.to, transaction, keys, incarnation, ttl })
     }
 
     /// What happened, oldest first.

@@ -30,6 +30,7 @@ impl Peers {
             Ok(Ok(Some(body))) => match Open::decode(&body).and_then(|open| self.check_name(open)) {
                 Ok(open) => {
                     place.advance(Progress::Access);
+                    link.note_terms(&open.terms);
                     Ok(Some((link, open)))
                 }
                 Err(error) => {

@@ -195,15 +195,21 @@ impl Peers {
         Ok(Link::new(stream, peer, took))
     }
 
-    /// Judges who is at the other end, in either role, and tells the path table.
-    pub(super) fn judge(&self, stream: &TlsStream<UtpStream>, wanted: Option<&NodeId>) -> Result<PeerIdentity> {
+    /// Judges who is at the other end, in either role, and tells the path table; also the name of the new ping session.
+    pub(super) fn judge(
+        &self,
+        stream: &TlsStream<UtpStream>,
+        wanted: Option<&NodeId>,
+    ) -> Result<(PeerIdentity, [u8; 16])> {
         let (utp, connection) = stream.get_ref();
         let peer = finish(connection, wanted, &self.tls, self.judging_time())?;
         let mut exported = [0; 64];
         export(stream, &mut exported)?;
-        self.net.bind_node(utp.remote(), peer.leaf, ping_keys(&exported, wanted.is_some()));
+        let keys = ping_keys(&exported, wanted.is_some());
+        let session = keys.local_name;
+        self.net.bind_node(utp.remote(), peer.leaf, keys);
         self.learn(&peer, wanted);
-        Ok(peer)
+        Ok((peer, session))
     }
 
     /// Waits for this dial's turn among those to the same node.

@@ -13,7 +13,7 @@ use tokio_rustls::TlsStream;
 use crate::addr::unmapped;
 use crate::error::{Error, Reason, Result, Stage};
 use crate::net::UtpStream;
-use crate::open::{Answer, Collector, Open};
+use crate::open::{Answer, Collector, Open, Terms};
 use crate::tls::{access_denied, map_tls_error, PeerIdentity};
 
 /// uTP, TLS over it, and the node at the other end.
@@ -24,12 +24,18 @@ pub struct Link {
     pub address: SocketAddr,
     /// How long uTP and then TLS took to connect.
     pub(super) took: (Duration, Duration),
+    /// The name by which the peer pings us under this link's keys.
+    session: [u8; 16],
 }
 
 impl Link {
-    pub(super) fn new(stream: TlsStream<UtpStream>, peer: PeerIdentity, took: (Duration, Duration)) -> Self {
+    pub(super) fn new(
+        stream: TlsStream<UtpStream>,
+        (peer, session): (PeerIdentity, [u8; 16]),
+        took: (Duration, Duration),
+    ) -> Self {
         let address = unmapped(stream.get_ref().0.remote_address());
-        Self { stream, peer, address, took }
+        Self { stream, peer, address, took, session }
     }
 
     /// How long uTP and then TLS took to connect.
@@ -49,17 +55,41 @@ impl Link {
     /// Dialler: asks for a service. Errors: what the peer refused with, `OpenTimeout`, or how the link broke.
     pub async fn open(&mut self, open: &Open, deadline: Instant) -> Result<()> {
         let asked = async {
-            self.send(&open.encode()).await?;
+            self.send(&Open { terms: self.terms(), ..open.clone() }.encode()).await?;
             match self.receive().await? {
                 Some(body) => Answer::decode(&body)?.into_result(),
                 None => Err(Error::new(Reason::PeerClosed, Stage::Open, "the peer ended the stream without an answer")),
             }
         };
         let result = match timeout_at(deadline, asked).await {
-            Ok(result) => result,
+            Ok(result) => result.map(|terms| self.note_terms(&terms)),
             Err(_) => Err(Error::new(Reason::OpenTimeout, Stage::Open, "the peer did not answer Open")),
         };
         result.map_err(|error| error.with_node(self.peer.leaf).with_address(self.address))
+    }
+
+    /// What this side says of itself.
+    fn terms(&self) -> Terms {
+        Terms { incarnation: Some(self.utp().incarnation()), patience: Some(self.utp().patience()) }
+    }
+
+    /// Takes in what the other side says of itself. A stream outlives what the more patient side puts up with, unless the other
+    /// does not want to be waited for.
+    pub(super) fn note_terms(&self, theirs: &Terms) {
+        if let Some(incarnation) = theirs.incarnation {
+            self.utp().note_life(self.peer.leaf, &self.session, incarnation);
+        }
+        let own = self.utp().patience();
+        match theirs.patience {
+            Some(asked) if asked.is_zero() => self.utp().set_patience(asked),
+            Some(asked) if !own.is_zero() => self.utp().set_patience(own.max(asked.min(MAX_ASKED_PATIENCE))),
+            _ => {}
+        }
+    }
+
+    /// Acceptor: the answer that lets the peer in.
+    pub fn acceptance(&self) -> Answer {
+        Answer::Accepted(self.terms())
     }
 
     /// Acceptor: sends the answer. Errors: how the link broke.
@@ -232,5 +262,7 @@ pub(super) fn explain(error: &io::Error, stream: &UtpStream, stage: Stage) -> Er
 /// or the repetition of what was lost.
 const LOOK_EVERY: Duration = Duration::from_millis(5);
 const NO_PROGRESS: Duration = Duration::from_secs(2);
+/// The patience that a peer can ask for: what it costs is memory that a silent stream holds.
+const MAX_ASKED_PATIENCE: Duration = Duration::from_secs(300);
 /// Bytes read and ignored after the end.
 const MAX_IGNORED: usize = 64 << 10;

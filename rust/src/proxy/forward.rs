@@ -238,7 +238,7 @@ async fn dial_and_open(shared: &Arc<Shared>, wanted: &Wanted) -> Result<(Link, V
     let mut link = shared.peers.dial(&Dial { node, address: address.clone(), priority, deadline }).await?;
     shared.met(&link);
     let dialled = begin.elapsed();
-    link.open(&Open { service_port, node: Some(node), priority }, deadline).await?;
+    link.open(&Open { service_port, node: Some(node), priority, ..Open::default() }, deadline).await?;
     let (utp, tls) = link.took();
     // a link that another dial has made took its time before this one began
     let find = dialled.saturating_sub(utp + tls);

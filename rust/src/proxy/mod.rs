@@ -498,6 +498,21 @@ impl Shared {
         }
     }
 
+    /// A life of a node is over; the next one may be there already.
+    fn life_ended(&self, node: NodeId, address: SocketAddr, reason: Reason) {
+        let alive = self.peers.net.live_addresses(&node).first().copied();
+        let mut connected = self.connected.lock().unwrap_or_else(PoisonError::into_inner);
+        if connected.remove(&node).is_none() {
+            return;
+        }
+        tracing::info!(%node, %address, %reason, "peer lost");
+        self.publisher.publish(Event::PeerLost { node, address, reason });
+        drop(connected);
+        if let Some(alive) = alive {
+            self.found(node, unmapped(alive));
+        }
+    }
+
     /// A node whose path was lost answers again.
     fn found(&self, node: NodeId, address: SocketAddr) {
         let mut connected = self.connected.lock().unwrap_or_else(PoisonError::into_inner);
@@ -532,6 +547,7 @@ async fn watch_paths(shared: Arc<Shared>, mut paths: broadcast::Receiver<NetEven
             Ok(NetEvent::PathLost { node: Some(node), address, reason, .. }) => {
                 shared.lost(node, unmapped(address), reason);
             }
+            Ok(NetEvent::LifeEnded { node, address, reason, .. }) => shared.life_ended(node, unmapped(address), reason),
             Ok(NetEvent::PathFound { node, address, .. }) => shared.found(node, unmapped(address)),
             Ok(NetEvent::PathMoved { node: Some(node), from, to, relayed, .. }) => {
                 let was_relayed = from.via.is_relay();

@@ -16,7 +16,7 @@ use super::tunnel::carry;
 use super::Shared;
 use crate::error::{Error, Reason, Result, Stage};
 use crate::net::{Incoming, UtpStream};
-use crate::open::{Answer, Open};
+use crate::open::Open;
 use crate::peer::{Link, Place, Ticket};
 
 /// Takes what peers open until the socket closes.
@@ -113,7 +113,7 @@ async fn prepare(shared: &Arc<Shared>, stream: UtpStream, handshake: Place) -> O
         link.utp().trust();
     }
     match connected {
-        Ok((local, mut entry, place)) => match link.answer(&Answer::Accepted).await {
+        Ok((local, mut entry, place)) => match link.answer(&link.acceptance()).await {
             Ok(()) => {
                 entry.open();
                 Some(Tunnel { local, link, entry, place })

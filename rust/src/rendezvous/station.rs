@@ -259,7 +259,7 @@ impl Station {
 
     /// Registers over a link.
     async fn establish(&self, inner: &Inner, mut link: Link, deadline: Instant) -> Result<Established> {
-        let open = Open { service_port: SERVICE_PORT, node: Some(self.server.node), priority: Priority::Interactive };
+        let open = Open { service_port: SERVICE_PORT, node: Some(self.server.node), ..Open::default() };
         // it is dialled again at once; what an old session waits for is of no use to anybody
         link.utp().set_patience(Duration::ZERO);
         link.open(&open, deadline).await?;

@@ -78,7 +78,10 @@ fn vectors_of_rfc_5769() {
     let transaction = *b"\xb7\xe7\xa7\x01\xbc\x34\xd6\x86\xfa\x87\xdf\xae";
     for (vector, observed) in [(RFC5769_V4, v4()), (RFC5769_V6, v6())] {
         let message = hex(vector);
-        assert_eq!(decode(&message), Ok(Message::Pong(Pong { transaction, observed, keyed: false })));
+        assert_eq!(
+            decode(&message),
+            Ok(Message::Pong(Pong { transaction, observed, keyed: false, incarnation: None }))
+        );
         assert!(!verify(&message, &KEY), "MESSAGE-INTEGRITY with SHA-1 is not enough");
         // the type and length of FINGERPRINT itself are not covered
         let end = message.len() - 8;
@@ -104,12 +107,21 @@ fn vector_of_rfc_8489() {
 
 #[test]
 fn round_trips() {
-    assert_eq!(decode(&ping(false)), Ok(Message::Ping(Ping { transaction: TRANSACTION, session: None })));
-    assert_eq!(decode(&ping(true)), Ok(Message::Ping(Ping { transaction: TRANSACTION, session: Some(NAME) })));
+    assert_eq!(
+        decode(&ping(false)),
+        Ok(Message::Ping(Ping { transaction: TRANSACTION, session: None, incarnation: None }))
+    );
+    assert_eq!(
+        decode(&ping(true)),
+        Ok(Message::Ping(Ping { transaction: TRANSACTION, session: Some(NAME), incarnation: None }))
+    );
     for observed in [v4(), v6()] {
         for keyed in [false, true] {
             let message = pong(observed, keyed);
-            assert_eq!(decode(&message), Ok(Message::Pong(Pong { transaction: TRANSACTION, observed, keyed })));
+            assert_eq!(
+                decode(&message),
+                Ok(Message::Pong(Pong { transaction: TRANSACTION, observed, keyed, incarnation: None }))
+            );
             assert_eq!(verify(&message, &KEY), keyed);
         }
     }
@@ -200,7 +212,7 @@ fn what_is_neither_ping_nor_pong() {
     assert_eq!(request(0x0006, &HEXLOWER.encode(&NAME).as_bytes()[..30]), Ok(Message::Other));
     assert_eq!(request(0x001c, &[0; 32]), Ok(Message::Other), "a tag without a name");
     assert_eq!(request(0x0003, &[0; 4]), Ok(Message::Other), "CHANGE-REQUEST: must not be answered as if it were done");
-    let optional = Ping { transaction: TRANSACTION, session: None };
+    let optional = Ping { transaction: TRANSACTION, session: None, incarnation: None };
     assert_eq!(request(0x8022, b"someone"), Ok(Message::Ping(optional)));
     for (first, second) in [(0x00, 0x11), (0x01, 0x11), (0x00, 0x03), (0x01, 0x03), (0x3e, 0xef)] {
         let mut other = pong(v4(), false);
@@ -216,7 +228,10 @@ fn what_is_neither_ping_nor_pong() {
 fn an_unkeyed_ping_that_names_a_session_does_not_verify() {
     let name = HEXLOWER.encode(&NAME);
     let message = with_attribute(ping(false), 0x0006, name.as_bytes());
-    assert_eq!(decode(&message), Ok(Message::Ping(Ping { transaction: TRANSACTION, session: Some(NAME) })));
+    assert_eq!(
+        decode(&message),
+        Ok(Message::Ping(Ping { transaction: TRANSACTION, session: Some(NAME), incarnation: None }))
+    );
     assert!(!verify(&message, &KEY));
 }
 
@@ -282,8 +297,50 @@ proptest! {
     fn keys_are_any_32_bytes(key: [u8; 32], other: [u8; 32], name: [u8; 16], transaction: [u8; 12]) {
         let mut message = vec![];
         encode_ping(&mut message, transaction, Some((&name, &key)));
-        prop_assert_eq!(decode(&message), Ok(Message::Ping(Ping { transaction, session: Some(name) })));
+        prop_assert_eq!(decode(&message), Ok(Message::Ping(Ping { transaction, session: Some(name), incarnation: None })));
         prop_assert!(verify(&message, &key));
         prop_assert!(key == other || !verify(&message, &other));
     }
+}
+
+#[test]
+fn who_does_not_know_incarnations_answers_a_ping_that_has_one() {
+    let mut message = vec![];
+    encode_introduction(&mut message, TRANSACTION, (&NAME, &KEY), &[5; 16]);
+    assert_eq!(message.len(), LARGEST);
+    assert!(verify(&message, &KEY));
+    let expected = Ping { transaction: TRANSACTION, session: Some(NAME), incarnation: Some([5; 16]) };
+    assert_eq!(decode(&message), Ok(Message::Ping(expected)));
+    // RFC 8489 section 14: from 0x8000 on an attribute may be skipped, and one of any other number is in its place
+    let at = message.windows(2).position(|pair| pair == INCARNATION.value().to_be_bytes()).unwrap();
+    message[at..at + 2].copy_from_slice(&0xbfff_u16.to_be_bytes());
+    assert_eq!(decode(&message), Ok(Message::Ping(Ping { incarnation: None, ..expected })));
+    // and nobody can change it
+    assert!(!verify(&message, &KEY));
+}
+
+#[test]
+fn a_pong_says_which_life_it_is_of_and_is_no_larger_than_its_ping() {
+    for observed in [v4(), v6()] {
+        let mut answer = vec![];
+        assert!(encode_answer(&mut answer, TRANSACTION, observed, Some(&KEY), Some(&[5; 16]), LARGEST));
+        let expected = Pong { transaction: TRANSACTION, observed, keyed: true, incarnation: Some([5; 16]) };
+        assert_eq!(decode(&answer), Ok(Message::Pong(expected)));
+        assert!(verify(&answer, &KEY));
+    }
+    let unkeyed = with_attribute(pong(v4(), false), INCARNATION.value(), &[5; 16]);
+    assert!(matches!(decode(&unkeyed), Ok(Message::Pong(Pong { incarnation: None, .. }))), "anybody could say so");
+}
+
+#[test]
+fn a_goodbye_is_an_indication_with_a_key() {
+    let mut message = vec![];
+    encode_goodbye(&mut message, TRANSACTION, (&NAME, &KEY));
+    assert_eq!(message[..2], [0x00, 0x11], "RFC 8489 section 5: an indication");
+    assert!(verify(&message, &KEY) && !verify(&message, &[1; 32]));
+    let expected = Goodbye { transaction: TRANSACTION, session: NAME };
+    assert_eq!(decode(&message), Ok(Message::Goodbye(expected)));
+    let end = message.len() - 36;
+    let unkeyed = with_length(message[..end].to_vec());
+    assert_eq!(decode(&unkeyed), Ok(Message::Other));
 }

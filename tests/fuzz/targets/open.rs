@@ -33,7 +33,7 @@ pub fn messages(data: &[u8]) {
 /// The text is cut to what a message holds, so only the reason comes back whole.
 fn reason(answer: Answer) -> Option<Reason> {
     match answer {
-        Answer::Accepted => None,
+        Answer::Accepted(_) => None,
         Answer::Refused { reason, .. } => Some(reason),
     }
 }

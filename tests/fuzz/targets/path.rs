@@ -175,7 +175,13 @@ impl Outside {
         let (from, transaction, session) = (address(input), [input.u8(); 12], input.u8());
         let keys = keys(session % 20);
         let mut datagram = Vec::new();
-        stun::encode_ping(&mut datagram, transaction, (session < 200).then_some((&keys.local_name, &keys.key)));
+        let named = (&keys.local_name, &keys.key);
+        match session {
+            0..100 => stun::encode_ping(&mut datagram, transaction, Some(named)),
+            100..180 => stun::encode_introduction(&mut datagram, transaction, named, &[session % 3; 16]),
+            180..200 => stun::encode_goodbye(&mut datagram, transaction, named),
+            _ => stun::encode_ping(&mut datagram, transaction, None),
+        }
         damage(&mut datagram, input);
         self.arrive(Route { via, to: from }, &datagram);
     }
@@ -202,17 +208,20 @@ impl Outside {
     fn arrive(&mut self, from: Route, datagram: &[u8]) {
         match stun::decode(datagram) {
             Ok(Message::Ping(ping)) => {
-                let ping = PingIn { transaction: ping.transaction, session: ping.session, size: datagram.len() };
+                let stun::Ping { transaction, session, incarnation } = ping;
+                let ping = PingIn { transaction, session, incarnation, size: datagram.len() };
                 let verified = |key: &[u8; 32]| stun::verify(datagram, key);
                 let Some(pong) = self.table.handle_ping(self.now, from, &ping, verified) else { return };
                 assert_eq!((pong.transaction, pong.key.is_some()), (ping.transaction, ping.session.is_some()));
                 let mut out = Vec::new();
-                stun::encode_pong(&mut out, pong.transaction, pong.observed, pong.key.as_ref(), pong.room);
+                let (key, life) = (pong.key.as_ref(), pong.incarnation.as_ref());
+                stun::encode_answer(&mut out, pong.transaction, pong.observed, key, life, pong.room);
                 assert!(out.len() <= datagram.len(), "a pong larger than its ping");
             }
             Ok(Message::Pong(pong)) => {
                 let mut genuine = false;
-                let pong = PongIn { transaction: pong.transaction, observed: pong.observed, keyed: pong.keyed };
+                let stun::Pong { transaction, observed, keyed, incarnation } = pong;
+                let pong = PongIn { transaction, observed, keyed, incarnation };
                 self.table.handle_pong(self.now, from, &pong, |key| {
                     genuine = stun::verify(datagram, key);
                     genuine
@@ -220,6 +229,9 @@ impl Outside {
                 if genuine {
                     self.proven.push(unmapped(from.to));
                 }
+            }
+            Ok(Message::Goodbye(stun::Goodbye { transaction, session })) => {
+                self.table.handle_goodbye(self.now, &session, transaction, |key| stun::verify(datagram, key));
             }
             Ok(Message::Other) | Err(_) => {}
         }

@@ -20,7 +20,10 @@ pub fn messages(data: &[u8]) {
     let keyed = input.u8() & 1 == 1;
     let mut ping = Vec::new();
     encode_ping(&mut ping, transaction, keyed.then_some((&name, &KEY)));
-    assert_eq!(decode(&ping), Ok(Message::Ping(Ping { transaction, session: keyed.then_some(name) })));
+    assert_eq!(
+        decode(&ping),
+        Ok(Message::Ping(Ping { transaction, session: keyed.then_some(name), incarnation: None }))
+    );
     assert_eq!(verify(&ping, &KEY), keyed);
 
     let observed = address(&mut input);

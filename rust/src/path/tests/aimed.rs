@@ -16,7 +16,7 @@ impl Bench {
     fn came(&mut self, n: u32, from: SocketAddr) {
         let mut name = keys(0).local_name;
         name[..4].copy_from_slice(&n.to_be_bytes());
-        let ping = PingIn { transaction: [n as u8; 12], session: Some(name), size: 92 };
+        let ping = PingIn { transaction: [n as u8; 12], session: Some(name), size: 92, incarnation: None };
         assert!(self.table.handle_ping(self.now, from, &ping, |_| true).is_some());
         self.collect();
     }
@@ -119,7 +119,7 @@ fn whoever_has_found_the_peer_makes_way() {
     }
     let first = bench.pass(millis(100));
     assert!(first.iter().all(|ping| ping.to == address(1)), "{first:?}");
-    let pong = PongIn { transaction: first[3].transaction, observed: own(), keyed: true };
+    let pong = PongIn { transaction: first[3].transaction, observed: own(), keyed: true, incarnation: None };
     bench.table.handle_pong(bench.now, crate::addr::Route { via: first[3].via, to: address(1) }, &pong, |_| true);
     let second = bench.pass(millis(100));
     assert_eq!(second.iter().filter(|ping| ping.to == address(2)).count(), 16, "{second:?}");

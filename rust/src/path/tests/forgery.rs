@@ -56,7 +56,7 @@ fn ping_under_an_unknown_session() {
 fn ping_with_a_wrong_key() {
     for from in [address(1), address(66)] {
         changes_nothing(|bench, _| {
-            let ping = PingIn { transaction: [3; 12], session: Some(keys(1).local_name), size: 92 };
+            let ping = PingIn { transaction: [3; 12], session: Some(keys(1).local_name), size: 92, incarnation: None };
             assert_eq!(bench.table.handle_ping(bench.now, from, &ping, |_| false), None);
         });
     }
@@ -91,8 +91,7 @@ fn a_genuine_ping_is_no_sign_of_life() {
     // it may be an old one, recorded and sent again; only what answers us counts
     let (mut bench, remote, _) = pinged();
     for n in 0..100 {
-        let answered = bench.keyed_ping(address(1), n, 1).is_some();
-        assert_eq!(answered, n < 75, "until the path is lost, 7.5 s after the first ping that nobody answered");
+        assert!(bench.keyed_ping(address(1), n, 1).is_some());
         bench.pass(millis(100));
     }
     assert_eq!(bench.lost(), [remote]);
@@ -129,6 +128,7 @@ fn pings_are_answered_as_they_were_asked() {
         transaction: [1; 12],
         observed: address(1),
         key: Some(keys(1).key),
+        incarnation: None,
         room: 92,
     };
     assert_eq!(keyed, expected);

@@ -34,7 +34,7 @@ fn data_that_goes_out_is_none() {
         bench.table.handle_sent(bench.now, remote);
         pings += bench.pass(millis(100)).len();
     }
-    assert!((8..=10).contains(&pings), "after 250 ms, after 500 more, then one a second: {pings}");
+    assert!((10..=12).contains(&pings), "after 250 ms, after 500 more, then one a second: {pings}");
     assert_eq!(bench.lost(), [remote]);
 }
 
@@ -108,7 +108,7 @@ fn a_silent_path_is_one_until_it_answers() {
     bench.table.handle_sent(bench.now, remote);
     bench.pass(seconds(20));
     assert_eq!(bench.lost(), [remote]);
-    assert!(!bench.table.has_silent_path(&node(1)));
+    assert!(bench.table.has_silent_path(&node(1)), "it is looked for as long as somebody waits");
 }
 
 #[test]
@@ -283,7 +283,7 @@ fn our_own_address_is_reported_when_it_is_news_to_whoever_sees_it() {
     for n in 0..200u16 {
         let ping = bench.pass(seconds(15)).remove(0);
         let observed = SocketAddr::new(own().ip(), 5_000 + n % 2);
-        let pong = PongIn { transaction: ping.transaction, observed, keyed: true };
+        let pong = PongIn { transaction: ping.transaction, observed, keyed: true, incarnation: None };
         bench.table.handle_pong(bench.now, ping.to, &pong, |_| true);
     }
     // the last of the first sixty seconds was another: 200 changes of mind, each told once

@@ -83,7 +83,7 @@ fn who_does_not_know_the_key_gets_nothing() {
     let mut bench = Bench::new();
     bench.meet(1, plan(&[1]));
     let pings = bench.drain();
-    let ping = PingIn { transaction: [1; 12], session: Some(keys(1).local_name), size: 92 };
+    let ping = PingIn { transaction: [1; 12], session: Some(keys(1).local_name), size: 92, incarnation: None };
     assert_eq!(bench.table.handle_ping(bench.now, address(66), &ping, |_| false), None);
     bench.pong(address(1), pings[0].transaction, Some([66; 32]));
     bench.pong(address(66), pings[0].transaction, Some(keys(1).key));
@@ -279,12 +279,12 @@ fn a_search_from_many_sockets_ends_with_one_of_them() {
     assert_eq!(pings.iter().map(|ping| ping.via).collect::<HashSet<_>>().len(), 40);
     // the peer's question comes in through one of them
     let hit = Route { via: Via(17), to: address(3) };
-    let ping = PingIn { transaction: [1; 12], session: Some(keys(1).local_name), size: 92 };
+    let ping = PingIn { transaction: [1; 12], session: Some(keys(1).local_name), size: 92, incarnation: None };
     let pong = bench.table.handle_ping(bench.now, hit, &ping, |key| *key == keys(1).key).unwrap();
     assert_eq!((pong.via, pong.to), (Via(17), address(3)));
     let back = bench.drain();
     assert_eq!((back[0].via, back[0].to), (Via(17), address(3)));
-    let pong = PongIn { transaction: back[0].transaction, observed: own(), keyed: true };
+    let pong = PongIn { transaction: back[0].transaction, observed: own(), keyed: true, incarnation: None };
     bench.table.handle_pong(bench.now, hit, &pong, |_| true);
     let remote = bench.met()[0].0;
     assert_eq!(bench.table.route_of(remote), Some(hit));
@@ -301,7 +301,8 @@ impl Bench {
         for _ in 0..duration.as_millis() / 20 {
             for ping in self.pass(millis(20)) {
                 if ping.via == via {
-                    let pong = PongIn { transaction: ping.transaction, observed: own(), keyed: true };
+                    let pong =
+                        PongIn { transaction: ping.transaction, observed: own(), keyed: true, incarnation: None };
                     self.table.handle_pong(self.now, Route { via, to: ping.to }, &pong, |_| true);
                 }
             }

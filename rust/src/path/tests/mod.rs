@@ -12,6 +12,7 @@ use crate::time::Time;
 mod aimed;
 mod forgery;
 mod keepalive;
+mod lives;
 mod meeting;
 mod nats;
 mod network;
@@ -88,21 +89,22 @@ impl Bench {
     }
 
     fn pong(&mut self, from: impl Into<Route>, transaction: [u8; 12], key: Option<[u8; 32]>) {
-        let pong = PongIn { transaction, observed: own(), keyed: key.is_some() };
+        let pong = PongIn { transaction, observed: own(), keyed: key.is_some(), incarnation: None };
         self.table.handle_pong(self.now, from, &pong, |expected| Some(*expected) == key);
         self.collect();
     }
 
     /// A ping that the peer of session `n` sends.
     fn keyed_ping(&mut self, from: SocketAddr, transaction: u8, n: u8) -> Option<PongOut> {
-        let ping = PingIn { transaction: [transaction; 12], session: Some(keys(n).local_name), size: 92 };
+        let ping =
+            PingIn { transaction: [transaction; 12], session: Some(keys(n).local_name), size: 92, incarnation: None };
         let pong = self.table.handle_ping(self.now, from, &ping, |key| *key == keys(n).key);
         self.collect();
         pong
     }
 
     fn unkeyed_ping(&mut self, from: SocketAddr) -> Option<PongOut> {
-        let ping = PingIn { transaction: [9; 12], session: None, size: 44 };
+        let ping = PingIn { transaction: [9; 12], session: None, size: 44, incarnation: None };
         let pong = self.table.handle_ping(self.now, from, &ping, |_| unreachable!("there is nothing to verify"));
         self.collect();
         pong

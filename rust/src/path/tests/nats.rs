@@ -217,7 +217,7 @@ impl World {
         let route = Route { via, to: from };
         match packet {
             Packet::Ping { transaction, keys } => {
-                let ping = PingIn { transaction, session: keys.map(|(name, _)| name), size: 92 };
+                let ping = PingIn { transaction, session: keys.map(|(name, _)| name), size: 92, incarnation: None };
                 let key = keys.map(|(_, key)| key);
                 if let Some(pong) = side.table.handle_ping(now, route, &ping, |expected| Some(*expected) == key) {
                     let packet = Packet::Pong { transaction, observed: pong.observed, key: pong.key };
@@ -225,7 +225,7 @@ impl World {
                 }
             }
             Packet::Pong { transaction, observed, key } => {
-                let pong = PongIn { transaction, observed, keyed: key.is_some() };
+                let pong = PongIn { transaction, observed, keyed: key.is_some(), incarnation: None };
                 side.table.handle_pong(now, route, &pong, |expected| Some(*expected) == key);
             }
         }

@@ -132,7 +132,7 @@ impl World {
         let (now, side) = (self.now, &mut self.sides[n]);
         match packet {
             Packet::Ping { transaction, keys } => {
-                let ping = PingIn { transaction, session: keys.map(|(name, _)| name), size: 92 };
+                let ping = PingIn { transaction, session: keys.map(|(name, _)| name), size: 92, incarnation: None };
                 let key = keys.map(|(_, key)| key);
                 if let Some(pong) = side.table.handle_ping(now, from, &ping, |expected| Some(*expected) == key) {
                     let packet = Packet::Pong { transaction, observed: pong.observed, key: pong.key };
@@ -140,7 +140,7 @@ impl World {
                 }
             }
             Packet::Pong { transaction, observed, key } => {
-                let pong = PongIn { transaction, observed, keyed: key.is_some() };
+                let pong = PongIn { transaction, observed, keyed: key.is_some(), incarnation: None };
                 side.table.handle_pong(now, from, &pong, |expected| Some(*expected) == key);
             }
             Packet::Data => {

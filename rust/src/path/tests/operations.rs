@@ -100,7 +100,8 @@ impl Outside {
                 let Some(ping) = self.pings.iter().rev().nth(ping).cloned() else { return };
                 let key = ping.keys.map(|(_, key)| if forged { [0xbb; 32] } else { key });
                 let from = Route { via: ping.via, to: elsewhere.map_or(ping.to, address) };
-                let pong = PongIn { transaction: ping.transaction, observed: own(), keyed: key.is_some() };
+                let pong =
+                    PongIn { transaction: ping.transaction, observed: own(), keyed: key.is_some(), incarnation: None };
                 table.handle_pong(now, from, &pong, |expected| Some(*expected) == key);
             }
             Operation::Punch(to, timeout) => {

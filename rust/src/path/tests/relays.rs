@@ -154,7 +154,8 @@ fn when_a_relay_goes_its_paths_go() {
 
 /// Whether a ping of the peer that comes by this way is answered.
 fn answers(bench: &mut Bench, via: Via, transaction: u8) -> bool {
-    let ping = PingIn { transaction: [transaction; 12], session: Some(keys(1).local_name), size: 92 };
+    let ping =
+        PingIn { transaction: [transaction; 12], session: Some(keys(1).local_name), size: 92, incarnation: None };
     let from = Route { via, to: address(1) };
     bench.table.handle_ping(bench.now, from, &ping, |key| *key == keys(1).key).is_some()
 }
@@ -290,7 +291,7 @@ fn who_wants_direct_paths_only_makes_none_of_what_comes_over_relays() {
     let pong = bench.keyed_ping(address(8), 1, 1);
     assert!(pong.is_some(), "the peer is answered, so that it knows that its way is one");
     let over = Route { via: RELAY, to: address(1) };
-    let ping = PingIn { transaction: [2; 12], session: Some(keys(1).local_name), size: 92 };
+    let ping = PingIn { transaction: [2; 12], session: Some(keys(1).local_name), size: 92, incarnation: None };
     bench.table.handle_ping(bench.now, over, &ping, |key| *key == keys(1).key);
     let asked = bench.drain();
     assert!(!asked.iter().any(|ping| ping.to == address(8) || ping.via == RELAY), "and not asked back: {asked:?}");

@@ -285,3 +285,64 @@ fn after_a_change_of_network_every_path_in_use_has_to_answer_anew() {
     assert_eq!(bench.table.destinations(8), [address(1)]);
     assert_eq!(bench.table.destinations(0), []);
 }
+
+/// An observer is faster with a copy of each ping than the peer, from addresses of its own.
+#[test]
+fn copies_of_pings_from_elsewhere_keep_no_peer_from_roaming() {
+    let mut bench = Bench::new();
+    let remote = bench.peer(address(1), 1);
+    let ping = |bench: &mut Bench, from: SocketAddr, count: u64| {
+        let PingKeys { key, local_name, .. } = keys(1);
+        let transaction = crate::path::outstanding::counted(&key, &local_name, count);
+        let ping = PingIn { transaction, session: Some(local_name), size: 92, incarnation: None };
+        bench.table.handle_ping(bench.now, from, &ping, |expected| *expected == key)
+    };
+    // recorded earlier
+    for count in 0..25 {
+        assert!(ping(&mut bench, address(1), count).is_some());
+    }
+    bench.table.handle_sent(bench.now, remote);
+    for n in 0..1_000 {
+        assert!(ping(&mut bench, address(100 + n % 20), u64::from(n % 25)).is_none(), "an old one");
+        bench.pass(millis(1));
+    }
+    assert!(!targets(&bench.pass(seconds(1))).iter().any(|to| *to != address(1)), "nobody else is asked for it");
+    assert!(ping(&mut bench, address(66), 30).is_some(), "the copy of a new one");
+    assert!(ping(&mut bench, address(2), 30).is_none());
+    assert!(ping(&mut bench, address(2), 31).is_some(), "the peer pings from its new address again");
+    let back = bench.drain().into_iter().find(|ping| ping.to == address(2)).unwrap();
+    bench.answer(&back);
+    assert_eq!(bench.table.address_of(remote), Some(address(2)));
+}
+
+#[test]
+fn a_copy_that_was_faster_costs_the_peer_no_answer() {
+    let mut bench = Bench::new();
+    bench.peer(address(1), 1);
+    let PingKeys { key, local_name, .. } = keys(1);
+    let transaction = crate::path::outstanding::counted(&key, &local_name, 7);
+    let ping = PingIn { transaction, session: Some(local_name), size: 92, incarnation: None };
+    for (from, answered) in [(address(66), true), (address(1), true), (address(66), false)] {
+        let pong = bench.table.handle_ping(bench.now, from, &ping, |expected| *expected == key);
+        assert_eq!(pong.is_some(), answered, "{from}");
+    }
+}
+
+#[test]
+fn one_address_uses_up_nobody_elses_pings_back() {
+    let mut bench = Bench::new();
+    let remote = bench.peer(address(1), 1);
+    bench.table.handle_sent(bench.now, remote);
+    bench.pass(seconds(2));
+    let mut asked = std::collections::HashMap::new();
+    for n in 0..80 {
+        for (i, from) in [address(66), address(67), address(2)].into_iter().enumerate() {
+            bench.keyed_ping(from, 3 * n + i as u8, 1);
+            for ping in bench.drain() {
+                *asked.entry(ping.to).or_insert(0) += 1;
+            }
+        }
+        bench.now += millis(12);
+    }
+    assert!(asked.get(&address(2)).copied().unwrap_or(0) >= 4, "{asked:?}");
+}

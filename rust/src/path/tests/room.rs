@@ -145,7 +145,7 @@ fn five_hundred_handshakes_at_once_leave_the_path_alive() {
 fn exchange(one: &mut Bench, other: &mut Bench, from: SocketAddr) {
     for ping in one.pass(millis(100)) {
         let (name, key) = ping.keys.unwrap();
-        let arriving = PingIn { transaction: ping.transaction, session: Some(name), size: 92 };
+        let arriving = PingIn { transaction: ping.transaction, session: Some(name), size: 92, incarnation: None };
         if let Some(pong) = other.table.handle_ping(other.now, from, &arriving, |expected| *expected == key) {
             one.pong(ping.to, pong.transaction, pong.key);
         }
