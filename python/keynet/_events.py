@@ -50,8 +50,8 @@ class PeerLost:
     """The peer does not answer (`peer_lost`), has started anew (`peer_restarted`), or has ended (`peer_gone`).
 
     In the first case its connections wait for it, for as long as `patience=` says, and `PeerConnected` tells of its
-    return. In the others they have ended. A peer without connections is watched for 45 s after its last traffic; one that goes away later is not reported,
-    nor is its return.
+    return. In the others they have ended. A peer without connections is watched for 45 s after its last traffic; one
+    that goes away later is not reported, nor is its return.
     """
 
     node_id: NodeId

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import select
+import signal
 import subprocess
 import sys
 import tempfile
@@ -55,6 +56,14 @@ class Program:
         line, _, self._rest = self._rest.partition(b"\n")
         found: dict[str, Any] = json.loads(line)
         return found
+
+    def stop(self) -> None:
+        """It gets no CPU any more."""
+        self.process.send_signal(signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        """It gets the CPU again."""
+        self.process.send_signal(signal.SIGCONT)
 
     def kill(self) -> None:
         """Ends it at once, without a word to anybody."""

@@ -125,6 +125,46 @@ def test_what_happens_to_the_path_of_one(who: str, lab: Lab, record_property: Re
         flow.ends_well()
 
 
+OUTAGES = [
+    pytest.param(20.0, id="20s", marks=pytest.mark.slow),
+    pytest.param(60.0, id="60s", marks=pytest.mark.matrix),
+]
+
+
+@pytest.mark.parametrize("seconds", OUTAGES)
+@WHO
+def test_an_outage(seconds: float, who: str, lab: Lab, record_property: Record):
+    """Nothing passes for far longer than a peer takes to be reported as lost."""
+    for name in "ab":
+        lab.host(name, "port-restricted")
+    with lab:
+        flow = Flow(lab, record_property)
+        flow.survives(f"outage of {seconds:.0f} s", lambda: cut(lab.hosts[who], seconds))
+        flow.ends_well()
+        assert "PeerLost" in [event["event"] for event in flow.a.ask("events")["events"]], flow.story()
+
+
+@pytest.mark.matrix
+@pytest.mark.parametrize("who", ["a", "b", "ab"])
+def test_stopped_processes(who: str, lab: Lab, record_property: Record):
+    """One node, or both, get no CPU for a minute."""
+    for name in "ab":
+        lab.host(name, "port-restricted")
+    with lab:
+        flow = Flow(lab, record_property)
+        nodes = [getattr(flow, name) for name in who]
+
+        def stop() -> None:
+            for node in nodes:
+                node.stop()
+            time.sleep(60.0)
+            for node in nodes:
+                node.go_on()
+
+        flow.survives(f"{who} stopped for 60 s", stop)
+        flow.ends_well()
+
+
 @pytest.mark.slow
 @WHO
 def test_roaming(who: str, lab: Lab, record_property: Record):

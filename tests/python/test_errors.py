@@ -60,6 +60,8 @@ def test_every_class_is_raised_for_some_reason_or_groups_others() -> None:
         ("access_denied", (keynet.AccessDenied, PermissionError)),
         ("identity_exposed", (keynet.IdentityError, PermissionError, ValueError)),
         ("peer_lost", (keynet.ConnectionLost, ConnectionError)),
+        ("peer_restarted", (keynet.PeerRestartedError, keynet.ConnectionLost)),
+        ("peer_gone", (keynet.PeerGoneError, keynet.ConnectionLost)),
         ("unknown_node", (LookupError,)),
         ("rendezvous_unreachable", (keynet.RendezvousUnreachable, keynet.DialError)),
         ("peer_offline", (keynet.PeerOffline, keynet.DialError)),

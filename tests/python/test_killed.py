@@ -89,10 +89,10 @@ def why(events: keynet.Events, lost: str, connections: int) -> None:
     while ended < connections or not peers:
         event = events.next(30)
         if isinstance(event, keynet.PeerLost):
-            assert (event.node_id, event.reason) == (lost, keynet.Reason.PEER_LOST)
+            assert (event.node_id, event.reason) == (lost, keynet.Reason.PEER_GONE), "its host says so"
             peers += 1
         elif isinstance(event, keynet.ConnectionClosed):
-            assert event.connection.reason is keynet.Reason.PEER_LOST
+            assert event.connection.reason is keynet.Reason.PEER_GONE
             ended += 1
 
 

@@ -98,7 +98,7 @@ def test_the_life_of_a_node_is_told_at_info(
             f"dial failed error=access denied: the peer refused: {why} [stage open, node {bob.node_id}",
             f"peer refused error=access denied: {why} [stage open, node {alice.node_id}",
             f"node closed node={alice.node_id}",
-            f"peer lost node={alice.node_id} address={caller} reason=peer_lost",
+            f"peer lost node={alice.node_id} address={caller} reason=peer_gone",
         }
         deadline = time.monotonic() + 20
         while time.monotonic() < deadline and wanted:

@@ -87,7 +87,7 @@ def test_a_peer_that_is_killed(alice: keynet.Identity, tmp_path: pathlib.Path) -
             while not isinstance(event := events.next(30), keynet.PeerLost):
                 pass
             assert event.node_id == server.node_id
-            assert event.reason is keynet.Reason.PEER_LOST
+            assert event.reason is keynet.Reason.PEER_GONE
             assert a.connections() == []
 
 

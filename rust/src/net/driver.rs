@@ -16,6 +16,7 @@ use tokio::sync::mpsc;
 use super::conn::{Conn, ConnState};
 use super::core::Core;
 use super::locals::usual_source;
+use super::refused::Refusal;
 use super::socket::{may_be_gone, Socket};
 use super::sockets::Sockets;
 use super::wire::WIRE_SEGMENTS;
@@ -194,10 +195,6 @@ impl Driver<'_> {
             }
         }
         self.receive_buffer = buffer;
-        while let Some(refusal) = socket.refusal() {
-            let now = self.inner.clock.now();
-            self.inner.core().paths.handle_refusal(now, refusal.by, refusal.to, &refusal.transaction);
-        }
     }
 
     /// Takes what relays have brought, up to a budget.
@@ -532,7 +529,12 @@ impl Driver<'_> {
         }
         // a path whose socket has just been closed is about to be given up
         let Some(socket) = self.sockets.find(route.via) else { return Sent::Other };
-        match socket.send(route.to, source, &self.out, segment_size) {
+        let sent = socket.send(route.to, source, &self.out, segment_size);
+        // the runtime does not wake anybody for these, but the next datagram hears of them, and a silent peer is pinged on
+        while let Some(Refusal { by, to, transaction }) = socket.refusal() {
+            core.paths.handle_refusal(self.inner.clock.now(), by, to, &transaction);
+        }
+        match sent {
             Ok(()) => {
                 core.stats.datagrams_out += segment_size.map_or(1, |size| self.out.len().div_ceil(size)) as u64;
                 core.stats.bytes_out += self.out.len() as u64;
