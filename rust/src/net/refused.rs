@@ -54,6 +54,9 @@ mod queue {
     use std::mem::{size_of, zeroed};
     use std::os::fd::AsRawFd;
 
+    /// `cmsghdr`: length, level, type.
+    const HEADER: usize = size_of::<usize>() + 8;
+
     /// Bytes aligned as the kernel's structures are.
     #[repr(align(8))]
     struct Aligned<const N: usize>([u8; N]);
@@ -77,20 +80,32 @@ mod queue {
             unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut header, libc::MSG_ERRQUEUE | libc::MSG_DONTWAIT) };
         let quoted = usize::try_from(length).ok()?;
         let control = control.0.get(..header.msg_controllen as usize).unwrap_or_default();
-        let (refused, by) = error_of(control).unwrap_or((false, None));
+        let (refused, by) = messages(control).find_map(error_of).unwrap_or((false, None));
         Some(Report { by, to: address(&name.0), refused, quoted })
+    }
+
+    /// The control messages, each with its header (cmsg(3)); a timestamp may stand in front of the error.
+    fn messages(mut control: &[u8]) -> impl Iterator<Item = &[u8]> {
+        std::iter::from_fn(move || {
+            let length = usize::from_ne_bytes(*control.first_chunk()?);
+            let (message, _) = control.split_at_checked(length).filter(|_| length >= HEADER)?;
+            control = control.get(length.next_multiple_of(size_of::<usize>())..).unwrap_or_default();
+            Some(message)
+        })
     }
 
     /// Whether a control message says "port unreachable", and who says it: `cmsghdr`, `sock_extended_err`, an address (ip(7),
     /// IP_RECVERR).
     fn error_of(control: &[u8]) -> Option<(bool, Option<IpAddr>)> {
         let word = |at: usize| Some(i32::from_ne_bytes(*control.get(at..)?.first_chunk()?));
-        let data = size_of::<usize>() + 8;
+        let data = HEADER;
         let kind = (word(size_of::<usize>())?, word(size_of::<usize>() + 4)?);
-        let known = [(libc::IPPROTO_IP, libc::IP_RECVERR), (libc::IPPROTO_IPV6, libc::IPV6_RECVERR)];
+        if !matches!(kind, (libc::IPPROTO_IP, libc::IP_RECVERR) | (libc::IPPROTO_IPV6, libc::IPV6_RECVERR)) {
+            return None;
+        }
         let origin = *control.get(data + 4)?;
         let from_outside = matches!(origin, libc::SO_EE_ORIGIN_ICMP | libc::SO_EE_ORIGIN_ICMP6);
-        let refused = known.contains(&kind) && from_outside && word(data)? == libc::ECONNREFUSED;
+        let refused = from_outside && word(data)? == libc::ECONNREFUSED;
         let by = control.get(data + size_of::<libc::sock_extended_err>()..).and_then(address);
         Some((refused, by.map(|address| address.ip())))
     }
