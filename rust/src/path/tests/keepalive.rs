@@ -291,7 +291,7 @@ fn our_own_address_is_reported_when_it_is_news_to_whoever_sees_it() {
     for _ in 0..200 {
         let ping = bench.pass(seconds(15)).remove(0);
         let observed = SocketAddr::new(own().ip(), 5_001);
-        let pong = PongIn { transaction: ping.transaction, observed, keyed: true };
+        let pong = PongIn { transaction: ping.transaction, observed, keyed: true, incarnation: None };
         bench.table.handle_pong(bench.now, ping.to, &pong, |_| true);
     }
     assert_eq!(news(&mut bench), 0, "what stays is no news");
