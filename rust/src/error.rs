@@ -223,11 +223,11 @@ reasons! {
     ServiceReset = 105, "service_reset", Service, 502, "connection_terminated", "look at the server: it closed before the stream had ended";
     /// The peer's process has started anew, and knows nothing of the connection.
     PeerRestarted = 106, "peer_restarted", Peer, 502, "connection_terminated", "connect again: the peer is back";
+    /// The node has lost its access while it was connected.
+    AccessRevoked = 107, "access_revoked", Peer, 403, "http_request_denied", "ask the peer why this node's id is no longer on its allow list; where it was this node that ended it, nothing";
     /// The peer has ended: it said so, or its machine says that nobody is there.
     PeerGone = 108, "peer_gone", Peer, 502, "connection_terminated", "connect again when the peer is back";
 
-    /// The node has lost its access while it was connected.
-    AccessRevoked = 107, "access_revoked", Peer, 403, "http_request_denied", "ask the peer why this node's id is no longer on its allow list; where it was this node that ended it, nothing";
 
     /// A broken promise of keynet's own code.
     Internal = 120, "internal", Keynet, 500, "proxy_internal_error", "report this with the log";
