@@ -6,7 +6,8 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from ._reasons import Reason
+from . import _obstacle
+from ._reasons import Reason, Stage
 
 if TYPE_CHECKING:
     from ._status import Candidate, Meeting, PathExplanation, PathStatus, RelayStatus
@@ -19,11 +20,13 @@ _ADVICE = {
     Reason.BOTH_SYMMETRIC: "No punching gets through two such NATs. Give one of the nodes a relay (`relays=`, or a "
     "rendezvous that runs one: `keynet rendezvous --relay`), forward a UDP port to one of them in its router (and give "
     "that node `listen=` with that port), switch on UPnP or PCP there, or use IPv6 on both sides.",
+    Reason.PEER_LOST: "Its machine, or the network in between, has stopped answering. Connections that are open go "
+    "on when it answers again; `keynet status` shows since when nothing was heard.",
     Reason.RELAY_UNREACHABLE: "Check that the relay runs, and its address. Where UDP is blocked it is reached by "
     "TCP or TLS only: give `turns:` with port 443 as well.",
     Reason.RELAY_REFUSED: "Check the user and the password of the relay; its operator can tell about quotas.",
-    Reason.PEER_OFFLINE: "Check on its machine that it runs, and that `keynet status` there shows one of this node's "
-    "rendezvous nodes as connected. A node that has just started registers within seconds.",
+    Reason.PEER_OFFLINE: "Run `keynet status` on its machine: it must show one of this node's rendezvous nodes as "
+    "connected. A node that has just started, or whose network was away, registers within seconds: dial again.",
     Reason.UDP_BLOCKED: "Use a relay over TLS (`turns:USER:PASSWORD@HOST:443` in `relays=`, or a rendezvous that runs "
     "one: `--relay-tls` with port 443), or allow outgoing UDP in this network's firewall. Where an HTTP proxy is the "
     "only way out, name it in `https_proxy`. `keynet doctor` shows what passes.",
@@ -51,13 +54,19 @@ def describe(explanation: PathExplanation) -> str:
         lines.append(f"Known addresses: {_some(explanation.known_addresses)}.")
     if explanation.meeting is not None:
         lines += _meeting(explanation.meeting)
+    lines += _surroundings(explanation)
     cause = explanation.cause
+    used = _used(explanation.paths)
     if cause is not None:
         lines.append(f"What went wrong: {_failure(cause)}.")
-        lines.append(f"What to do: {_advice(cause, explanation.meeting)}")
+        if (why := _missed(cause, explanation.meeting)) is not None:
+            lines.append(f"Why: {why.cause}.")
+        lines.append(f"What to do: {_advice(cause, explanation)}")
+    elif used is not None and used.relayed and explanation.connected:
+        lines += _why_relayed(explanation)
     elif explanation.connected and explanation.last_error is not None:
         lines.append(f"The last connection failed all the same: {_failure(explanation.last_error)}.")
-        lines.append(f"What to do: {_advice(explanation.last_error, None)}")
+        lines.append(f"What to do: {advice(explanation.last_error)}")
     elif _is_unknown(explanation):
         lines.append(f"What to do: {_ADVICE[Reason.UNKNOWN_NODE]}")
     return "\n".join(lines)
@@ -65,7 +74,7 @@ def describe(explanation: PathExplanation) -> str:
 
 def nat(summary: str) -> str:
     """What a NAT does, from the line that the core sums it up in."""
-    if summary == _BLOCKED:
+    if summary == _obstacle.BLOCKED:
         return "nothing comes back by UDP: it is blocked"
     found = _SUMMARY.fullmatch(summary)
     if found is None:
@@ -82,7 +91,6 @@ def nat(summary: str) -> str:
     return f"a symmetric NAT: it shows each destination another port{how}" + (f",{lets_in}" if lets_in else "")
 
 
-_BLOCKED = "UDP is blocked"
 _FIRST_RELAY = 0x8000
 """`PathStatus.socket` of the first path through a relay of this node."""
 _SUMMARY = re.compile(r"(no NAT|NAT|NAT unknown), mapping ([a-z-]+), filtering ([a-z-]+), ports (.+)")
@@ -130,7 +138,8 @@ def _paths(explanation: PathExplanation) -> Iterator[str]:
     paths = explanation.paths
     used = _used(paths)
     if used is not None:
-        yield f"Why this path: {_why(used, [path for path in paths if path.proven])}."
+        found = "" if used.relayed else _credit(used, explanation.meeting)
+        yield f"Why this path: {_why(used, [path for path in paths if path.proven])}{found}."
     if used is not None and used.relayed:
         yield f"Which relay: {_which(explanation.relay, used, explanation.meeting)}."
     others = [path for path in paths if path is not used]
@@ -160,12 +169,27 @@ def _why(used: PathStatus, proven: Sequence[PathStatus]) -> str:
     return f"it is one of {len(others) + 1} that answered; their round trips are not known yet"
 
 
+def _credit(used: PathStatus, meeting: Meeting | None) -> str:
+    """By what a direct path was found that no address of the two led to."""
+    if meeting is None or meeting.outcome != "met" or meeting.outlook not in ("search", "prediction"):
+        return ""
+    told = any(one.address == used.address for one in meeting.peer_candidates)
+    if told and used.socket == 0:
+        return ""
+    how = (
+        "a search among the ports of the symmetric NAT"
+        if meeting.outlook == "search"
+        else "a guess of the NAT's next port"
+    )
+    return f"; {how} found it" + (f", with {meeting.pings} pings" if meeting.pings else "")
+
+
 def _which(relay: RelayStatus | None, used: PathStatus, meeting: Meeting | None) -> str:
     if relay is None and used.socket >= _FIRST_RELAY:
         return "one of this node's that another has taken the place of"
     if relay is None:
         return f"the other node's, at {used.address.rpartition(':')[0]}"
-    blocked = meeting is not None and meeting.own_nat == _BLOCKED and relay.transport != "udp"
+    blocked = meeting is not None and meeting.own_nat == _obstacle.BLOCKED and relay.transport != "udp"
     why = ", as no UDP passes here" if blocked else ""
     return f"this node's, {relay.relay}, by {relay.way}{_round_trip(relay.rtt)}{why}"
 
@@ -198,7 +222,7 @@ def _meeting(meeting: Meeting) -> Iterator[str]:
     elif meeting.direct_only:
         yield "  relays:     none, for one side wants direct paths only (`direct_only`)"
     if meeting.outlook is not None:
-        yield f"  outlook:    {_OUTLOOK.get(meeting.outlook, meeting.outlook)}"
+        yield f"  outlook:    {_outlook(meeting, meeting.outlook)}"
     if meeting.tried:
         yield f"  tried:      {_some(meeting.tried)}" + (f", with {meeting.pings} pings" if meeting.pings else "")
     answers = [f"{one.address}{_round_trip(one.rtt)}" for one in meeting.answered]
@@ -215,47 +239,87 @@ _OUTLOOK = {
 }
 
 
-def _advice(error: KeynetError, meeting: Meeting | None) -> str:
-    if error.reason is Reason.PUNCH_TIMEOUT and meeting is not None:
-        return _after_silence(meeting)
+def _outlook(meeting: Meeting, outlook: str) -> str:
+    obstacle = _obstacle.find(meeting)
+    if outlook == "direct" and obstacle is not None:
+        return f"nothing goes directly: {obstacle.cause}"
+    return _OUTLOOK.get(outlook, outlook)
+
+
+# -- what this node knows of itself ------------------------------------------------------------------------------------
+
+
+def _surroundings(explanation: PathExplanation) -> Iterator[str]:
+    """Where no direct path is in use: what this node has to offer, and what of it does not work now."""
+    used = _used(explanation.paths)
+    if explanation.connected and used is not None and not used.relayed:
+        return
+    if explanation.rendezvous:
+        outside = [one.address for one in explanation.addresses if one.kind in ("server-reflexive", "port-mapped")]
+        own = _some(outside) if outside else "unknown, no server has told it"
+        yield f"Own public address: {own}."
+    for one in explanation.rendezvous:
+        if not one.connected:
+            why = "not reached yet" if one.error is None else _failure(one.error)
+            yield f"Rendezvous {one.node_id}@{one.address}: not connected; {why}."
+    for relay in explanation.relays:
+        if relay.socket is None and relay.error is not None:
+            yield f"Relay {relay.relay}: not in use; {_failure(relay.error)}."
+
+
+def _why_relayed(explanation: PathExplanation) -> Iterator[str]:
+    meeting = explanation.meeting
+    if meeting is None:
+        yield "Why not directly: no meeting with the other node is on record here; the other one may know more."
+        return
+    if meeting.outcome == "running":
+        yield "Why not directly: a direct path is being looked for just now."
+        return
+    obstacle = _obstacle.after_silence(meeting)
+    yield f"Why not directly: {obstacle.cause}."
+    yield f"What to do for a direct path: {obstacle.advice}."
+
+
+def _missed(error: KeynetError, meeting: Meeting | None) -> _obstacle.Obstacle | None:
+    """What a failed meeting shows of its cause, beyond the error."""
+    if meeting is None or error is not meeting.error or error.reason not in _OF_A_MEETING:
+        return None
+    return _obstacle.after_silence(meeting)
+
+
+_OF_A_MEETING = (Reason.PUNCH_TIMEOUT, Reason.CONNECT_TIMEOUT)
+
+
+def _advice(error: KeynetError, explanation: PathExplanation) -> str:
+    if (missed := _missed(error, explanation.meeting)) is not None:
+        return f"{missed.advice}.{_about_relays(explanation)}"
+    if error.reason is Reason.PEER_OFFLINE and (away := [one for one in explanation.rendezvous if not one.connected]):
+        names = _some([f"{one.node_id}@{one.address}" for one in away])
+        return f"It may be registered where this node is not connected now: {names}. {advice(error)}"
     return advice(error)
+
+
+def _about_relays(explanation: PathExplanation) -> str:
+    """For a pair that met neither directly nor over a relay."""
+    if explanation.meeting is not None and explanation.meeting.direct_only:
+        return ""
+    failed = [relay for relay in explanation.relays if relay.socket is None and relay.error is not None]
+    if failed:
+        return f" {advice(failed[0].error)}" if failed[0].error is not None else ""
+    if not explanation.relays:
+        return (
+            " Or give one of the two a relay (`relays=`, or a rendezvous that runs one: `keynet rendezvous --relay`)."
+        )
+    return ""
 
 
 def advice(error: KeynetError) -> str:
     """What to do about an error, in a sentence or some."""
     if _PROXY_SAID.search(error.detail or ""):
         return _REFUSING_PROXY
+    if error.reason is Reason.TOO_MANY_CONNECTIONS and error.stage in (Stage.RENDEZVOUS, Stage.PUNCH):
+        return "This node has as many meetings under way as it may have at once: dial again in some seconds."
     return _ADVICE.get(error.reason) or _sentence(error.advice)
-
-
-def _after_silence(meeting: Meeting) -> str:
-    """By what did get through."""
-    if meeting.heard and not meeting.answered:
-        return (
-            "The other's pings arrive here, and nothing comes back: a firewall on its side, or in between, drops what "
-            "this node sends. Let UDP pass there, or forward a UDP port to this node."
-        )
-    if meeting.outlook == "search":
-        return "A search finds the port nearly always, but not every time: dial again. A forwarded UDP port needs none."
-    if meeting.outlook == "prediction":
-        return "The guess missed, because others use the same NAT: dial again. A forwarded UDP port needs no guess."
-    if _same_outside(meeting):
-        return (
-            "Both are behind the same NAT, which does not turn packets round. Reach the other in the local network "
-            "(`lan=True` on both sides), or forward a UDP port."
-        )
-    return (
-        "Both should have met. Look for a firewall that drops UDP on either side (`keynet doctor` on both), then dial "
-        "again; if it stays so, forward a UDP port to one of them."
-    )
-
-
-def _same_outside(meeting: Meeting) -> bool:
-    own, peer = (
-        {one.address.rpartition(":")[0] for one in candidates if one.kind == "server-reflexive"}
-        for candidates in (meeting.own_candidates, meeting.peer_candidates)
-    )
-    return bool(own & peer)
 
 
 # -- small things ----------------------------------------------------------------------------------------------------

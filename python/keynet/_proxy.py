@@ -246,7 +246,8 @@ class BaseProxy:
         What was tried, what answered, why this path is the one in use, what each NAT does, and what to do next.
         """
         explained = self._running.explain(NodeId(node_id))
-        return _explanation({**explained, "relays": self._running.status()["relays"]})
+        status = self._running.status()
+        return _explanation({**explained, **{name: status[name] for name in ("relays", "rendezvous", "addresses")}})
 
     def stats(self) -> ProxyStats:
         """Counters since the start, by name."""

@@ -240,6 +240,10 @@ class PathExplanation:
     """Why the last connection to it failed; None if it did not."""
     relays: tuple[RelayStatus, ...] = ()
     """Those of this node."""
+    rendezvous: tuple[RendezvousStatus, ...] = ()
+    """Those that this node was given, as they are now."""
+    addresses: tuple[Candidate, ...] = ()
+    """Where this node tells peers that it is, now."""
 
     @property
     def relay(self) -> RelayStatus | None:
@@ -289,6 +293,8 @@ def _explanation(raw: Mapping[str, Any]) -> PathExplanation:
         last_error=_error(raw["last_error"]),
         # a node of an earlier version does not name them
         relays=tuple(_relay(one) for one in raw.get("relays", ())),
+        rendezvous=tuple(_rendezvous(one) for one in raw.get("rendezvous", ())),
+        addresses=_candidates(raw.get("addresses", ())),
     )
 
 

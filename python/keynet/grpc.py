@@ -454,11 +454,13 @@ def explain(error: grpc.RpcError, proxy: BaseProxy, node_id: str | None = None) 
     elif http_status is not None:
         text = f"{code.name}: the forward proxy answered {http_status}; {_guess(http_status)}"
     else:
-        text = f"{code.name}: {printable(details) or 'no details'}; keynet itself knows of no failure with the node"
+        seen = "the proxy has seen no connection with the node fail"
+        text = f"{code.name}: {printable(details) or 'no details'}; {seen}"
     return Explanation(code, cause, http_status, text)
 
 
 _OF_THE_PATH = (
+    Reason.PEER_LOST,
     Reason.PUNCH_TIMEOUT,
     Reason.RENDEZVOUS_UNREACHABLE,
     Reason.PEER_OFFLINE,

@@ -13,7 +13,8 @@ from keynet._plain import plain
 from keynet._status import _explanation, _status
 from keynet.errors import _from_core
 
-NODE = "v" + "0" * 52
+NODE = "vb1" + "j6cp" * 12 + "j0"
+"""The base point of Ed25519: a key like any other."""
 STRICT = "NAT, mapping endpoint-independent, filtering address-and-port-dependent, ports preserved"
 SYMMETRIC = "NAT, mapping address-and-port-dependent, filtering address-and-port-dependent, ports uniform"
 
@@ -113,11 +114,13 @@ def test_why_this_path(paths: list[dict[str, Any]], why: str) -> None:
             },
             "Use a relay over TLS",
         ),
-        ({"meeting": meeting(heard=["203.0.113.2:6000"])}, "The other's pings arrive here"),
-        ({"meeting": meeting(outlook="search")}, "dial again"),
-        ({"meeting": meeting(outlook="prediction")}, "The guess missed"),
+        ({"meeting": meeting(heard=["203.0.113.2:6000"])}, "Let UDP pass there"),
+        ({"meeting": meeting(outlook="search")}, "Dial again, as a search finds"),
+        ({"meeting": meeting(outlook="prediction")}, "Dial again: others may use the same NAT"),
         ({"meeting": meeting(peer_candidates=[{"kind": "server-reflexive", "address": "203.0.113.1:7"}])}, "lan=True"),
         ({"meeting": meeting()}, "keynet doctor"),
+        ({"meeting": meeting(own_nat="UDP is blocked")}, "this network's firewall"),
+        ({"meeting": meeting(peer_nat="UDP is blocked")}, "Whoever runs the other node"),
         ({"last_error": failure("access_denied", "open")}, keynet.Reason.ACCESS_DENIED.advice[1:]),
         ({}, "Give both nodes the same rendezvous"),
     ],
@@ -249,3 +252,102 @@ def test_what_a_later_version_adds_is_left_out() -> None:
         "weather": "fine",
     }
     assert _status(raw).addresses == (keynet.Candidate("host", "192.0.2.1:1"),)
+
+
+HOST = {"kind": "host", "address": "192.168.1.2:5000"}
+OUTSIDE = {"kind": "server-reflexive", "address": "203.0.113.1:5000"}
+OTHER = {"kind": "server-reflexive", "address": "203.0.113.2:6000"}
+OTHER_V6 = {"kind": "host", "address": "[2001:db8::2]:6000"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "cause"),
+    [
+        ({"own_candidates": [HOST]}, "did not know its own public address"),
+        ({"peer_candidates": [HOST]}, "the other node told no public address"),
+        ({"own_nat": "UDP is blocked"}, "no UDP comes back in this node's network"),
+        ({"peer_nat": "UDP is blocked"}, "the other node says that no UDP comes back"),
+        ({"peer_candidates": [OTHER_V6]}, "IPv4 only, the other of IPv6 only"),
+        ({"peer_candidates": [OUTSIDE]}, "both are behind the same NAT (203.0.113.1)"),
+        ({"outlook": "search"}, "it may not have taken part"),
+        (
+            {"outlook": "search", "heard": ["203.0.113.2:1"], "answered": [{"address": "x:1", "rtt": 0.1}]},
+            "a search among",
+        ),
+        ({"outlook": "prediction"}, "was guessed wrong"),
+        ({"heard": ["203.0.113.2:6000"]}, "nothing that this node sends is answered"),
+        ({}, "nothing in what both told of their NATs keeps them apart"),
+    ],
+)
+def test_a_cause_is_named_only_where_the_facts_give_one(changes: dict[str, Any], cause: str) -> None:
+    text = explained(meeting=meeting(**changes)).text
+    (why,) = [line for line in text.splitlines() if line.startswith("Why: ")]
+    assert cause in why
+    assert "should have met" not in text
+    outlook = next(line for line in text.splitlines() if line.startswith("  outlook:"))
+    hopeless = (
+        "own_nat" in changes or "peer_nat" in changes or "own_candidates" in changes or "peer_candidates" in changes
+    )
+    assert ("nothing goes directly" in outlook) == hopeless
+    assert ("the addresses that they told each other should do" in outlook) == (
+        not hopeless and "outlook" not in changes
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "cause"),
+    [
+        ({"own_nat": "UDP is blocked"}, "no UDP comes back in this node's network"),
+        ({"outlook": "both_symmetric"}, "both NATs show each destination another port"),
+        ({"own_candidates": [OUTSIDE], "peer_candidates": [OTHER_V6]}, "IPv4 only, the other of IPv6 only"),
+        ({"outlook": "search"}, "did not find the right one"),
+    ],
+)
+def test_a_relayed_pair_has_a_cause_and_an_advice(changes: dict[str, Any], cause: str) -> None:
+    relayed = path("203.0.113.99:49152", in_use=True, relayed=True)
+    met = meeting(relayed=True, outcome="met", error=None, **changes)
+    lines = explained(paths=[relayed], connected=True, meeting=met).text.splitlines()
+    (why,) = [line for line in lines if line.startswith("Why not directly: ")]
+    assert cause in why
+    assert sum(line.startswith("What to do for a direct path: ") for line in lines) == 1
+    unknown = explained(paths=[relayed], connected=True).text
+    assert "no meeting with the other node is on record" in unknown
+
+
+def test_a_search_that_found_the_path_is_credited() -> None:
+    used = path("203.0.113.2:7777", in_use=True)
+    met = meeting(outcome="met", outlook="search", error=None, pings=812)
+    assert (
+        "; a search among the ports of the symmetric NAT found it, with 812 pings"
+        in explained(paths=[used], connected=True, meeting=met).text
+    )
+    told = path("203.0.113.2:6000", in_use=True)
+    assert "found it" not in explained(paths=[told], connected=True, meeting=met).text
+
+
+def rendezvous(**changes: Any) -> dict[str, Any]:
+    base = {"node_id": NODE, "address": "198.51.100.9:7348", "connected": True, "observed": None, "rtt": None}
+    return {**base, "error": None, **changes}
+
+
+def test_offline_is_said_with_the_rendezvous_that_were_not_asked() -> None:
+    offline = failure("peer_offline", "rendezvous")
+    away = rendezvous(connected=False, error=failure("rendezvous_unreachable", "rendezvous", "no answer"))
+    text = explained(last_error=offline, rendezvous=[rendezvous(address="198.51.100.8:1"), away]).text
+    assert "It may be registered where this node is not connected now" in text
+    assert f"Rendezvous {NODE}@198.51.100.9:7348: not connected; rendezvous unreachable: no answer" in text
+    assert "not connected now" not in explained(last_error=offline, rendezvous=[rendezvous()]).text
+
+
+def test_an_unknown_own_address_is_said() -> None:
+    text = explained(last_error=failure("punch_timeout"), rendezvous=[rendezvous()], addresses=[HOST]).text
+    assert "Own public address: unknown, no server has told it." in text
+    known = explained(last_error=failure("punch_timeout"), rendezvous=[rendezvous()], addresses=[HOST, OUTSIDE]).text
+    assert "Own public address: 203.0.113.1:5000." in known
+
+
+def test_too_many_meetings_are_no_matter_of_max_connections() -> None:
+    text = explained(last_error=failure("too_many_connections", "punch")).text
+    assert "dial again in some seconds" in text
+    assert "max_connections" not in text
+    assert "max_connections" in explained(last_error=failure("too_many_connections", "request")).text

@@ -140,7 +140,7 @@ impl Proxy {
             known_addresses,
             paths: peers.net.paths(&leaf),
             meeting: [report(node), report(&leaf)].into_iter().flatten().max_by_key(|report| report.when),
-            last_error: peers.last_error(node),
+            last_error: self.last_error(node),
         }
     }
 }

@@ -332,9 +332,10 @@ impl Proxy {
         self.shared().registry.by_reverse(address)
     }
 
-    /// Why the last dial to a node failed; `None` when it succeeded.
+    /// Why the last dial to a node failed, or else how the last connection with it broke; `None` when neither did.
     pub fn last_error(&self, node: &NodeId) -> Option<Error> {
-        self.shared().peers.last_error(node)
+        let shared = self.shared();
+        shared.peers.last_error(node).or_else(|| shared.registry.last_failure(node))
     }
 
     /// Everything that happens from now on.

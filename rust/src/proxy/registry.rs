@@ -15,7 +15,7 @@ use super::events::{Event, Publisher};
 use super::splice::Counters;
 use crate::addr::{unmapped, NodeId};
 use crate::config::ControllerKind;
-use crate::error::Reason;
+use crate::error::{Culprit, Error, Reason, Stage};
 use crate::net::Helm;
 use crate::open::Priority;
 use crate::peer::Link;
@@ -298,6 +298,22 @@ impl Registry {
         self.find(&Key::Reverse(Name::parse(address)))
     }
 
+    /// How the newest connection to or from a node ended, when that was a failure of the way or of the peer and none has been opened
+    /// since; as long as closed connections are remembered.
+    pub fn last_failure(&self, node: &NodeId) -> Option<Error> {
+        let mut inner = lock(&self.inner);
+        self.bury(&mut inner);
+        let newest = inner.closed.iter().filter(|one| one.fixed.nodes.contains(node)).max_by_key(|one| one.fixed.id)?;
+        if inner.live.values().any(|one| one.fixed.id > newest.fixed.id && one.fixed.nodes.contains(node)) {
+            return None;
+        }
+        let (_, _, reason) = lock(&newest.end).as_ref().copied()?;
+        let fault = matches!(reason.culprit(), Culprit::Peer | Culprit::Network | Culprit::Service | Culprit::Keynet);
+        let info = newest.info();
+        let text = format!("the connection for service port {} ended so", info.service_port);
+        fault.then(|| Error::new(reason, Stage::Stream, text).with_node(*node).with_address(info.remote_address))
+    }
+
     /// Sums over everything so far, live connections included; and how many tombstones there are.
     pub fn totals(&self) -> (Totals, usize) {
         let inner = lock(&self.inner);
@@ -479,6 +495,23 @@ mod tests {
             stages: Vec::new(),
             rtt: None,
         }
+    }
+
+    #[test]
+    fn a_failure_of_the_newest_connection_is_told_until_another_is_opened() {
+        let registry = registry(Duration::from_secs(60), 10);
+        let node = NodeId::from_public_key([1; 32]);
+        assert!(registry.last_failure(&node).is_none());
+        registry.enter(info(Some("127.0.0.1:1"), None)).finish(Reason::Finished);
+        assert!(registry.last_failure(&node).is_none(), "an end in order is no failure");
+        registry.enter(info(Some("127.0.0.1:2"), None)).finish(Reason::PeerLost);
+        let error = registry.last_failure(&node).unwrap();
+        assert_eq!((error.reason, error.stage, error.node), (Reason::PeerLost, Stage::Stream, Some(node)));
+        assert!(registry.last_failure(&NodeId::from_public_key([2; 32])).is_none());
+        let later = registry.enter(info(Some("127.0.0.1:3"), None));
+        assert!(registry.last_failure(&node).is_none(), "another one is open");
+        later.finish(Reason::ClientReset);
+        assert!(registry.last_failure(&node).is_none(), "the client left by itself");
     }
 
     fn registry(tombstone: Duration, max: usize) -> Registry {

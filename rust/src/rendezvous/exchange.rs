@@ -403,11 +403,11 @@ impl Inner {
             }
             (Err(error), Outlook::BothSymmetric) if error.reason == Reason::PunchTimeout => {
                 let text = "both NATs give each destination another port, in an order that cannot be predicted";
-                let relays = why_no_relay(report, has_relays);
+                let relays = self.why_no_relay(report, has_relays);
                 Err(Error::new(Reason::BothSymmetric, Stage::Punch, format!("{text}; {relays}")))
             }
             (Err(error), _) => {
-                let relays = why_no_relay(report, has_relays);
+                let relays = self.why_no_relay(report, has_relays);
                 Err(Error { detail: format!("{}; tried {}; {relays}", error.detail, list(report)), ..error })
             }
         }
@@ -457,9 +457,27 @@ impl Inner {
         unreachable(if text.is_empty() { "none has answered yet".to_owned() } else { text.join(" | ") })
     }
 
+    fn why_no_relay(&self, report: &Report, tried: bool) -> String {
+        let unused = self.relays.status().into_iter().filter(|relay| relay.via.is_none());
+        let failed: Vec<_> =
+            unused.filter_map(|relay| Some(format!("relay {} is not in use: {}", relay.relay, relay.error?))).take(4).collect();
+        about_relays(report.direct_only, tried, &failed)
+    }
+
     /// Through all of them: the rendezvous that was the first to bring the invitation may drop what goes back.
     pub(super) fn send_everywhere(&self, signal: &Signal) -> usize {
         self.stations.iter().filter(|station| station.send(signal)).count()
+    }
+}
+
+/// What relays had to do with a failure.
+fn about_relays(direct_only: bool, tried: bool, failed: &[String]) -> String {
+    match (direct_only, tried, failed) {
+        (true, ..) => "a relay was not tried: one side wants direct paths only (direct_only)".to_owned(),
+        (false, true, []) => "no answer came over the relays of the two either".to_owned(),
+        (false, true, failed) => format!("no answer came over a relay either, and {}", failed.join("; ")),
+        (false, false, []) => "neither side has a relay".to_owned(),
+        (false, false, failed) => format!("no relay was tried: {}", failed.join("; ")),
     }
 }
 
@@ -468,15 +486,6 @@ impl Inner {
 pub(super) enum Ways {
     All,
     Direct,
-}
-
-/// What relays had to do with a failure.
-fn why_no_relay(report: &Report, has_relays: bool) -> &'static str {
-    match (report.direct_only, has_relays) {
-        (true, _) => "a relay was not tried: one side wants direct paths only (direct_only)",
-        (false, true) => "relays did not help either",
-        (false, false) => "neither side has a relay",
-    }
 }
 
 pub(super) fn note_own(report: &mut Report, own: &Whereabouts) {
@@ -548,3 +557,18 @@ const LEAST_PAUSE: Duration = Duration::from_millis(500);
 const MOST_PAUSE: Duration = Duration::from_secs(4);
 /// Addresses in an error message.
 const MAX_LISTED: usize = 8;
+
+#[cfg(test)]
+mod tests {
+    use super::about_relays;
+
+    #[test]
+    fn a_failure_names_the_relays_that_were_not_reached() {
+        let failed = ["relay a.example is not in use: relay unreachable".to_owned()];
+        assert!(about_relays(false, true, &failed).contains("a.example is not in use: relay unreachable"));
+        assert!(about_relays(false, false, &failed).contains("a.example is not in use: relay unreachable"));
+        assert_eq!(about_relays(false, false, &[]), "neither side has a relay");
+        assert!(about_relays(true, true, &failed).contains("direct_only"));
+        assert!(!about_relays(false, true, &[]).contains("not in use"));
+    }
+}
