@@ -459,8 +459,10 @@ impl Inner {
 
     fn why_no_relay(&self, report: &Report, tried: bool) -> String {
         let unused = self.relays.status().into_iter().filter(|relay| relay.via.is_none());
-        let failed: Vec<_> =
-            unused.filter_map(|relay| Some(format!("relay {} is not in use: {}", relay.relay, relay.error?))).take(4).collect();
+        let failed: Vec<_> = unused
+            .filter_map(|relay| Some(format!("relay {} is not in use: {}", relay.relay, relay.error?)))
+            .take(4)
+            .collect();
         about_relays(report.direct_only, tried, &failed)
     }
 
