@@ -171,7 +171,9 @@ impl Link {
     pub async fn delivered(&mut self, within: Duration) {
         let give_up = Instant::now() + within;
         let (mut confirmed, mut idle) = (self.utp().stats().bytes_out, Instant::now());
-        while self.stream.flush().await.is_ok() && self.utp().owes() {
+        // a peer that reads nothing lets nothing be flushed either
+        let patience = NO_PROGRESS.min(within);
+        while matches!(tokio::time::timeout(patience, self.stream.flush()).await, Ok(Ok(()))) && self.utp().owes() {
             tokio::time::sleep(LOOK_EVERY).await;
             let (now, so_far) = (Instant::now(), self.utp().stats().bytes_out);
             if so_far != confirmed {
