@@ -98,8 +98,8 @@ mod tests {
         let good = attempt(2, Duration::from_millis(10), true, &begun);
         let late = attempt(3, Duration::ZERO, true, &begun);
         // of one type, as the attempts at the addresses of a name are
-        let attempts: Vec<Pin<Box<dyn Future<Output = Result<usize, usize>>>>> =
-            vec![Box::pin(dead), Box::pin(refused), Box::pin(good), Box::pin(late)];
+        type Attempt<'a> = Pin<Box<dyn Future<Output = Result<usize, usize>> + 'a>>;
+        let attempts: Vec<Attempt> = vec![Box::pin(dead), Box::pin(refused), Box::pin(good), Box::pin(late)];
         assert_eq!(first_to_succeed(attempts).await, Ok(2));
         assert_eq!(*begun.lock().unwrap(), [0, 1, 2], "what is not needed is not begun");
     }

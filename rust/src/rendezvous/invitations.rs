@@ -471,7 +471,9 @@ mod tests {
         bench.now += WAITS_FOR + Duration::from_secs(1);
         assert!(matches!(bench.invitations.next(bench.now), Next::Wait(None)));
         assert_eq!(said(&mut bench), Arrival::Waits);
-        (0..MAX_WAITING_OF_ONE).for_each(|_| drop(bench.arrives(2, Line::Others)));
+        for _ in 0..MAX_WAITING_OF_ONE {
+            bench.arrives(2, Line::Others);
+        }
         let again = |bench: &mut Bench| {
             let invite = Invite { id: [8; 16], body: vec![1], from: sender(2), since: bench.now };
             bench.invitations.arrived(invite, Line::Others)
