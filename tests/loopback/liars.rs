@@ -80,7 +80,7 @@ fn an_open_for_another_node_is_refused() {
                     assert_eq!((head[2], stream.read_u16().await.unwrap()), (3, reason), "Refused: identity_mismatch");
                     assert_eq!(refusal(&mut events).await, Reason::IdentityMismatch);
                 }
-                None => assert_eq!(head, [0, 1, 2], "Accepted"),
+                None => assert_eq!(head[2], 2, "Accepted"),
             }
         }
         liar.net.close().await;

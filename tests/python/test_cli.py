@@ -64,7 +64,7 @@ def test_version() -> None:
         ["fly"],
         ["ping"],
         ["ping", "nobody", "127.0.0.1:1"],
-        ["forward", "v" + "0" * 52, "99999", "--address", "127.0.0.1:1"],
+        ["forward", "vb1" + "j6cp" * 12 + "j0", "99999", "--address", "127.0.0.1:1"],
         ["up", "--service", "nonsense"],
         ["up", "--service", "1=127.0.0.1:1"],
         ["up", "--service", "x=127.0.0.1:1"],
@@ -73,8 +73,8 @@ def test_version() -> None:
         ["up", "--peer", "nobody=127.0.0.1:1"],
         ["up", "--rendezvous", "127.0.0.1:7348"],
         ["up", "--stun", "stun.example.org"],
-        ["ping", "v" + "0" * 52],
-        ["forward", "v" + "0" * 52, "50051"],
+        ["ping", "vb1" + "j6cp" * 12 + "j0"],
+        ["forward", "vb1" + "j6cp" * 12 + "j0", "50051"],
         ["status", "nobody"],
         ["status", "--identity", "a", "--socket", "b"],
     ],
@@ -271,7 +271,7 @@ def test_an_unknown_key_in_the_file(tmp_path: pathlib.Path) -> None:
     assert "lisden" in done.stderr
 
 
-NODE = "v" + "0" * 52
+NODE = "vb1" + "j6cp" * 12 + "j0"
 
 
 @pytest.mark.parametrize(

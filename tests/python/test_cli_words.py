@@ -34,7 +34,7 @@ from keynet.demo.run import Process
 from keynet.errors import _from_core
 from support import SERVICE, sync_proxy
 
-NODE = keynet.NodeId("v" + "0" * 52)
+NODE = keynet.NodeId("vb1" + "j6cp" * 12 + "j0")
 CHECKOUT = pathlib.Path(__file__).parents[2]
 
 

@@ -21,7 +21,7 @@ from keynet.cli import ExitCode
 from keynet.cli._doctor import Findings, Visit, judge, words
 from keynet.errors import _from_core
 
-NODE = keynet.NodeId("v" + "0" * 52)
+NODE = keynet.NodeId("vb1" + "j6cp" * 12 + "j0")
 NOW = datetime.datetime(2030, 1, 1, tzinfo=datetime.timezone.utc)
 PING = keynet.PingReport("192.0.2.7:1", NODE, 0.01, 0.02, 0.03, "TLSv1.3", "suite", "group", False)
 

@@ -13,7 +13,7 @@ import keynet
 import keynet.grpc
 from keynet.demo import greeter_pb2 as pb
 from keynet.demo import greeter_pb2_grpc as rpc
-from support import SERVICE, AskingGreeter, aio_greeter, greeter, pair, sync_pair, sync_proxy
+from support import SERVICE, AskingGreeter, aio_greeter, greeter, pair, say_hello, sync_pair, sync_proxy
 
 pytestmark = pytest.mark.usefixtures("host")
 
@@ -381,3 +381,16 @@ def test_explaining_with_a_closed_proxy(alice: keynet.Identity, bob: keynet.Iden
         with pytest.raises(grpc.RpcError) as caught:
             rpc.GreeterStub(channel).SayHello(pb.HelloRequest(), timeout=30)
         assert isinstance(keynet.grpc.explain(caught.value, a).cause, keynet.ProxyClosedError)
+
+
+async def test_a_call_that_ends_well_ends_its_connection_well(alice: keynet.Identity, bob: keynet.Identity) -> None:
+    """On both sides: a client of HTTP/2 closes without reading the last pings and window updates."""
+    async with aio_greeter("127.0.0.1:0") as backend, pair(alice, bob, backend) as (caller, server):
+        for _ in range(5):
+            streams = caller.events(), server.events()
+            await say_hello(caller, bob.node_id)
+            for events in streams:
+                async for event in events:
+                    if isinstance(event, keynet.ConnectionClosed):
+                        assert event.connection.reason == "finished", event.connection.role
+                        break

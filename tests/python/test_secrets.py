@@ -142,7 +142,7 @@ PASSWORD = "Tq8vXw3LmZp5Rk7N"
         (["up", "--peer", f"http://alice:{PASSWORD}@host"], {}),
         (["up"], {"KEYNET_CREDENTIALS": PASSWORD}),
         (["up"], {"KEYNET_RELAYS": f"turn://alice:{PASSWORD}@relay"}),
-        (["ping", "v" + "0" * 52, "h:1"], {"https_proxy": f"http://alice:{PASSWORD}@pro xy:1"}),
+        (["ping", "vb1" + "j6cp" * 12 + "j0", "h:1"], {"https_proxy": f"http://alice:{PASSWORD}@pro xy:1"}),
         (["rendezvous", "--nats", f"http://alice:{PASSWORD}@host"], {}),
         (["rendezvous", "--turn", f"turn:alice:{PASSWORD}@host"], {"KEYNET_TURN_SECRET": "x"}),
         (["up", f"--json={PASSWORD}"], {}),

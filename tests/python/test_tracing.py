@@ -89,6 +89,6 @@ async def test_whom_a_serving_node_refuses_is_no_span_of_its_own(
         assert event.role is keynet.Role.REVERSE
         # a span of the node's own comes behind it, and nothing before that
         with pytest.raises(grpc.aio.AioRpcError):
-            await say_hello(server, keynet.NodeId("v" + "0" * 52))
+            await say_hello(server, keynet.NodeId("vb1" + "j6cp" * 12 + "j0"))
         found = await spans(exporter, 1)
     assert {span.attributes["error.type"] for span in found if span.attributes} == {"unknown_node"}

@@ -34,7 +34,7 @@ impl Guard {
     /// The next bytes; none: the client has said all it has to say.
     pub fn handle_bytes(&mut self, data: &[u8]) -> Verdict {
         self.held.extend_from_slice(data);
-        let judged = match head(&self.held) {
+        let judged = match head(&self.held[..self.held.len().min(MAX_HEAD)]) {
             Head::Unclear if !data.is_empty() && self.held.len() < MAX_HEAD => return Verdict::More,
             Head::Unclear if !data.is_empty() => Some("its head has more than 64 KiB".to_owned()),
             Head::Unclear | Head::Other => None,

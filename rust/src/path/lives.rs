@@ -184,9 +184,9 @@ impl PathTable {
     }
 }
 
-/// Refusals after which a peer counts as gone, and how long they must go on: about as long as a peer that does not answer takes to
+/// Refusals after which a peer counts as gone, and how long they must go on: a little less than a peer that does not answer takes to
 /// be missed. A NAT that was restarted refuses too, until the peer behind it pings or is met anew.
 const REFUSALS: u32 = 4;
-const REFUSED_FOR: Duration = Duration::from_secs(7);
+const REFUSED_FOR: Duration = Duration::from_secs(5);
 /// Pings that an earlier incarnation leaves unanswered before it counts as over.
 const TRIES: u32 = 2;

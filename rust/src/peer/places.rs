@@ -255,8 +255,9 @@ fn prefix(source: SocketAddr, v4_length: u32, v6_length: u32) -> IpAddr {
 const RESERVED: usize = 4;
 /// Known nodes of one source have one in so many: an office behind one address.
 const KNOWN_SHARE: usize = 2;
-/// Those who wait for a place, for each that their source may have.
-const WAITING_PER_PLACE: usize = 3;
+/// Those who wait for a place, for each that their source may have: with those who have one as many as the endpoint keeps half open for
+/// one remote (`EndpointConfig::max_half_open_per_remote`), for a peer that dials for the first time may do so often at once.
+const WAITING_PER_PLACE: usize = 7;
 /// An honest dialler's ClientHello comes with the packet that makes the connection, or right behind it; a lost packet is repeated
 /// within this.
 const SILENT: Duration = Duration::from_secs(1);

@@ -23,8 +23,13 @@ pub(super) enum Outcome {
     Finished,
     /// The local socket broke.
     Local(io::Error),
+    /// The local program had ended its direction in order, and then closed without reading what still came: HTTP/2 clients
+    /// do so.
+    LocalClosed,
     /// The link broke, or ended without saying so.
     Link(io::Error),
+    /// The same of a link whose direction had ended in order.
+    LinkClosed(io::Error),
 }
 
 /// Bytes moved, readable while they move.
@@ -143,8 +148,9 @@ impl Both {
             counters.ended.store(true, Ordering::SeqCst);
         }
         match (self.up, self.down, &self.gone, &self.lost) {
-            (_, _, Some(_), Some(_)) | (_, true, _, Some(_)) => self.lost.take().map(Outcome::Link),
-            (true, _, Some(_), _) => self.gone.take().map(Outcome::Local),
+            (_, true, _, Some(_)) => self.lost.take().map(Outcome::LinkClosed),
+            (_, _, Some(_), Some(_)) => self.lost.take().map(Outcome::Link),
+            (true, _, Some(_), _) => Some(Outcome::LocalClosed),
             (true, true, ..) => Some(Outcome::Finished),
             _ => None,
         }

@@ -101,6 +101,30 @@ async fn a_reset_program_breaks_the_local_side() {
     assert!(matches!(ending.outcome().await, Outcome::Local(_)));
 }
 
+/// As HTTP/2 clients close: they have ended their direction, and do not read what the server still says.
+#[tokio::test]
+async fn a_program_that_ends_in_order_and_reads_no_more_has_not_broken_anything() {
+    let (mut program, mut far, ending) = running(64, b"", 64).await;
+    program.write_all(b"the last word").await.unwrap();
+    program.shutdown().await.unwrap();
+    let mut said = Vec::new();
+    far.read_to_end(&mut said).await.unwrap();
+    assert_eq!(said, b"the last word");
+    drop(program);
+    while far.write_all(b"nobody reads this").await.is_ok() {}
+    assert!(matches!(ending.outcome().await, Outcome::LocalClosed));
+}
+
+#[tokio::test]
+async fn a_link_that_ended_in_order_and_takes_no_more_has_not_broken_anything() {
+    let (mut program, mut far, ending) = running(16, b"", 64).await;
+    far.shutdown().await.unwrap();
+    assert_eq!(timeout(LIMIT, program.read(&mut [0; 9])).await.unwrap().unwrap(), 0);
+    drop(far);
+    while program.write_all(b"nobody takes this").await.is_ok() && !ending.task.is_finished() {}
+    assert!(matches!(ending.outcome().await, Outcome::LinkClosed(_)));
+}
+
 #[tokio::test]
 async fn a_reset_program_is_noticed_while_the_link_takes_nothing() {
     let (mut program, _far, ending) = running(16, b"", 64).await;

@@ -71,6 +71,23 @@ pub(super) async fn carry(
                 Role::Reverse => Reason::ServiceReset,
             }
         }
+        Outcome::LocalClosed => {
+            tracing::debug!(id = connection.info().id, ?role, "the local side ended, and read no more");
+            link.delivered(limits.linger).await;
+            link.reset();
+            Reason::Finished
+        }
+        Outcome::LinkClosed(error) => {
+            tracing::debug!(id = connection.info().id, ?role, %error, "the peer ended, and read no more");
+            let reason = broken_by(&error, link.utp().failure());
+            link.reset();
+            // it says of itself that it is gone: nothing was cut off that anybody waited for
+            if reason == Reason::PeerReset {
+                Reason::Finished
+            } else {
+                reason
+            }
+        }
         Outcome::Link(error) => {
             tracing::debug!(id = connection.info().id, ?role, %error, "the link broke");
             let reason = broken_by(&error, link.utp().failure());

@@ -41,7 +41,8 @@ impl Inner {
         if body.len() > wire::LARGEST_BODY || !may_invite(&body, &node) {
             return;
         }
-        let line = match self.gate.is_friend(&NodeId::from_public_key(node)) {
+        let Ok(name) = NodeId::of_key(node) else { return };
+        let line = match self.gate.is_friend(&name) {
             true => Line::Friends,
             false => Line::Others,
         };

@@ -44,10 +44,21 @@ pub fn any_two(data: &[u8]) {
 fn bounded(draft: &Draft, near: impl Fn(IpAddr) -> bool) {
     let Draft { plan, sockets, .. } = draft;
     assert!(plan.candidates.len() <= MAX_CANDIDATES && plan.guesses.len() <= 20, "{plan:?}");
-    for address in plan.candidates.iter().chain(&plan.guesses).chain(sockets.as_ref().map(|(_, to, _)| to)) {
+    for address in plan.guesses.iter().chain(sockets.as_ref().map(|(_, to, _)| to)) {
         assert!(allowed(address.ip(), &near) && sendable(*address), "{address}");
     }
+    let inside: Vec<_> = plan.candidates.iter().filter(|one| !allowed(one.ip(), &near)).collect();
+    assert!(inside.len() <= 4 && inside.iter().all(|one| is_of_a_site(one.ip())), "{inside:?}");
+    assert!(plan.candidates.iter().all(|address| sendable(*address)), "{plan:?}");
     assert!(sockets.as_ref().is_none_or(|(count, ..)| (64..=256).contains(count)), "{sockets:?}");
+}
+
+/// RFC 1918, RFC 6598, RFC 4193: a router may lead there from another subnet.
+fn is_of_a_site(ip: IpAddr) -> bool {
+    match ip {
+        IpAddr::V4(v4) => v4.is_private() || (v4.octets()[0] == 100 && v4.octets()[1] & 0xc0 == 64),
+        IpAddr::V6(v6) => v6.segments()[0] & 0xfe00 == 0xfc00,
+    }
 }
 
 /// Everything that the plan does in its time, if nobody ever answers.

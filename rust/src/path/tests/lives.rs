@@ -203,7 +203,7 @@ fn gone(bench: &mut Bench) -> bool {
 fn a_peer_whose_host_says_that_nobody_is_there_is_gone() {
     let (mut bench, remote) = introduced();
     bench.table.handle_sent(bench.now, remote);
-    refuse(&mut bench, address(1), seconds(6));
+    refuse(&mut bench, address(1), seconds(4));
     assert!(!gone(&mut bench), "a NAT may have been restarted");
     refuse(&mut bench, address(1), seconds(2));
     assert!(gone(&mut bench));
