@@ -18,8 +18,8 @@ fn sending(patience: u64) -> Pair {
     let _seed = Seed(1);
     let utp = UtpConfig { patience: seconds(patience), ..UtpConfig::default() };
     let mut pair = Pair::symmetric(1, &utp, LinkConfig::path(20, Duration::from_millis(40), 4.0));
-    pair.hosts[B].template = App { expects: 1 << 40, finish: false, ..App::sending(1 << 40) };
-    pair.connect(A, &utp, App { expects: 1 << 40, finish: false, ..App::sending(1 << 40) });
+    pair.hosts[B].template = App { finish: false, ..App::sending(1 << 40) };
+    pair.connect(A, &utp, App { finish: false, ..App::sending(1 << 40) });
     pair.run_until(seconds(10), |pair| pair.hosts[B].handles.len() == 1 && pair.app(B, 0).read > 1_000_000);
     pair
 }

@@ -15,6 +15,8 @@ from pure_python.node import Node, abort
 from pure_python.utp import Endpoint
 from tunnels import echo, service, status_of, through, tunnel
 
+import keynet
+
 LOOPBACK = [pytest.param("127.0.0.1", id="ipv4"), pytest.param("::1", id="ipv6")]
 
 
@@ -247,7 +249,7 @@ async def test_refusals_keep_their_reason(dialler: str, host: str, tmp_path: Pat
         two_nodes(dialler, host, tmp_path, address) as (a, b, (name,)),
     ):
         assert await status_of(a, f"{name}.keynet:8") == (404, "service_not_found")
-        stranger = identity.node_text(bytes(32))
+        stranger = str(keynet.Identity.generate().node_id)
         where = b.proxy_address if isinstance(b, Node) else b.proxy_address.rpartition(":")[::2]
         if isinstance(a, Node):
             a.add_peer(stranger, (host, int(where[1])))

@@ -138,6 +138,7 @@ def test_secrets_in_a_file_are_a_line_each(tmp_path: pathlib.Path) -> None:
 
     file = tmp_path / "secret"
     file.write_text("new\n\n old \n")
+    file.chmod(0o600)
     assert _secret(file, {}) == ["new", "old"]
     assert _secret(None, {"KEYNET_RELAY_SECRET": "one"}) == ["one"]
     assert _secret(None, {"KEYNET_RELAY_SECRET": ""}) is None
@@ -190,7 +191,7 @@ def test_the_command_runs_and_ends(tmp_path: pathlib.Path) -> None:
         (["--user", "a"], ExitCode.USAGE, "NAME=PASSWORD"),
         (["--user", "a=b", "--ports", "9-3"], ExitCode.USAGE, "FIRST-LAST"),
         (["--user", "a=b", "--secret-file", "/nonexistent"], ExitCode.USAGE, "cannot be read"),
-        (["--user", "a=b", "--allow-peer", "x"], ExitCode.USAGE, "allowed_peers"),
+        (["--user", "a=b", "--allow-peer", "x"], ExitCode.USAGE, "--allow-peer"),
     ],
 )
 def test_the_command_says_what_is_wrong(flags: list[str], code: int, says: str) -> None:

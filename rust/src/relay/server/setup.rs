@@ -71,11 +71,9 @@ pub fn bind(options: RelayOptions, config: RelayServerConfig) -> Result<(Arc<Sha
     for address in &options.listen {
         // `[::]` takes IPv4 too, unless somebody else does
         let only_v6 = options.listen.iter().any(|other| other.is_ipv4() && other.port() == address.port());
-        let port = Port::bind(*address, only_v6).map_err(|error| failed("UDP", *address, &error))?;
-        // the same port for TCP, also where the system chose it
+        let (port, listener) = both(*address, only_v6)?;
         let serves = tls_too(address).map_or(Serves::Plain, |tls| Serves::Both(tls.config.clone()));
         let address = SocketAddr::new(address.ip(), port.local().port());
-        let listener = listen(address, only_v6).map_err(|error| failed("TCP", address, &error))?;
         bound.udp.push(port.local());
         bound.tcp.push(listener.local_addr().unwrap_or(address));
         if matches!(serves, Serves::Both(_)) {
@@ -137,6 +135,21 @@ fn check(options: &RelayOptions, config: &RelayServerConfig) -> Result<()> {
         return wrong("ports: the first may not be 0, nor above the last".to_owned());
     }
     Ok(())
+}
+
+/// One port for UDP and TCP. Where the system chooses it, a port that is free for UDP may be taken for TCP: then another one.
+fn both(address: SocketAddr, only_v6: bool) -> Result<(Port, TcpListener)> {
+    let mut attempts = 0..ATTEMPTS;
+    loop {
+        let port = Port::bind(address, only_v6).map_err(|error| failed("UDP", address, &error))?;
+        let chosen = SocketAddr::new(address.ip(), port.local().port());
+        match listen(chosen, only_v6) {
+            Ok(listener) => return Ok((port, listener)),
+            Err(error)
+                if error.kind() == io::ErrorKind::AddrInUse && address.port() == 0 && attempts.next().is_some() => {}
+            Err(error) => return Err(failed("TCP", chosen, &error)),
+        }
+    }
 }
 
 fn failed(what: &str, address: SocketAddr, error: &io::Error) -> Error {
@@ -232,3 +245,5 @@ pub(super) fn own(names: &[IpAddr]) -> Vec<IpAddr> {
 pub const MAX_LISTENERS: usize = 16;
 /// Connections that wait to be accepted: what Linux takes by default at most (`net.core.somaxconn` since 5.4).
 const BACKLOG: i32 = 4_096;
+/// Ports tried where the system chooses: with half of its ports taken for TCP, one of so many is free in all but one case of 65,536.
+const ATTEMPTS: u32 = 16;
