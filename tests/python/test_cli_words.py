@@ -150,7 +150,8 @@ def test_ping_says_under_which_name_it_goes(bob: keynet.Identity, tmp_path: path
     mine = keynet.Identity.load_or_create(tmp_path / "mine.pem").node_id
     with sync_proxy(bob, services={SERVICE: "127.0.0.1:1"}, allow=[mine]) as node:
         human = command("ping", bob.node_id, node.proxy_address)
-        assert re.search(r"this is v\w{52} \(made for this run\)", human.stderr)
+        assert re.search(r"this node +v\w{52} \(made for this run\)", human.stdout)
+        assert human.stdout.startswith(f"{bob.node_id[:8]} at ")
         done = command("ping", bob.node_id, node.proxy_address, "--identity", str(tmp_path / "mine.pem"), "--json")
         assert json.loads(done.stdout)["own_node_id"] == mine
         node.close(drain=False)

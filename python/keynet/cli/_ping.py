@@ -44,7 +44,7 @@ def run(options: argparse.Namespace, out: Output) -> int:
     # whoever is turned away has to tell the other side this name
     made = "made for this run" if options.identity is None else str(options.identity)
     out.common["own_node_id"] = identity.node_id
-    out.note(f"this is {identity.node_id} ({made})")
+    own = f"{identity.node_id} ({made})"
     where = ", ".join(options.address) or "an address to be found out"
     with sync.Proxy(identity, **settings) as proxy:
         if options.address:
@@ -55,12 +55,14 @@ def run(options: argparse.Namespace, out: Output) -> int:
             try:
                 with out.progress(f"reaching {options.node.short} at {where}"):
                     report = proxy.ping(options.node, timeout=options.timeout)
-            except DialError:
-                if settings.get("rendezvous"):
+            except BaseException as error:
+                # also of Ctrl-C: whoever has waited long wants to know as whom
+                out.note(f"this is {own}")
+                if isinstance(error, DialError) and settings.get("rendezvous"):
                     # the error names the reason; this is how it came to it
                     out.note(proxy.explain(options.node).text)
                 raise
-            _show(report, options.node, out)
+            _show(report, options.node, own, out)
         # nothing is left that could end by itself
         proxy.close(drain=False)
     return 0
@@ -72,13 +74,14 @@ def check_findable(addresses: list[str], settings: dict[str, Any], what: str) ->
         raise invalid(f"nobody says where the node is: give {what}, --rendezvous NODE@HOST:PORT, or --lan")
 
 
-def _show(report: PingReport, wanted: str, out: Output) -> None:
+def _show(report: PingReport, wanted: str, own: str, out: Output) -> None:
     text = [
         f"{report.node_id.short} at {report.address}: round trip {milliseconds(report.rtt)}",
         f"  path and uTP  {milliseconds(report.utp)}",
         f"  TLS           {milliseconds(report.tls)}  {report.tls_version} {report.tls_suite} {report.tls_group}"
         + (" (resumed)" if report.resumed else ""),
     ]
+    text.append(f"  this node     {own}")
     if report.node_id != wanted:
         text.append(f"  the node has rotated its key; its newest id is {report.node_id}")
     out.result({"ping": report}, "\n".join(text))
