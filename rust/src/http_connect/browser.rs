@@ -48,7 +48,7 @@ impl Guard {
 
     /// Why these header fields are those of a page of another site.
     fn judge(&self, fields: &[u8]) -> Option<String> {
-        let (mut host, mut origin, mut elsewhere, mut browser) = (None, None, false, false);
+        let (mut host, mut origin, mut site, mut browser) = (None, None, String::new(), false);
         for line in fields.split(|byte| *byte == b'\n') {
             let Some(colon) = line.iter().position(|byte| *byte == b':') else { continue };
             let (name, value) =
@@ -56,21 +56,24 @@ impl Guard {
             match name.as_slice() {
                 b"host" => host = Some(host_of(&value)),
                 b"origin" => origin = Some(value.to_ascii_lowercase()),
-                b"sec-fetch-site" => elsewhere = value.eq_ignore_ascii_case("cross-site"),
-                // a page cannot keep a browser from sending these; other programs hardly send them
-                b"accept-language" | b"referer" | b"sec-fetch-mode" | b"sec-fetch-dest" => browser = true,
+                b"sec-fetch-site" => site = value.to_ascii_lowercase(),
+                // a page cannot keep a browser from sending these; other programs hardly send them (Node's fetch sends `*`)
+                b"accept-language" => browser |= value != "*",
+                b"referer" => browser = true,
                 b"user-agent" => browser |= value.starts_with("Mozilla/"),
                 _ => {}
             }
         }
-        if elsewhere {
+        if site == "cross-site" {
             return Some("a page of another site asks".to_owned());
         }
         let is_here = |host: &str| self.is_here(host);
         if let Some(origin) = &origin {
             let from = host_of(origin.split_once("://").map_or("", |(_, place)| place));
             // pages of other ports of this machine are this machine's own
-            let own = host.as_ref() == Some(&from) || (is_here(&from) && host.as_deref().is_some_and(is_here));
+            let same = host.as_ref() == Some(&from) || (is_here(&from) && host.as_deref().is_some_and(is_here));
+            // a form of its own, of a page that does not tell where it comes from (`Origin: null`); no page can forge this field
+            let own = same || site == "same-origin";
             if !own {
                 return Some(format!("a page of {} asks", shown(origin)));
             }
@@ -81,7 +84,8 @@ impl Guard {
 
     /// An address in numbers cannot be made to point elsewhere: only names are judged.
     fn is_here(&self, host: &str) -> bool {
-        host.parse::<IpAddr>().is_ok()
+        // a page of any site gets to this machine by 0.0.0.0
+        host.parse::<IpAddr>().is_ok_and(|ip| !ip.is_unspecified())
             || host == "localhost"
             || host.ends_with(".localhost")
             || self.names.iter().any(|name| name == host)

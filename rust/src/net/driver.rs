@@ -1,6 +1,8 @@
 //! The task that owns the socket: receive a batch, let the state machines work, send what they have, sleep until something
 //! is due. All connections live in it; no task per stream, no channel per packet (UTP.md 4.2).
 
+mod sending;
+
 use std::cmp::Reverse;
 use std::io::{self, IoSliceMut};
 use std::iter::Peekable;
@@ -16,8 +18,7 @@ use tokio::sync::mpsc;
 use super::conn::{Conn, ConnState};
 use super::core::Core;
 use super::locals::usual_source;
-use super::refused::Refusal;
-use super::socket::{may_be_gone, Socket};
+use super::socket::Socket;
 use super::sockets::Sockets;
 use super::wire::WIRE_SEGMENTS;
 use super::{Inner, UtpStream};
@@ -130,6 +131,7 @@ struct Blocked {
     source: Option<IpAddr>,
     contents: Vec<u8>,
     segment_size: Option<usize>,
+    may_cut: bool,
 }
 
 /// Which way datagrams came: from where, and to which of our addresses, where the socket has several.
@@ -263,14 +265,15 @@ impl Driver<'_> {
                 let stun::Ping { transaction, session, incarnation } = ping;
                 let ping = PingIn { transaction, session, incarnation, size: datagram.len() };
                 let Some(pong) = core.paths.handle_ping(now, from, &ping, verified) else { return };
-                if let Some(at) = at {
+                // anybody can send a ping without a key in the peer's name: it moves nothing
+                if let Some(at) = at.filter(|_| pong.key.is_some() || !core.locals.knows(from)) {
                     core.locals.handle_arrival(now, from, at, false, usual_source);
                 }
                 self.out.clear();
                 let (key, life) = (pong.key.as_ref(), pong.incarnation.as_ref());
                 if stun::encode_answer(&mut self.out, pong.transaction, pong.observed, key, life, pong.room) {
                     // a pong counts only from the address that was asked
-                    self.send_from(core, Route { via: pong.via, to: pong.to }, at, None);
+                    self.send_from(core, Route { via: pong.via, to: pong.to }, at, None, false);
                 }
             }
             Ok(stun::Message::Pong(pong)) => {
@@ -342,7 +345,7 @@ impl Driver<'_> {
     fn send_reply(&mut self, core: &mut Core, to: Arrival) {
         self.out.clear();
         if core.endpoint.poll_reply(&mut self.out).is_some() {
-            self.send_from(core, to.from, to.at, None);
+            self.send_from(core, to.from, to.at, None, false);
         }
     }
 
@@ -463,15 +466,16 @@ impl Driver<'_> {
 
     /// Sends what a connection has put into `self.out`.
     fn send_packets(&mut self, now: Time, core: &mut Core, state: &mut ConnState, to: Route, transmit: &Transmit) {
-        // IPv6 carries the base size everywhere (RFC 8200 section 5)
-        let unproven = transmit.unproven && to.to.is_ipv4();
-        if (transmit.may_fragment || unproven) && !to.via.is_relay() {
+        if transmit.may_fragment && !to.via.is_relay() {
             self.send_in_pieces(core, to, transmit.segment_size);
             return;
         }
+        // IPv6 carries the base size everywhere (RFC 8200 section 5)
+        let may_cut = transmit.unproven && to.to.is_ipv4();
         // a probe may be too large: its loss tells enough
         let probe = self.out.len() > usize::from(state.utp.datagram()) && transmit.segment_size.is_none();
-        if self.send(core, to, transmit.segment_size) == Sent::TooLarge && !probe {
+        let source = core.locals.source(to);
+        if self.send_from(core, to, source, transmit.segment_size, may_cut) == Sent::TooLarge && !probe {
             state.utp.handle_too_large(now);
         }
     }
@@ -504,90 +508,6 @@ impl Driver<'_> {
         while let Some(event) = core.paths.poll_event() {
             self.handle_path_event(now, core, event);
         }
-    }
-
-    /// Sends what is in `self.out`. A full socket keeps it for later; what the network refuses is lost, as datagrams are.
-    fn send(&mut self, core: &mut Core, route: Route, segment_size: Option<usize>) -> Sent {
-        let source = core.locals.source(route);
-        self.send_from(core, route, source, segment_size)
-    }
-
-    /// The same from this address of ours.
-    fn send_from(
-        &mut self,
-        core: &mut Core,
-        route: Route,
-        source: Option<IpAddr>,
-        segment_size: Option<usize>,
-    ) -> Sent {
-        if route.via.is_relay() {
-            return self.carry(core, route, segment_size);
-        }
-        if self.blocked.is_some() {
-            core.stats.send_errors += 1;
-            return Sent::Other;
-        }
-        // a path whose socket has just been closed is about to be given up
-        let Some(socket) = self.sockets.find(route.via) else { return Sent::Other };
-        let sent = socket.send(route.to, source, &self.out, segment_size);
-        // the runtime does not wake anybody for these, but the next datagram hears of them, and a silent peer is pinged on
-        while let Some(Refusal { by, to, transaction }) = socket.refusal() {
-            core.paths.handle_refusal(self.inner.clock.now(), by, to, &transaction);
-        }
-        match sent {
-            Ok(()) => {
-                core.stats.datagrams_out += segment_size.map_or(1, |size| self.out.len().div_ceil(size)) as u64;
-                core.stats.bytes_out += self.out.len() as u64;
-            }
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                self.blocked = Some(Blocked { route, source, contents: self.out.clone(), segment_size });
-            }
-            // perhaps the address is gone: the system has another
-            Err(error) if may_be_gone(source, &error) => {
-                source.inspect(|gone| core.locals.forget_address(*gone));
-                return self.send_from(core, route, None, segment_size);
-            }
-            Err(error) => {
-                core.stats.send_errors += 1;
-                tracing::debug!(to = ?route, %error, "datagram not sent");
-                if error.raw_os_error() == Some(MESSAGE_SIZE) {
-                    return Sent::TooLarge;
-                }
-            }
-        }
-        Sent::Other
-    }
-
-    /// The same through a relay.
-    fn carry(&self, core: &mut Core, route: Route, segment_size: Option<usize>) -> Sent {
-        let stride = segment_size.unwrap_or(self.out.len()).max(1);
-        let datagrams = Datagrams { peer: route.to, contents: self.out.clone(), stride };
-        if self.inner.wires.send(route.via, datagrams) {
-            core.stats.datagrams_out += self.out.len().div_ceil(stride) as u64;
-            core.stats.bytes_out += self.out.len() as u64;
-        } else {
-            core.stats.send_errors += 1;
-        }
-        Sent::Other
-    }
-
-    /// The same for datagrams that are too large for the path. They are few: what does not leave now is sent again.
-    fn send_in_pieces(&mut self, core: &mut Core, route: Route, segment_size: Option<usize>) {
-        let Some(socket) = self.sockets.find(route.via) else { return };
-        match socket.send_in_pieces(route.to, core.locals.source(route), &self.out, segment_size) {
-            Ok(()) => core.stats.datagrams_out += 1,
-            Err(error) => {
-                core.stats.send_errors += 1;
-                tracing::debug!(to = ?route, %error, "datagram not sent in pieces");
-            }
-        }
-    }
-
-    fn send_blocked(&mut self) {
-        let Some(Blocked { route, source, contents, segment_size }) = self.blocked.take() else { return };
-        self.out = contents;
-        let inner = self.inner;
-        self.send_from(&mut inner.core(), route, source, segment_size);
     }
 
     /// Says goodbye to every peer: one whose streams are quiet would not hear of the end otherwise. Twice, for nobody answers.

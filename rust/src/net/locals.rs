@@ -71,6 +71,11 @@ impl Locals {
         self.older.retain(|_, local| local.ip != ip);
     }
 
+    /// Whether the near end of this path is known.
+    pub fn knows(&self, route: Route) -> bool {
+        self.newer.contains_key(&route) || self.older.contains_key(&route)
+    }
+
     fn find(&mut self, route: Route) -> Option<&mut Local> {
         match self.newer.contains_key(&route) {
             true => self.newer.get_mut(&route),

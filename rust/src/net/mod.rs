@@ -326,6 +326,11 @@ impl Net {
         self.inner.core().stats()
     }
 
+    /// The node is ending, or has ended.
+    pub fn is_closing(&self) -> bool {
+        self.inner.closing.load(Ordering::Acquire)
+    }
+
     /// Resets what is left, ends the driver and closes the socket. Later calls wait for the end as well.
     pub async fn close(&self) {
         self.inner.closing.store(true, Ordering::Release);

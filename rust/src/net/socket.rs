@@ -112,7 +112,7 @@ impl Socket {
         let socket = socket2::SockRef::from(&self.io);
         let usual = self.hops(to, &socket, None)?;
         self.hops(to, &socket, Some(hops.into()))?;
-        let sent = self.send(to, source, contents, None);
+        let sent = self.send(to, source, contents, None, false);
         self.hops(to, &socket, Some(usual))?;
         sent
     }
@@ -193,15 +193,17 @@ impl Socket {
 
     /// Sends one datagram, or equal ones of `segment_size` back to back; from `source`, where the socket has several addresses and the
     /// system is not to choose. `WouldBlock` means: not sent, wait. Where [`may_be_gone`], the caller tries again without `source`.
+    /// `may_cut`: routers may cut them into pieces, for it is not known yet what the path carries.
     pub fn send(
         &self,
         to: SocketAddr,
         source: Option<IpAddr>,
         contents: &[u8],
         segment_size: Option<usize>,
+        may_cut: bool,
     ) -> io::Result<()> {
         if segment_size.unwrap_or(contents.len()) > NEVER_CUT {
-            self.let_cut(to, false)?;
+            self.let_cut(to, may_cut)?;
         }
         self.transmit(to, source, contents, segment_size)
     }
@@ -234,6 +236,8 @@ impl Socket {
                 if had_gso && self.segments() == 1 {
                     let fresh = UdpSocketState::new(UdpSockRef::from(&self.io))?;
                     *self.state.write().unwrap_or_else(PoisonError::into_inner) = fresh;
+                    // making it has set the bit that forbids fragments again
+                    self.in_pieces.iter().for_each(|family| family.store(false, Ordering::Relaxed));
                 }
                 Err(error)
             }
@@ -255,7 +259,9 @@ impl Socket {
 
 /// Whether sending may have failed because `source` is no address of this machine any more.
 pub fn may_be_gone(source: Option<IpAddr>, error: &io::Error) -> bool {
-    source.is_some() && matches!(error.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::AddrNotAvailable)
+    // Linux: EINVAL with IPv6, ENETUNREACH with IPv4
+    let kinds = [io::ErrorKind::InvalidInput, io::ErrorKind::AddrNotAvailable, io::ErrorKind::NetworkUnreachable];
+    source.is_some() && kinds.contains(&error.kind())
 }
 
 /// Whether the kernel sets the bit that forbids fragments. quinn-udp sets it for good, and there is no safe wrapper.

@@ -325,7 +325,8 @@ impl PathTable {
     fn remote_due(&mut self, now: Time, id: RemoteId) {
         self.drop_stale_paths(now, id);
         self.doubts_due(now, id);
-        let Some(remote) = self.remotes.get_mut(&id) else { return };
+        // that may have been the end of it
+        let Some(remote) = self.remotes.get_mut(&id).filter(|remote| !remote.lost) else { return };
         remote.timer = None;
         let is_due = |at: Option<Time>| at.is_some_and(|at| at <= now);
         if is_due(remote.lost_at(&self.config)) {

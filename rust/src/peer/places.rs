@@ -143,8 +143,11 @@ impl Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.places.lock().held.remove(&self.number);
-        self.places.freed.notify_waiters();
+        // who had to give way frees nothing, and one place is for one of those who wait: each of them looks through all places
+        let freed = self.places.lock().held.remove(&self.number).is_some();
+        if freed {
+            self.places.freed.notify_one();
+        }
     }
 }
 

@@ -516,6 +516,10 @@ impl Shared {
 
     /// A node whose path was lost answers again.
     fn found(&self, node: NodeId, address: SocketAddr) {
+        // somebody whom the access list turned away has a key as well for a while
+        if !self.registry.live().iter().any(|one| one.node == node) {
+            return;
+        }
         let mut connected = self.connected.lock().unwrap_or_else(PoisonError::into_inner);
         if connected.len() < MAX_CONNECTED && connected.insert(node, address).is_none() {
             tracing::info!(%node, %address, "peer connected again");

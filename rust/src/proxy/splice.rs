@@ -130,7 +130,9 @@ impl Both {
             match self.download.poll(cx, &mut there, &mut here, &counters.into) {
                 Poll::Ready(Ok(())) => self.down = true,
                 Poll::Ready(Err(Broken::Source(error))) => {
-                    return Some(Outcome::Link(self.lost.take().unwrap_or(error)));
+                    // what the peer says of the end (an alert) is more than that it came
+                    let told = error.get_ref().is_some_and(|inner| inner.is::<rustls::Error>());
+                    return Some(Outcome::Link(if told { error } else { self.lost.take().unwrap_or(error) }));
                 }
                 Poll::Ready(Err(Broken::Sink(error))) => {
                     self.gone = Some(error);
@@ -148,8 +150,8 @@ impl Both {
             counters.ended.store(true, Ordering::SeqCst);
         }
         match (self.up, self.down, &self.gone, &self.lost) {
-            (_, true, _, Some(_)) => self.lost.take().map(Outcome::LinkClosed),
             (_, _, Some(_), Some(_)) => self.lost.take().map(Outcome::Link),
+            (_, true, _, Some(_)) => self.lost.take().map(Outcome::LinkClosed),
             (true, _, Some(_), _) => Some(Outcome::LocalClosed),
             (true, true, ..) => Some(Outcome::Finished),
             _ => None,

@@ -68,6 +68,10 @@ impl Inner {
         let inner = self.clone();
         tokio::spawn(async move {
             loop {
+                // nobody answers for a node that has ended
+                if inner.peers.net.is_closing() {
+                    return;
+                }
                 let next = Instant::now() + inner.config.again_after;
                 inner.meet_silent(node).await;
                 sleep_until(next).await;

@@ -49,6 +49,7 @@ pub(super) fn read(path: &Path) -> Result<Zeroizing<String>> {
 
 /// Writes the file, whatever plain file was there; behind a symbolic link, the file that it leads to.
 pub(super) fn replace(path: &Path, text: &str) -> Result<()> {
+    check_folders(path)?;
     let is_link = fs::symlink_metadata(path).is_ok_and(|seen| seen.file_type().is_symlink());
     let target = if is_link { fs::canonicalize(path) } else { Ok(path.to_owned()) };
     let target = target.map_err(|e| unusable(path, absent(path, &e)))?;

@@ -87,7 +87,7 @@ impl DatagramLink {
         while let Some(rest) = transmit.contents.get(sent..).filter(|rest| !rest.is_empty()) {
             let part = &rest[..limit.min(rest.len())];
             let segment = (part.len() > transmit.segment).then_some(transmit.segment);
-            match self.socket.send(self.server, None, part, segment) {
+            match self.socket.send(self.server, None, part, segment, false) {
                 Ok(()) => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     let contents = rest.to_vec();

@@ -296,8 +296,8 @@ async fn follow_addresses(shared: Arc<Shared>) {
         tokio::time::sleep(LOOK).await;
         let names = shared.names.clone();
         // reading them blocks for a moment
-        let Ok(own) = tokio::task::spawn_blocking(move || setup::own(&names)).await else { return };
-        if own != last {
+        let Ok(read) = tokio::task::spawn_blocking(move || setup::own(&names)).await else { return };
+        if let Some(own) = read.ok().filter(|own| *own != last) {
             shared.core().server.set_own(own.clone());
             last = own;
         }

@@ -100,7 +100,11 @@ pub fn bind(options: RelayOptions, config: RelayServerConfig) -> Result<(Arc<Sha
         Error::new(Reason::Internal, Stage::Setup, format!("the system gives no randomness: {error}"))
     })?;
     let names = names(&options, &addresses);
-    let setup = Setup { own: own(&names), users: options.users, allowed_peers: options.allowed_peers };
+    let setup = Setup {
+        own: own(&names).unwrap_or_else(|_| names.clone()),
+        users: options.users,
+        allowed_peers: options.allowed_peers,
+    };
     let server = Server::new(config.clone(), setup, &seed, Time::ZERO);
     let shared = Arc::new_cyclic(|shared| Shared {
         core: Mutex::new(Core { server, table: Table::new(shared.clone(), addresses, &config.ports) }),
@@ -233,12 +237,14 @@ fn names(options: &RelayOptions, addresses: &Addresses) -> Vec<IpAddr> {
 }
 
 /// Every address of this machine as it is now, and its names.
-pub(super) fn own(names: &[IpAddr]) -> Vec<IpAddr> {
+///
+/// Errors: the system does not say, for want of descriptors, say. What was known before is then better than nothing.
+pub(super) fn own(names: &[IpAddr]) -> io::Result<Vec<IpAddr>> {
     let mut own = names.to_vec();
-    own.extend(if_addrs::get_if_addrs().unwrap_or_default().iter().map(if_addrs::Interface::ip));
+    own.extend(if_addrs::get_if_addrs()?.iter().map(if_addrs::Interface::ip));
     own.sort_unstable();
     own.dedup();
-    own
+    Ok(own)
 }
 
 /// A few interfaces, both families.

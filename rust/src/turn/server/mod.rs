@@ -297,7 +297,7 @@ impl Server {
             return;
         }
         self.swept = now;
-        self.shares.count();
+        self.shares.count(now);
         let expired = |allocation: &Allocation| allocation.expires <= now;
         let gone: Vec<_> = self.allocations.iter().filter(|(_, one)| expired(one)).map(|(id, _)| *id).collect();
         for id in gone {

@@ -48,14 +48,20 @@ impl Shares {
     pub fn remove(&mut self, owner: &Owner) {
         if let Some(user) = self.users.get_mut(owner) {
             user.allocations -= 1;
-            if user.allocations == 0 {
+            // who owes something, and allocates anew, owes it still
+            if user.allocations == 0 && user.debt == 0 {
                 self.users.remove(owner);
             }
         }
     }
 
     /// To be called once a second: who has carried nothing in two of them leaves his share to the others.
-    pub fn count(&mut self) {
+    pub fn count(&mut self, now: Time) {
+        let share = self.share();
+        self.users.retain(|_, user| {
+            user.pay_off(share, now);
+            user.allocations > 0 || user.debt > 0
+        });
         self.active = [0, self.active[0]];
         self.round += 1;
     }
@@ -119,7 +125,7 @@ mod tests {
         for millisecond in 0..seconds * 1_000 {
             let now = Time::from_millis(millisecond);
             if millisecond % 1_000 == 0 {
-                shares.count();
+                shares.count(now);
             }
             for round in 0..wants.iter().map(|(_, wanted)| *wanted).max().unwrap_or(0) {
                 for (place, (name, wanted)) in wants.iter().enumerate() {
