@@ -130,7 +130,7 @@ def free_ports(count: int) -> list[int]:
         (["--public-stun", "stun.example.org"], "host:port"),
         (["--nats", "localhost"], "nats://host:4222"),
         (["--allow", "nobody"], "node id"),
-        (["--max-nodes", "0"], "max_nodes"),
+        (["--max-nodes", "0"], "--max-nodes"),
         (["--listen", "nowhere"], "nowhere"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
