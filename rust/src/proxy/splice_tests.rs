@@ -162,7 +162,7 @@ async fn a_program_that_closes_right_behind_its_last_byte_loses_nothing() {
     let (_, read) = timeout(LIMIT, both).await.expect("an end");
     read.unwrap();
     assert!(got == [b"early", &data[..]].concat(), "{} of {}", got.len(), data.len());
-    assert!(matches!(ending.outcome().await, Outcome::Local(_)));
+    assert!(matches!(ending.outcome().await, Outcome::LocalClosed));
 }
 
 #[tokio::test]
@@ -197,7 +197,7 @@ async fn what_came_before_the_link_broke_reaches_the_program() {
     let mut got = Vec::new();
     timeout(LIMIT, program.read_to_end(&mut got)).await.unwrap().unwrap();
     assert_eq!(got, b"the last words");
-    assert!(matches!(timeout(LIMIT, task).await.unwrap().unwrap(), Outcome::Link(_) | Outcome::Finished));
+    assert!(matches!(timeout(LIMIT, task).await.unwrap().unwrap(), Outcome::LinkClosed(_) | Outcome::Finished));
 }
 
 #[tokio::test]
