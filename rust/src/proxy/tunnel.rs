@@ -50,52 +50,48 @@ pub(super) async fn carry(
             return reason;
         }
     };
+    if let Outcome::Finished = outcome {
+        let reason = match link.finish(limits.linger).await {
+            Ok(()) => Reason::Finished,
+            Err(error) => broken_by(&error, None),
+        };
+        // the local port is another program's as soon as it is free: whoever asks must not hear that it is this node
+        entry.finish(reason);
+        local.finish();
+        return reason;
+    }
+    let reason = broken(outcome, &mut link, role, limits.linger).await;
+    tracing::debug!(id = connection.info().id, ?role, %reason, "one side broke");
+    entry.finish(reason);
+    reason
+}
+
+/// Ends the link of a tunnel of which one side broke; what that means for the connection. Dropping the local side resets what is left
+/// of it.
+async fn broken(outcome: Outcome, link: &mut Link, role: Role, linger: Duration) -> Reason {
     let reason = match outcome {
-        Outcome::Finished => {
-            let reason = match link.finish(limits.linger).await {
-                Ok(()) => Reason::Finished,
-                Err(error) => broken_by(&error, None),
-            };
-            // the local port is another program's as soon as it is free: whoever asks must not hear that it is this node
-            entry.finish(reason);
-            local.finish();
-            return reason;
-        }
         Outcome::Local(error) => {
-            tracing::debug!(id = connection.info().id, ?role, %error, "the local side broke");
-            // What it said before is the other side's, whole; then dropping `local` resets what is left of it.
-            link.delivered(limits.linger).await;
-            link.reset();
+            tracing::debug!(?role, %error, "the local side broke");
+            // what it said before is the other side's, whole
+            link.delivered(linger).await;
             match role {
                 Role::Forward => Reason::ClientReset,
                 Role::Reverse => Reason::ServiceReset,
             }
         }
         Outcome::LocalClosed => {
-            tracing::debug!(id = connection.info().id, ?role, "the local side ended, and read no more");
-            link.delivered(limits.linger).await;
-            link.reset();
+            link.delivered(linger).await;
             Reason::Finished
         }
-        Outcome::LinkClosed(error) => {
-            tracing::debug!(id = connection.info().id, ?role, %error, "the peer ended, and read no more");
-            let reason = broken_by(&error, link.utp().failure());
-            link.reset();
-            // it says of itself that it is gone: nothing was cut off that anybody waited for
-            if reason == Reason::PeerReset {
-                Reason::Finished
-            } else {
-                reason
-            }
-        }
-        Outcome::Link(error) => {
-            tracing::debug!(id = connection.info().id, ?role, %error, "the link broke");
-            let reason = broken_by(&error, link.utp().failure());
-            link.reset();
-            reason
-        }
+        // it says of itself that it is gone: nothing was cut off that anybody waited for
+        Outcome::LinkClosed(error) => match broken_by(&error, link.utp().failure()) {
+            Reason::PeerReset => Reason::Finished,
+            reason => reason,
+        },
+        Outcome::Link(error) => broken_by(&error, link.utp().failure()),
+        Outcome::Finished => Reason::Finished,
     };
-    entry.finish(reason);
+    link.reset();
     reason
 }
 
