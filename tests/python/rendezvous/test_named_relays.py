@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import re
 import socket
 import sys
 from typing import Any
@@ -163,8 +162,13 @@ async def test_the_command_line_runs_one() -> None:
 
 
 @pytest.mark.parametrize(
-    "uri", ["turn:user:pw@relay.example", "turn:relay.example:3478?weight=3", "http://relay.example"]
+    ("uri", "why"),
+    [
+        ("turn:user:pw@relay.example", "no user and password"),
+        ("turn:relay.example:3478?weight=3", "parameters transport and key"),
+        ("http://relay.example", "not another scheme"),
+    ],
 )
-def test_what_no_node_could_use_is_refused_at_once(uri: str) -> None:
-    with pytest.raises(keynet.InvalidArgument, match=re.escape(repr(uri))):
+def test_what_no_node_could_use_is_refused_at_once(uri: str, why: str) -> None:
+    with pytest.raises(keynet.InvalidArgument, match=why):
         keynet.rendezvous.Relay([uri], "secret")
