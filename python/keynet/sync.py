@@ -20,7 +20,7 @@ from ._info import PathInfo, PingReport, _ping_report
 from ._node import NodeId
 from ._proxy import BaseProxy
 from ._repr import shown
-from .errors import ForkedError, InvalidArgument, OperationCancelled
+from .errors import ForkedError, InvalidArgument, OperationCancelled, ProxyClosedError
 
 __all__ = ["EventStream", "Forward", "Proxy"]
 
@@ -120,7 +120,11 @@ class EventStream(Iterator[Event]):
         return self
 
     def __next__(self) -> Event:
-        event = self._next(None)
+        try:
+            event = self._next(None)
+        except ProxyClosedError:
+            # the program ends while this thread waits
+            event = None
         if event is None:
             raise StopIteration
         return event

@@ -40,11 +40,10 @@ impl UtpStream {
         self.inner.core().paths.is_relayed(self.conn.remote)
     }
 
-    /// The node at the other end, if it shares a key with us by which its pings are known: a pong has proven that it has it.
+    /// The node at the other end, as a handshake from the same address and port has proven it before. That this connection came about
+    /// shows that whoever has opened it receives what is sent there.
     pub fn known_node(&self) -> Option<NodeId> {
-        let core = self.inner.core();
-        let keys = core.paths.shared_keys(self.conn.remote);
-        keys.peers.or(keys.own).and_then(|_| core.paths.node_of(self.conn.remote))
+        self.inner.core().paths.node_of(self.conn.remote)
     }
 
     /// The way to the peer now.
