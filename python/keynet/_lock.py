@@ -35,10 +35,11 @@ class IdentityLock:
         # all names of one file are one identity
         path = pathlib.Path(os.path.realpath(path))
         with _guard:
-            held = _held.get(path)
-            if held is not None:
+            while (held := _held.get(path)) is not None:
                 held._holders += 1
-                return held
+                # what is collected just then may have been its last holder
+                if _held.get(path) is held:
+                    return held
             descriptor = _open(path)
             if descriptor is None:
                 return None
@@ -51,6 +52,9 @@ class IdentityLock:
             self._holders -= 1
             if self._holders == 0 and _held.get(self._path) is self:
                 del _held[self._path]
+                # a child that is being forked may not have closed its copy yet, and a copy keeps what is only closed
+                with contextlib.suppress(OSError):
+                    fcntl.flock(self._descriptor, fcntl.LOCK_UN)
                 os.close(self._descriptor)
 
 
@@ -96,13 +100,14 @@ def _in_use(path: pathlib.Path, pid: str) -> IdentityInUse:
 def _forget_in_child() -> None:
     # the child has none of its parent's nodes, and must not keep their lock when the parent ends
     global _guard
-    _guard = threading.Lock()
+    _guard = threading.RLock()
     for lock in _held.values():
         with contextlib.suppress(OSError):
             os.close(lock._descriptor)
     _held.clear()
 
 
-_guard = threading.Lock()
+# to be taken again by the same thread: a proxy that nobody closed gives its lock back whenever it is collected
+_guard = threading.RLock()
 _held: dict[pathlib.Path, IdentityLock] = {}
 os.register_at_fork(after_in_child=_forget_in_child)

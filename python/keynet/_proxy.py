@@ -108,7 +108,7 @@ class BaseProxy:
         }
         _keynet.check_settings(self._settings)
         self._core: _keynet.Proxy | None = None
-        self._lock: IdentityLock | None = None
+        self._unlock_once: weakref.finalize[[], BaseProxy] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._starting = False
         self._ended = False
@@ -268,14 +268,17 @@ class BaseProxy:
         if self._starting or self._core is not None or self._ended:
             raise _closed("a proxy can be started once")
         if self._identity._file is not None:
-            self._lock = IdentityLock.take(self._identity._file)
+            lock = IdentityLock.take(self._identity._file)
+            if lock is not None:
+                # also when nobody closes this proxy
+                self._unlock_once = weakref.finalize(self, lock.release)
+                self._unlock_once.atexit = False
         self._starting = True
 
     def _unlock(self) -> None:
         """Lets another process run with the identity: the node has ended, or has not come up."""
-        lock, self._lock = self._lock, None
-        if lock is not None:
-            lock.release()
+        if self._unlock_once is not None:
+            self._unlock_once()
 
     def _started(self, core: _keynet.Proxy, loop: asyncio.AbstractEventLoop | None) -> None:
         self._core, self._loop = core, loop
@@ -331,8 +334,11 @@ class Proxy(BaseProxy):
         if core is not None:
             if drain:
                 self._channels.begin()
-            await call(lambda loop: core.close(drain, loop))
-            self._unlock()
+            try:
+                await call(lambda loop: core.close(drain, loop))
+            finally:
+                # also when this is cancelled: nobody may call it again
+                self._unlock()
 
     async def __aenter__(self) -> Proxy:
         await self.start()

@@ -55,8 +55,11 @@ class Proxy(BaseProxy):
         if core is not None:
             if drain:
                 self._channels.begin()
-            core.close(drain, None)
-            self._unlock()
+            try:
+                core.close(drain, None)
+            finally:
+                # also when Ctrl-C ends this: nobody may call it again
+                self._unlock()
 
     def __enter__(self) -> Proxy:
         self.start()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import fcntl
+import gc
 import json
 import os
 import pathlib
@@ -120,3 +123,54 @@ def test_a_forked_child_does_not_keep_the_lock(tmp_path: pathlib.Path) -> None:
     finally:
         os.write(writing, b"x")
         os.waitpid(child, 0)
+
+
+def is_free(path: pathlib.Path) -> bool:
+    with path.with_name(f".{path.name}.lock").open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+    return True
+
+
+def test_a_proxy_that_nobody_closes_gives_the_identity_back_when_it_is_collected(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "node.pem"
+    proxy = keynet.sync.Proxy(keynet.Identity.load_or_create(path), listen="127.0.0.1:0")
+    proxy.start()
+    assert not is_free(path)
+    del proxy
+    gc.collect()
+    assert is_free(path)
+
+
+async def test_a_close_that_is_cancelled_gives_the_identity_back(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "node.pem"
+    proxy = keynet.Proxy(keynet.Identity.load_or_create(path), listen="127.0.0.1:0")
+    await proxy.start()
+    closing = asyncio.create_task(proxy.close())
+    await asyncio.sleep(0)
+    closing.cancel()
+    await asyncio.wait([closing])
+    assert is_free(path)
+    await proxy.close()
+
+
+def test_a_close_that_is_interrupted_gives_the_identity_back(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "node.pem"
+    proxy = keynet.sync.Proxy(keynet.Identity.load_or_create(path), listen="127.0.0.1:0")
+    proxy.start()
+    core = proxy._core
+
+    class Interrupted:
+        def close(self, drain: bool, loop: None) -> None:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(proxy, "_core", Interrupted())
+    with pytest.raises(KeyboardInterrupt):
+        proxy.close()
+    assert is_free(path)
+    assert core is not None
+    core.close(False, None)
