@@ -205,6 +205,11 @@ class Group:
         why = _reason(error, self._url)
         if self._closing:
             return
+        if self.is_connected:
+            # a subscription that is refused, a slow reader: no outage, and one that follows is still to be told
+            level = logging.DEBUG if _ends_connection(error) else logging.WARNING
+            _log.log(level, "NATS at %s: %s", self._place, why)
+            return
         if self._trouble is None:
             what = "nodes of the other rendezvous are not found until it is reached; it is tried again"
             _log.warning("NATS at %s: %s; %s", self._place, why, what)
@@ -311,12 +316,20 @@ def _place(url: str) -> str:
     return f"{host}:{parts.port or _PORT}"
 
 
+def _ends_connection(error: Exception) -> bool:
+    """Whether the client for NATS says next that the connection is lost."""
+    from nats import errors
+
+    return isinstance(error, (OSError, errors.StaleConnectionError))
+
+
 def _reason(error: Exception, url: str) -> str:
     """In words, without the user and the password of the URL."""
     text = printable(error) or type(error).__name__
+    if "uthorization" in text:
+        return "not authorized: check the user and the password"
     userinfo = urllib.parse.urlsplit(url).netloc.rpartition("@")[0]
     secrets = {userinfo, *(urllib.parse.unquote(part) for part in userinfo.split(":")), *userinfo.split(":")}
     if any(secret and secret in text for secret in secrets):
         return type(error).__name__
-    text = text.removeprefix("nats: ").strip("'\"").removeprefix("'")
-    return f"{text}: check the user and the password" if "uthorization" in text else text
+    return text.removeprefix("nats: ").strip("'\"").removeprefix("'")

@@ -284,6 +284,7 @@ class FakeNats:
             **info,
         }
         self._reject = False
+        self._writers: list[asyncio.StreamWriter] = []
         self.connections = 0
 
     @contextlib.asynccontextmanager
@@ -295,8 +296,13 @@ class FakeNats:
     def reject(self) -> None:
         self._reject = True
 
+    def hang_up(self) -> None:
+        for writer in self._writers:
+            writer.close()
+
     async def _talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
+        self._writers.append(writer)
         with contextlib.suppress(OSError):
             writer.write(b"INFO " + json.dumps(self._info).encode() + b"\r\n")
             while line := await reader.readline():
@@ -336,7 +342,7 @@ async def test_trouble_with_nats_is_said_once_when_it_begins_and_once_when_it_en
     alice: keynet.Identity, caplog: pytest.LogCaptureFixture
 ) -> None:
     def said() -> list[str]:
-        return [one.getMessage() for one in caplog.records if one.name == "keynet.rendezvous" and one.levelno >= 30]
+        return [text for _, level, text in caplog.record_tuples if level >= 30 and text.startswith("NATS")]
 
     fake = FakeNats(auth_required=True)
     fake.reject()
@@ -356,6 +362,30 @@ async def test_trouble_with_nats_is_said_once_when_it_begins_and_once_when_it_en
         assert server.group.error is None
     assert len(said()) == 2
     assert "wrong-password" not in caplog.text
+
+
+async def test_a_complaint_of_nats_while_connected_does_not_hide_an_outage(
+    alice: keynet.Identity, caplog: pytest.LogCaptureFixture
+) -> None:
+    def said() -> list[str]:
+        return [text for _, level, text in caplog.record_tuples if level >= 30 and text.startswith("NATS")]
+
+    fake = FakeNats()
+    async with (
+        fake.serve() as port,
+        Server(alice, listen="127.0.0.1:0", nats=f"nats://127.0.0.1:{port}") as server,
+    ):
+        await until(lambda: server.group is not None and server.group.connected)
+        assert server._group is not None
+        await server._group._failed(ValueError("slow consumer"))
+        assert server.group is not None
+        assert server.group.error is None
+        before = len(said())
+        assert "slow consumer" in said()[-1]
+        fake.reject()
+        fake.hang_up()
+        await until(lambda: len(said()) > before)
+        assert "it is tried again" in said()[before]
 
 
 async def test_ready_does_not_claim_a_group_that_is_not_reached(tmp_path: pathlib.Path) -> None:
