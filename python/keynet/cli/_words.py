@@ -27,9 +27,12 @@ _ADVICE = {
 
 _OPTIONS = {
     "listen": "--listen",
+    "metrics": "--metrics",
+    "nats": "--nats",
     "forward": "--forward",
     "rendezvous": "--rendezvous",
     "stun": "--stun",
+    "public_stun": "--public-stun",
     "relays": "--relay",
     "controller": "controller",
     "services": "--service",
@@ -47,6 +50,16 @@ _OPTIONS = {
 """Arguments of the package that a message may begin with, and the flags that they come from."""
 
 
+_RELAY_OPTIONS = {
+    "listen": "--relay",
+    "tls": "--relay-tls",
+    "external_addresses": "--relay-external",
+    "allowed_peers": "--relay-allow-peer",
+    "weight": "--relay-weight",
+}
+"""The same for the relay in the process of a rendezvous, whose messages begin with "relay: "."""
+
+
 def advice(error: KeynetError) -> str:
     """What to try, for who sits at the command."""
     return _ADVICE.get(error.reason, error.advice)
@@ -57,6 +70,8 @@ def detail(error: KeynetError) -> str:
     text = error.detail
     if error.reason is not Reason.INVALID_ARGUMENT:
         return text
+    if (match := re.match(r"relay: (\w+)(?=:)", text)) and (flag := _RELAY_OPTIONS.get(match[1])):
+        return flag + text[match.end() :]
     match = re.match(r"(\w+)(?=[:=. ])", text)
     if match and (flag := _OPTIONS.get(match[1])):
         text = flag + text[match.end() :]

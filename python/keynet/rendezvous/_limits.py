@@ -30,11 +30,11 @@ def invalid(detail: str) -> InvalidArgument:
     return InvalidArgument(reason=Reason.INVALID_ARGUMENT, stage=Stage.SETUP, detail=detail)
 
 
-def port_of(address: str) -> int:
-    """The port of "host:port". Raises `InvalidArgument`."""
+def port_of(address: str, what: str) -> int:
+    """The port of "host:port". Raises `InvalidArgument`, about the argument `what`."""
     host, colon, port = address.rpartition(":")
     if not (host and colon and port.isdecimal() and 0 < int(port) < 65536):
-        raise invalid(f'"{excerpt(address)}" is not of the form "host:port"')
+        raise invalid(f'{what}: "{excerpt(address)}" is not of the form "host:port"')
     return int(port)
 
 

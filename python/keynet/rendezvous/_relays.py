@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from .._identity import Identity
+from .._keynet import excerpt
+from ..errors import InvalidArgument
 from ..relay import PORT, RelayServer, _several, credentials
 from ._limits import invalid, port_of
 from .v1 import rendezvous_pb2 as pb
@@ -156,7 +158,10 @@ class OwnRelay:
             options["secret"] = self._taken = self._lasting.taken(self._wall())
         # what nodes are told may be another address than this machine knows (behind a 1:1 NAT)
         self._server = RelayServer(**options, introduction_peers=[*self._told, *rendezvous])
-        await self._server.start()
+        try:
+            await self._server.start()
+        except InvalidArgument as error:
+            raise invalid(f"relay: {error.detail}") from None
 
     def refresh(self) -> None:
         """Goes on to the next secret when it is time; to be called more often than a period is long."""
@@ -180,20 +185,28 @@ class OwnRelay:
 
 def _ways(identity: Identity, options: Mapping[str, Any], listen: str) -> list[str]:
     """Every way to the relay that its options open: by UDP and TCP at each address, and by TLS."""
-    external = [str(ip) for ip in options.get("external_addresses", ())]
+    external = [_ip(str(text)) for text in options.get("external_addresses", ())]
     key = "" if options.get("certificate") else f"?key={identity.node_id}"
     tls = _several(options.get("tls", ()))
     uris = []
     for address in _several(options.get("listen", f"0.0.0.0:{PORT}")):
-        place = f"{_named_host(address, listen, external)}:{port_of(address)}"
+        place = f"{_named_host(address, listen, external)}:{port_of(address, 'relay: listen')}"
         uris.append(f"turn:{place}")
         # one port for both: what comes by TCP there and is not TLS is served, but TLS is what such a port is opened for
         if address not in tls:
             uris.append(f"turn:{place}?transport=tcp")
-    uris += [f"turns:{_named_host(address, listen, external)}:{port_of(address)}{key}" for address in tls]
+    uris += [f"turns:{_named_host(address, listen, external)}:{port_of(address, 'relay: tls')}{key}" for address in tls]
     # UDP first: nodes count the relay by the first, and take no more than their cap
     uris.sort(key=lambda uri: (uri.startswith("turns:"), "?transport=tcp" in uri))
     return list(dict.fromkeys(uris))
+
+
+def _ip(text: str) -> str:
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        raise invalid(f"relay: external_addresses: '{excerpt(text)}' is not an IP address") from None
+    return text
 
 
 def _named_host(address: str, rendezvous: str, external: Sequence[str]) -> str:

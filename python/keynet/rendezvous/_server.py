@@ -87,9 +87,9 @@ class Server(Runs):
     ) -> None:
         self._settings = _fitting(settings or Settings())
         self._stun_addresses = list(stun)
-        self._recommended = [f":{port_of(address)}" for address in stun] + list(public_stun)
+        self._recommended = [f":{port_of(address, 'stun')}" for address in stun] + list(public_stun)
         for address in public_stun:
-            port_of(address)
+            port_of(address, "public_stun")
         self._own_relay = None if relay is None else OwnRelay(identity, relay, listen=listen)
         if self._own_relay is not None:
             relays = [*relays, *self._own_relay.named]
