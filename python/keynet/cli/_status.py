@@ -53,7 +53,8 @@ def run(options: argparse.Namespace, out: Output) -> int:
         with contextlib.ExitStack() as stack:
             if options.watch:
                 stack.enter_context(contextlib.suppress(KeyboardInterrupt))
-                stack.enter_context(keys())
+                if not out.json:
+                    stack.enter_context(keys())
             for fields, text in views:
                 _show(fields, text, out, watch=options.watch)
     return 0

@@ -35,7 +35,7 @@ def keys() -> Iterator[None]:
     """Single keys can be read while this lasts; a screen of its own where it can be drawn."""
     before = None
     with contextlib.suppress(termios.error, OSError, ValueError):
-        if sys.stdin.isatty():
+        if _is_watched():
             before = termios.tcgetattr(sys.stdin)
             tty.setcbreak(sys.stdin)
     redraw = can_redraw()
@@ -69,6 +69,7 @@ def pause(seconds: float) -> bool:
 
 
 def _is_watched() -> bool:
+    """Whether somebody can press keys. A job in the background that reads its terminal, or sets it, is stopped."""
     with contextlib.suppress(ValueError, OSError):
-        return sys.stdin.isatty()
+        return sys.stdin.isatty() and os.tcgetpgrp(sys.stdin.fileno()) == os.getpgrp()
     return False
