@@ -255,7 +255,7 @@ def _surroundings(explanation: PathExplanation) -> Iterator[str]:
     if explanation.connected and used is not None and not used.relayed:
         return
     if explanation.rendezvous:
-        outside = [one.address for one in explanation.addresses if one.kind in ("server-reflexive", "port-mapped")]
+        outside = [one.address for one in _obstacle.public(explanation.addresses)]
         own = _some(outside) if outside else "unknown, no server has told it"
         yield f"Own public address: {own}."
     for one in explanation.rendezvous:

@@ -90,13 +90,13 @@ def _without_address(meeting: Meeting) -> Obstacle | None:
     """A node that does not know where the internet sees it can tell nobody."""
     if not meeting.peer_candidates and meeting.peer_nat is None:
         return None
-    if not _public(meeting.own_candidates):
+    if not public(meeting.own_candidates):
         return Obstacle(
             "this node did not know its own public address then, so the other could not send to it",
             "Check that its rendezvous or a STUN server answers by UDP (`keynet doctor` names them and what they say), "
             "then dial again",
         )
-    if not _public(meeting.peer_candidates):
+    if not public(meeting.peer_candidates):
         return Obstacle(
             "the other node told no public address: it did not know its own then",
             "Dial again in some seconds; if it stays so, run `keynet doctor` on the other node's machine",
@@ -139,12 +139,13 @@ def _symmetric(meeting: Meeting) -> Obstacle | None:
     )
 
 
-def _public(candidates: Iterable[Candidate]) -> list[Candidate]:
+def public(candidates: Iterable[Candidate]) -> list[Candidate]:
+    """Those that lead to the node from the internet."""
     return [one for one in candidates if one.kind in _OUTSIDE or (one.kind == "host" and _is_global(one.address))]
 
 
 def _families(candidates: Iterable[Candidate]) -> set[int]:
-    return {4 if "." in _ip(one.address) else 6 for one in _public(candidates)}
+    return {4 if "." in _ip(one.address) else 6 for one in public(candidates)}
 
 
 def _named(families: Iterable[int]) -> str:

@@ -344,6 +344,9 @@ def test_an_unknown_own_address_is_said() -> None:
     assert "Own public address: unknown, no server has told it." in text
     known = explained(last_error=failure("punch_timeout"), rendezvous=[rendezvous()], addresses=[HOST, OUTSIDE]).text
     assert "Own public address: 203.0.113.1:5000." in known
+    without_nat = [{"kind": "host", "address": "203.0.113.9:4433"}]
+    text = explained(last_error=failure("punch_timeout"), rendezvous=[rendezvous()], addresses=without_nat).text
+    assert "Own public address: 203.0.113.9:4433." in text
 
 
 def test_too_many_meetings_are_no_matter_of_max_connections() -> None:
