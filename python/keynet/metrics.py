@@ -123,14 +123,16 @@ def serve(listen: str, *collectors: Collector, hosts: Sequence[str] = ()) -> Met
     """
     host, _, port = listen.rpartition(":")
     if not host or not port.isdecimal() or int(port) > 65_535:
-        detail = f'metrics: "{excerpt(listen)}" is not of the form "host:port"'
-        raise InvalidArgument(reason=Reason.INVALID_ARGUMENT, stage=Stage.SETUP, detail=detail)
+        raise _malformed(listen)
     registry = prometheus_client.CollectorRegistry()
     for collector in collectors:
         registry.register(collector)
     app = _guarded(prometheus_client.make_wsgi_app(registry), hosts)
     try:
         server = _listening(host.strip("[]"), int(port), app)
+    except UnicodeError:
+        # what cannot be a name: an empty label, or one of more than 63 characters
+        raise _malformed(listen) from None
     except OSError as error:
         raise BindError(
             reason=Reason.BIND_FAILED, stage=Stage.SETUP, address=listen, detail=f"metrics: {error}"
@@ -138,6 +140,11 @@ def serve(listen: str, *collectors: Collector, hosts: Sequence[str] = ()) -> Met
     thread = threading.Thread(target=server.serve_forever, name="keynet-metrics", daemon=True)
     thread.start()
     return MetricsServer(server, thread)
+
+
+def _malformed(listen: str) -> InvalidArgument:
+    detail = f'metrics: "{excerpt(listen)}" is not of the form "host:port"'
+    return InvalidArgument(reason=Reason.INVALID_ARGUMENT, stage=Stage.SETUP, detail=detail)
 
 
 def _listening(host: str, port: int, app: Any) -> wsgiref.simple_server.WSGIServer:

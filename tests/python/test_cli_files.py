@@ -40,7 +40,10 @@ def as_other(*arguments: str, **environment: str) -> subprocess.CompletedProcess
 def can_execute(user: int) -> bool:
     """Whether that user can run this Python and read the package."""
     probe = [sys.executable, "-c", "import keynet"]
-    done = subprocess.run(probe, capture_output=True, check=False, user=user, group=user, extra_groups=[], cwd="/")
+    try:
+        done = subprocess.run(probe, capture_output=True, check=False, user=user, group=user, extra_groups=[], cwd="/")
+    except PermissionError:  # the checkout is in a folder of root
+        return False
     return done.returncode == 0
 
 
@@ -178,15 +181,16 @@ def up(tmp_path: pathlib.Path, raw: bytes) -> tuple[subprocess.CompletedProcess[
         (b"a" + b".a" * 100_000 + b" = 1", "nested too deeply"),
         (b"#" * (1 << 20) + b"#", "larger than"),
         (b"[services]\n1 = 2", "backend"),
+        (b"patience = true", "patience is of the wrong type"),
     ],
-    ids=["latin-1", "latin-1 later", "utf-16", "utf-16 without a mark", "deep", "dotted", "large", "type"],
+    ids=["latin-1", "latin-1 later", "utf-16", "utf-16 without a mark", "deep", "dotted", "large", "type", "bool"],
 )
 def test_a_configuration_that_cannot_be_read_is_told_why(raw: bytes, said: str, tmp_path: pathlib.Path) -> None:
     done, first = up(tmp_path, raw)
     assert done.returncode == ExitCode.USAGE
     assert "Traceback" not in done.stderr
     detail = first["error"]["detail"]
-    assert said in detail or "a" in detail[:0] or "unknown keys" in detail
+    assert said in detail
 
 
 def test_a_byte_order_mark_is_skipped(tmp_path: pathlib.Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import pathlib
+import re
 import sys
 from typing import Any
 
@@ -38,11 +39,18 @@ _KINDS: dict[str, type | tuple[type, ...]] = {
     "patience": (int, float),
 }
 
+_DOTTED = re.compile(r"""(?<![\w-])(?:(?:[\w-]+|"[^"\n]*"|'[^'\n]*')[ \t]*\.[ \t]*){128}""")
+"""A key of more parts than any of ours; a name of a host has 127 at most."""
+
 
 def read_config(path: pathlib.Path) -> dict[str, Any]:
     """The table, with values of the right types. Raises `InvalidArgument`."""
+    text = _text(path)
+    if _DOTTED.search(text):
+        # the parser takes a time for such a key that grows with the square of its length
+        raise invalid(f"{path}: values are nested too deeply")
     try:
-        table: dict[str, Any] = tomllib.loads(_text(path))
+        table: dict[str, Any] = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise invalid(f"{path}: {error}") from None
     except RecursionError:
@@ -51,7 +59,10 @@ def read_config(path: pathlib.Path) -> dict[str, Any]:
     if unknown:
         raise invalid(f"{path}: unknown keys: {', '.join(sorted(unknown))}; there are {', '.join(sorted(_KINDS))}")
     for name, value in table.items():
-        if not isinstance(value, _KINDS[name]):
+        wanted = _KINDS[name]
+        kinds = wanted if isinstance(wanted, tuple) else (wanted,)
+        # in Python true and false are numbers
+        if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
             raise invalid(f"{path}: {name} is of the wrong type; `keynet up --help` shows an example")
     for node, addresses in table.get("peers", {}).items():
         if not isinstance(addresses, list) or not all(isinstance(address, str) for address in addresses):

@@ -8,6 +8,7 @@ import contextlib
 import os
 import pathlib
 import sys
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from .._extras import install
@@ -231,8 +232,8 @@ def _settings(options: argparse.Namespace) -> dict[str, Any]:
     patience = options.patience if options.patience is not None else table.get("patience")
     if patience is not None:
         settings["patience"] = patience
-    services = {_port(text): str(backend) for text, backend in table.get("services", {}).items()}
-    services.update({_port(text): backend for text, backend in pairs(options.service, "PORT=BACKEND").items()})
+    services = _services(table.get("services", {}), "services")
+    services.update(_services(pairs(options.service, "PORT=BACKEND"), "--service"))
     settings["services"] = services
     settings.update(finding(options, table))
     if "search_ports" in table:
@@ -252,6 +253,17 @@ def _settings(options: argparse.Namespace) -> dict[str, Any]:
         peers.setdefault(NodeId(node), []).append(address)
     settings["peers"] = peers
     return settings
+
+
+def _services(texts: Mapping[str, str], what: str) -> dict[int, str]:
+    """Backends by port; 080 and 80 are one port, which has one backend."""
+    found: dict[int, str] = {}
+    for text, backend in texts.items():
+        number = _port(text)
+        if number in found:
+            raise invalid(f"{what}: port {number} is there twice, as PORT=BACKEND")
+        found[number] = backend
+    return found
 
 
 def _port(text: str) -> int:
