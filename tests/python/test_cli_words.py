@@ -103,6 +103,20 @@ def test_help_fits_the_terminal(columns: int) -> None:
         (["up", "--relay", f"turn:u:p@h?key={NODE}"], "turns:"),
         (["rendezvous", "--turn", f"turn:h?key={NODE}"], "means nothing without TLS"),
         (["rendezvous", "--max-nodes", "0"], "above 0"),
+        (["rendezvous", "--listen", "127.0.0.1:0", "--relay", "nonsense:4"], "--relay: "),
+        (["rendezvous", "--relay", "127.0.0.1:3478", "--relay-tls", "nonsense"], "--relay-tls: "),
+        (["rendezvous", "--relay", "127.0.0.1:3478", "--relay-external", "bad"], "--relay-external: "),
+        (
+            ["rendezvous", "--listen", "127.0.0.1:0", "--relay", "127.0.0.1:3478", "--relay-allow-peer", "bad"],
+            "--relay-allow-peer: ",
+        ),
+        (["rendezvous", "--stun", "bad"], "--stun: "),
+        (["rendezvous", "--public-stun", "bad"], "--public-stun: "),
+        (["rendezvous", "--nats", "bad"], "--nats "),
+        (["up", "--metrics", "bad"], "--metrics: "),
+        (["up", "--metrics", f"{'x' * 64}.example:80"], "--metrics: "),
+        (["up", "--servic", "1=a:1"], "--servic"),
+        (["up", "--service", "080=a:1", "--service", "80=b:1", "--allow", "anyone"], "there twice"),
         (["relay", "--user", "a=b", "--rate", "-1"], "above 0"),
         (["relay", "--user", "a=b", "--certificate", "/x", "/y"], "--tls"),
     ],
@@ -371,6 +385,14 @@ def test_watching_redraws_in_a_narrow_window_and_q_ends_it(tmp_path: pathlib.Pat
         assert all(frame.count("\n") < 10 for frame in frames[:-1])
         # the screen and the cursor are as they were
         assert shown.rstrip().endswith("\033[?1049l")
+        # objects for a program: the terminal is left alone
+        objects = Terminal("status", "--socket", socket, "--watch", "--json", "--interval", "0.2", **home)
+        while objects.shown.count("\n") < 2:
+            assert objects._read(60)
+        assert "\033" not in objects.shown
+        assert termios.tcgetattr(objects.master)[3] & (termios.ICANON | termios.ECHO)
+        os.kill(objects.child, signal.SIGINT)
+        assert objects.end()[0] == 0
     finally:
         node.send_signal(signal.SIGINT)
         node.communicate(timeout=60)

@@ -41,6 +41,8 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, **options: Any) -> None:
         options["formatter_class"] = Formatter
+        # a part of a name that is enough today may be another flag's tomorrow
+        options["allow_abbrev"] = False
         super().__init__(**options)
 
     def error(self, message: str) -> NoReturn:
