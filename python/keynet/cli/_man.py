@@ -52,9 +52,12 @@ def _text(text: str) -> str:
     return f"\\&{text}" if text.startswith((".", "'")) else text
 
 
+def _print(whole: argparse.ArgumentParser) -> None:
+    choices = next(action.choices for action in whole._actions if isinstance(action, argparse._SubParsersAction))
+    print(page(whole, choices), end="")
+
+
 if __name__ == "__main__":
     from . import parser as build
 
-    whole = build()
-    choices = next(action.choices for action in whole._actions if isinstance(action, argparse._SubParsersAction))
-    print(page(whole, choices), end="")
+    _print(build())
