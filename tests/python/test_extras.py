@@ -89,12 +89,17 @@ assert not {name for name in ("grpc", "keynet.grpc", "keynet.relay", "keynet.met
 assert keynet.relay.RelayServer and keynet.grpc.channel and keynet.rendezvous.Server
 assert keynet.metrics.serve and keynet.tracing.traced
 from keynet import *
-assert {"grpc", "relay", "metrics", "tracing", "rendezvous"} <= set(dir(keynet))
 """
     done = program(text)
     assert done.returncode == 0, done.stderr
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
         keynet.nonsense  # noqa: B018
+
+
+def test_looking_at_the_package_needs_no_extras() -> None:
+    text = "import inspect, pydoc, keynet; inspect.getmembers(keynet); assert 'Proxy' in pydoc.render_doc(keynet)"
+    done = program(text, "grpc", "prometheus_client", "opentelemetry", "google")
+    assert done.returncode == 0, done.stderr
 
 
 # -- the name ----------------------------------------------------------------------------------------------------------
