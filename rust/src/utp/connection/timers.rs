@@ -141,7 +141,7 @@ impl Connection {
     }
 
     pub(super) fn idle_at(&self) -> Time {
-        self.last_received.max(self.company.heard) + self.idle_timeout()
+        self.last_received.max(self.company.heard).max(self.silence.ended) + self.idle_timeout()
     }
 
     /// When the memory of empty buffers goes back; `None` when there is none to give.
