@@ -128,8 +128,8 @@ class Reason(_Name):
     FINISHED = "finished"
     CLIENT_RESET = "client_reset"
     SERVICE_RESET = "service_reset"
-    ACCESS_REVOKED = "access_revoked"
     PEER_RESTARTED = "peer_restarted"
+    ACCESS_REVOKED = "access_revoked"
     PEER_GONE = "peer_gone"
 
     INTERNAL = "internal"

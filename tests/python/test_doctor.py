@@ -244,7 +244,8 @@ def test_nothing_is_foretold_where_nothing_is_known() -> None:
     assert {peer.outlook for peer in report.peers} == {Outlook.UNKNOWN}
     assert "directly" not in words(Findings(discovered(), now=NOW), report)
     # an address of the internet says little when what was asked there is silent
-    silent = Findings(discovered(addresses=PUBLIC), LOST, status(), True, NOW)
+    unseen = (dataclasses.replace(LOST[0], observed=None),)
+    silent = Findings(discovered(addresses=PUBLIC), unseen, status(), True, NOW)
     assert judge(silent).nat_by == "nothing"
 
 
