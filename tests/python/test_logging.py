@@ -84,21 +84,22 @@ def test_the_life_of_a_node_is_told_at_info(
     quick: keynet.Limits = {"lost_after": 1.0, "ping_active": 0.5}
     services = {SERVICE: "127.0.0.1:1"}
     with sync_proxy(bob, services=services, allow=[mallory.node_id], limits=quick) as server:
-        with sync_proxy(alice) as node:
-            node.add_peer(bob.node_id, [server.proxy_address])
-            caller = node.proxy_address
-            local = node.forward(bob.node_id, SERVICE, local="127.0.0.1:0")
-            host, _, port = local.address.rpartition(":")
-            with socket.create_connection((host, int(port)), timeout=20) as client, contextlib.suppress(OSError):
-                client.recv(1)
+        with sync_proxy(alice) as stranger, sync_proxy(mallory) as friend:
+            caller = friend.proxy_address
+            for node in (stranger, friend):
+                node.add_peer(bob.node_id, [server.proxy_address])
+                local = node.forward(bob.node_id, SERVICE, local="127.0.0.1:0")
+                host, _, port = local.address.rpartition(":")
+                with socket.create_connection((host, int(port)), timeout=20) as client, contextlib.suppress(OSError):
+                    client.recv(1)
         why = "not on the access list"
         wanted = {
             f"node started node={bob.node_id} listen={server.proxy_address} forward={server.forward_address}",
-            f"peer connected node={alice.node_id} address={caller}",
+            f"peer connected node={mallory.node_id} address={caller}",
             f"dial failed error=access denied: the peer refused: {why} [stage open, node {bob.node_id}",
             f"peer refused error=access denied: {why} [stage open, node {alice.node_id}",
             f"node closed node={alice.node_id}",
-            f"peer lost node={alice.node_id} address={caller} reason=peer_gone",
+            f"peer lost node={mallory.node_id} address={caller} reason=peer_gone",
         }
         deadline = time.monotonic() + 20
         while time.monotonic() < deadline and wanted:
