@@ -52,6 +52,7 @@ __all__ = [
     "peer",
     "proxy_target",
     "server_interceptor",
+    "server_options",
     "target",
 ]
 
@@ -59,6 +60,10 @@ Options = Sequence[tuple[str, Any]]
 
 # gRPC gives a CONNECT 20 s whatever is set, so the core's dial ends in 15; the back-off must not cut a dial short
 _DIAL_TIMEOUT_MS = 15_000
+
+# gRPC measures the bandwidth with pings of its own, and ends the transport when one is not answered for a minute.
+# Connections of keynet may outlive five minutes of silence (`patience=`); what is dead it ends itself.
+_PING_TIMEOUT = ("grpc.http2.ping_timeout_ms", 310_000)
 
 
 # -- client ----------------------------------------------------------------------------------------------------------
@@ -91,6 +96,19 @@ def channel_options(proxy: BaseProxy, node_id: str, port: int = 50051) -> list[t
     ]
 
 
+def server_options() -> list[tuple[str, Any]]:
+    """Arguments for `grpc.server(options=…)`, so that a server waits for a silent peer as long as keynet does.
+
+    Without them gRPC itself ends a connection on which one of its pings was not answered for a minute.
+    """
+    return [_PING_TIMEOUT]
+
+
+def _patience(options: Options) -> list[tuple[str, Any]]:
+    """The same for a channel, unless its user has set a keep-alive: that decides then."""
+    return [] if any(name.startswith("grpc.keepalive") for name, _ in options) else [_PING_TIMEOUT]
+
+
 def proxy_target(proxy: BaseProxy) -> str:
     """The forward proxy as a gRPC target that needs no resolver: "ipv4:host:port" or "ipv6:[host]:port"."""
     address = proxy.forward_address
@@ -113,7 +131,10 @@ def channel(
 
     Leaving the proxy's context in good order closes the channel when no call is on it any more.
     """
-    where, arguments = proxy_target(proxy), _merged(channel_options(proxy, node_id, port), options)
+    where, arguments = (
+        proxy_target(proxy),
+        _merged([*channel_options(proxy, node_id, port), *_patience(options)], options),
+    )
     if credentials is not None:
         plain = grpc.secure_channel(where, credentials, options=arguments, compression=compression)
     else:
@@ -135,7 +156,10 @@ def aio_channel(
     interceptors: Sequence[grpc.aio.ClientInterceptor] | None = None,
 ) -> grpc.aio.Channel:
     """A plain `grpc.aio.Channel` to a node's service, through the proxy; see `channel`."""
-    where, arguments = proxy_target(proxy), _merged(channel_options(proxy, node_id, port), options)
+    where, arguments = (
+        proxy_target(proxy),
+        _merged([*channel_options(proxy, node_id, port), *_patience(options)], options),
+    )
     if credentials is not None:
         made = grpc.aio.secure_channel(where, credentials, arguments, compression, interceptors)
     else:

@@ -28,7 +28,7 @@ async def _echo(requests: AsyncIterator[bytes], context: Any) -> AsyncIterator[b
 async def serve() -> tuple[grpc.aio.Server, str]:
     """The server, and its address."""
     _, service, method = METHOD.split("/")
-    server = grpc.aio.server()
+    server = grpc.aio.server(options=keynet.grpc.server_options())
     handler: Any = grpc.stream_stream_rpc_method_handler(_echo)
     server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(service, {method: handler})])
     port = server.add_insecure_port("127.0.0.1:0")
