@@ -32,8 +32,6 @@ class Obstacle:
     """A clause."""
     advice: str
     """A sentence or some, without the last full stop."""
-    certain: bool = True
-    """The meeting's own facts show it. Otherwise it is what was tried and missed."""
 
 
 def find(meeting: Meeting) -> Obstacle | None:
@@ -58,19 +56,16 @@ def after_silence(meeting: Meeting) -> Obstacle:
         return Obstacle(
             f"a search among the ports of a symmetric NAT did not find the right one{silent}",
             f"Dial again, as a search finds the port nearly always but not every time. {_FORWARD}, and none is needed",
-            certain=False,
         )
     if meeting.outlook == "prediction":
         return Obstacle(
             f"the port that the symmetric NAT would use next was guessed wrong{silent}",
             f"Dial again: others may use the same NAT. {_FORWARD}, and no guess is needed",
-            certain=False,
         )
     return Obstacle(
         "nothing in what both told of their NATs keeps them apart" + (silent or ", yet no answer led to a path"),
         "Check that the other node still runs, then run `keynet doctor` on both sides and look for a firewall that "
         f"drops UDP. {_FORWARD} if it stays so",
-        certain=False,
     )
 
 
