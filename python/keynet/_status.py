@@ -126,6 +126,8 @@ class RendezvousStatus:
     """This node's own UDP address as the rendezvous sees it."""
     rtt: float | None
     """Round trip time in seconds."""
+    clock_ahead: float | None
+    """Seconds by which its clock was ahead of this machine's at the registration; None: not known."""
     error: KeynetError | None
     """Why it is not connected."""
 
@@ -314,7 +316,8 @@ def _peer(raw: Mapping[str, Any]) -> PeerStatus:
 
 def _rendezvous(raw: Mapping[str, Any]) -> RendezvousStatus:
     node_id, error = NodeId(raw["node_id"]), _error(raw["error"])
-    return _plain(RendezvousStatus, raw, node_id=node_id, error=error)
+    # a node of an older version does not say it
+    return _plain(RendezvousStatus, {"clock_ahead": None, **raw}, node_id=node_id, error=error)
 
 
 def _relay(raw: Mapping[str, Any]) -> RelayStatus:

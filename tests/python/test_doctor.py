@@ -6,6 +6,8 @@ import dataclasses
 import datetime
 import json
 import os
+import pathlib
+import shutil
 import subprocess
 import sys
 from typing import Any
@@ -19,6 +21,7 @@ from keynet import _keynet
 from keynet._nat import PEERS, PORT_RESTRICTED, Outlook, outlook, prospects
 from keynet.cli import ExitCode
 from keynet.cli._doctor import Findings, Visit, judge, words
+from keynet.demo.run import Process
 from keynet.errors import _from_core
 
 NODE = keynet.NodeId("vb1" + "j6cp" * 12 + "j0")
@@ -260,6 +263,77 @@ def test_a_wrong_clock_is_named_and_nothing_else(reason: str) -> None:
     assert len(report.advice) == 1
     assert "clock" in report.advice[0]
     assert "clock is wrong" in report.verdict
+
+
+@pytest.mark.parametrize("days", [-2, 2])
+def test_a_clock_that_is_days_off_is_named_where_nothing_fails_by_it(days: int) -> None:
+    """An identity and a rendezvous that are older than that know no wrong dates."""
+    told = dataclasses.replace(visit(), clock_ahead=-days * 86_400.0)
+    silent = dataclasses.replace(visit(), clock_ahead=None)
+    for visits in ((told,), (told, silent), (silent, told)):
+        report = judge(Findings(nat(), visits, status(), True, NOW))
+        assert report.clock_is_wrong
+        assert f"{NOW - datetime.timedelta(days=days):%Y-%m-%d %H:%M}" in report.verdict
+        assert len(report.advice) == 1
+    # one of them has a wrong clock itself, or it is a matter of minutes
+    right, nearly = (dataclasses.replace(told, clock_ahead=seconds) for seconds in (0.2, 90.0))
+    for others in ((told, right), (nearly,)):
+        assert not judge(Findings(nat(), others, status(), True, NOW)).clock_is_wrong
+    # a lie is no traceback
+    for lie in (1e300, -1e300):
+        assert judge(Findings(nat(), (dataclasses.replace(told, clock_ahead=lie),), status(), True, NOW)).clock_is_wrong
+
+
+# whose clock is days off: what the C library says of the time of day
+CLOCK = """
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <stdlib.h>
+#include <sys/time.h>
+#include <time.h>
+static long off(void) { return atol(getenv("DAYS_OFF")) * 86400; }
+int clock_gettime(clockid_t which, struct timespec *now) {
+  int (*real)(clockid_t, struct timespec *) = dlsym(RTLD_NEXT, "clock_gettime");
+  int done = real(which, now);
+  if (which == CLOCK_REALTIME) now->tv_sec += off();
+  return done;
+}
+time_t time(time_t *at) {
+  struct timespec now;
+  clock_gettime(CLOCK_REALTIME, &now);
+  if (at) *at = now.tv_sec;
+  return now.tv_sec;
+}
+int gettimeofday(struct timeval *at, void *zone) {
+  struct timespec now;
+  clock_gettime(CLOCK_REALTIME, &now);
+  at->tv_sec = now.tv_sec, at->tv_usec = now.tv_nsec / 1000;
+  return 0;
+}
+"""
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="wants a C compiler")
+@pytest.mark.parametrize("days", ["-2", "2"])
+@pytest.mark.parametrize("age", [0, 30], ids=["certificates of today", "old certificates"])
+def test_a_machine_whose_clock_is_days_off(days: str, age: int, tmp_path: pathlib.Path) -> None:
+    source, library = tmp_path / "clock.c", tmp_path / "clock.so"
+    source.write_text(CLOCK)
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", library, source, "-ldl"], check=True)
+    born = datetime.datetime.now(datetime.timezone.utc) - datetime.timedelta(days=age)
+    for name in ("rendezvous.pem", "node.pem"):
+        keynet.Identity.generate(now=born).save(tmp_path / name)
+    flags = ["--identity", str(tmp_path / "rendezvous.pem"), "--listen", "127.0.0.1:0"]
+    with Process("keynet", "rendezvous", *flags, "--json") as server:
+        where = server.expect("ready")["rendezvous"]
+        asked = ["--rendezvous", where, "--timeout", "3"]
+        own = ["--identity", str(tmp_path / "node.pem")] if age else []
+        done = command(*asked, *own, "--json", LD_PRELOAD=str(library), DAYS_OFF=days)
+    found = json.loads(done.stdout)["doctor"]
+    assert found["clock_is_wrong"], done
+    assert "clock is wrong" in found["verdict"]
+    assert len(found["advice"]) == 1
+    assert "clock" in found["advice"][0]
 
 
 def test_a_closed_port_of_a_rendezvous_is_told_as_such() -> None:

@@ -36,6 +36,10 @@ exit codes of doctor:
 
 _BORN = datetime.datetime(2026, 11, 1, tzinfo=datetime.timezone.utc)
 """Older than this program no clock can be."""
+_CLOCKS_MAY_DIFFER = 3600.0
+"""Seconds between two clocks that count as right: certificates and relay credentials are good for a day."""
+_CENTURY = 100 * 366 * 86_400.0
+"""Seconds; what a rendezvous says of the time is cut to that."""
 _LOOK_EVERY = 0.2
 """Seconds between two looks at what a node has found out by itself."""
 
@@ -51,6 +55,8 @@ class Visit:
     registered: bool
     observed: str | None
     registration_error: KeynetError | None
+    clock_ahead: float | None = None
+    """Seconds by which its clock is ahead of this machine's, if it registered this node and said so."""
 
     @property
     def told(self) -> KeynetError | None:
@@ -188,7 +194,11 @@ def _with_registration(visit: Visit, rendezvous: tuple[RendezvousStatus, ...]) -
     for one in rendezvous:
         if (one.node_id, one.address) == (visit.node_id, visit.address):
             return dataclasses.replace(
-                visit, registered=one.connected, observed=one.observed, registration_error=one.error
+                visit,
+                registered=one.connected,
+                observed=one.observed,
+                registration_error=one.error,
+                clock_ahead=one.clock_ahead,
             )
     return visit
 
@@ -203,10 +213,14 @@ def judge(findings: Findings) -> Report:
     forwarded = mapped is not None and _is_public(mapped)
     peers = unknown_prospects() if nat_by == "nothing" and not forwarded else prospects(nat, forwarded=forwarded)
     exit_code, verdict = _verdict(findings, nat, nat_by, peers)
-    clock_is_wrong = findings.now < _BORN or any(map(_is_about_dates, _visit_errors(findings)))
+    behind = _clock_behind(findings)
+    clock_is_wrong = findings.now < _BORN or behind is not None or any(map(_is_about_dates, _visit_errors(findings)))
     if clock_is_wrong:
         # what else went wrong may come from it
-        verdict = f"This machine's clock is wrong: it says {findings.now:%Y-%m-%d %H:%M} UTC."
+        verdict = f"This machine's clock is wrong: it says {findings.now:%Y-%m-%d %H:%M} UTC"
+        if behind is not None:
+            verdict += f", and at the rendezvous it is {findings.now + behind:%Y-%m-%d %H:%M}"
+        verdict += "."
     return Report(
         nat=nat,
         nat_by=nat_by,
@@ -219,6 +233,16 @@ def judge(findings: Findings) -> Report:
         verdict=verdict,
         exit_code=exit_code,
     )
+
+
+def _clock_behind(findings: Findings) -> datetime.timedelta | None:
+    """How far this machine's clock is behind those of all rendezvous nodes that tell the time; None: it is not far."""
+    told = [visit.clock_ahead for visit in findings.visits if visit.clock_ahead is not None]
+    # where they contradict each other, it is one of them that is wrong
+    if not told or not (min(told) > _CLOCKS_MAY_DIFFER or max(told) < -_CLOCKS_MAY_DIFFER):
+        return None
+    # no date that is written has five digits of a year, whatever a rendezvous says
+    return datetime.timedelta(seconds=max(-_CENTURY, min(_CENTURY, sorted(told)[len(told) // 2])))
 
 
 def _visit_errors(findings: Findings) -> list[KeynetError]:

@@ -152,7 +152,12 @@ class Service(rpc.RendezvousServicer):
 
     def _welcome(self, registration: Registration, observed: str) -> None:
         # first in its queue: signals may wait already for the stream that this one replaces
-        welcome = pb.Welcome(observed=observed, refresh_seconds=self._settings.refresh, stun=self._stun)
+        welcome = pb.Welcome(
+            observed=observed,
+            refresh_seconds=self._settings.refresh,
+            stun=self._stun,
+            unix_milliseconds=int(time.time() * 1000),
+        )
         registration.reply(pb.RendezvousMessage(welcome=welcome))
         self._name_relays(registration)
         self._stats.add("registrations")

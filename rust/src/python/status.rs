@@ -74,6 +74,7 @@ fn station(py: Python<'_>, status: StationStatus) -> PyResult<Bound<'_, PyDict>>
     dict.set_item("connected", status.connected)?;
     dict.set_item("observed", status.observed.map(|address| address.to_string()))?;
     dict.set_item("rtt", status.rtt.map(|rtt| rtt.as_secs_f64()))?;
+    dict.set_item("clock_ahead", status.clock_ahead)?;
     dict.set_item("error", status.error.map(|error| errors::object(py, &error)).transpose()?)?;
     Ok(dict)
 }

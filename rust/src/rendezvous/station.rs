@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tokio::sync::{mpsc, Notify};
 use tokio::time::{interval_at, sleep, timeout, timeout_at, Instant, MissedTickBehavior};
@@ -37,6 +37,8 @@ pub struct StationStatus {
     /// Our own address as it sees us.
     pub observed: Option<SocketAddr>,
     pub rtt: Option<Duration>,
+    /// Seconds by which its clock was ahead of this machine's when the session began, if it said so.
+    pub clock_ahead: Option<f64>,
     /// Why the last attempt failed, or the last session ended.
     pub error: Option<Error>,
 }
@@ -73,6 +75,7 @@ struct Session {
     from: SocketAddr,
     observed: Option<SocketAddr>,
     rtt: Duration,
+    clock_ahead: Option<f64>,
 }
 
 impl Station {
@@ -98,6 +101,7 @@ impl Station {
             connected: state.session.is_some(),
             observed: state.session.as_ref().and_then(|session| session.observed),
             rtt: state.session.as_ref().map(|session| session.rtt),
+            clock_ahead: state.session.as_ref().and_then(|session| session.clock_ahead),
             error: state.error.clone(),
         }
     }
@@ -232,11 +236,12 @@ impl Station {
             Some(next) => *next,
             None => self.connect(inner, Haste::None).await?,
         };
-        let Established { streams, welcome, from, rtt, relayed, left_relay } = established;
+        let Established { streams, welcome, from, rtt, clock_ahead, relayed, left_relay } = established;
         let (node, observed) = (self.server.node, welcome.observed.parse().ok().filter(|_| !relayed));
         {
             let mut state = self.lock();
-            state.session = Some(Session { messages: streams.messages.clone(), from, observed, rtt });
+            let messages = streams.messages.clone();
+            state.session = Some(Session { messages, from, observed, rtt, clock_ahead });
             state.error = None;
             state.tried = true;
             (state.going, state.relays_named) = (None, false);
@@ -280,7 +285,8 @@ impl Station {
         match timeout(inner.config.connect_timeout, registered).await {
             Ok(Ok((incoming, welcome))) => {
                 let streams = Streams { incoming, messages };
-                Ok(Established { streams, welcome, from, rtt, relayed, left_relay: false })
+                let clock_ahead = clock_ahead(&welcome);
+                Ok(Established { streams, welcome, from, rtt, clock_ahead, relayed, left_relay: false })
             }
             Ok(Err(status)) => Err(map_status(&status)),
             Err(_) => Err(unreachable("the rendezvous did not welcome this node in time")),
@@ -488,6 +494,7 @@ struct Established {
     /// Where the rendezvous is.
     from: SocketAddr,
     rtt: Duration,
+    clock_ahead: Option<f64>,
     relayed: bool,
     /// That before was reached over a relay, and this one is not.
     left_relay: bool,
@@ -505,6 +512,12 @@ enum Haste {
 struct Streams {
     incoming: Streaming<RendezvousMessage>,
     messages: mpsc::Sender<NodeMessage>,
+}
+
+/// Seconds by which the clock of the rendezvous is ahead of this machine's.
+fn clock_ahead(welcome: &Welcome) -> Option<f64> {
+    let own = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64());
+    (welcome.unix_milliseconds > 0).then(|| welcome.unix_milliseconds as f64 / 1e3 - own)
 }
 
 /// The host without brackets, and the port.

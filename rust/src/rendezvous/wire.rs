@@ -78,6 +78,9 @@ pub struct Welcome {
     pub refresh_seconds: u32,
     #[prost(string, repeated, tag = "3")]
     pub stun: Vec<String>,
+    /// Its clock, in milliseconds since 1970; 0: it does not say.
+    #[prost(uint64, tag = "4")]
+    pub unix_milliseconds: u64,
 }
 
 /// The rendezvous is about to end, and the relay beside it.

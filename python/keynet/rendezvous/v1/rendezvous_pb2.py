@@ -24,15 +24,15 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%keynet/rendezvous/v1/rendezvous.proto\x12\x14keynet.rendezvous.v1\"\xd1\x01\n\x0bNodeMessage\x12,\n\x05hello\x18\x01 \x01(\x0b\x32\x1b.keynet.rendezvous.v1.HelloH\x00\x12.\n\x06signal\x18\x02 \x01(\x0b\x32\x1c.keynet.rendezvous.v1.SignalH\x00\x12\x30\n\x07refresh\x18\x03 \x01(\x0b\x32\x1d.keynet.rendezvous.v1.RefreshH\x00\x12*\n\x04uses\x18\x04 \x01(\x0b\x32\x1a.keynet.rendezvous.v1.UsesH\x00\x42\x06\n\x04kind\"\xa7\x02\n\x11RendezvousMessage\x12\x30\n\x07welcome\x18\x01 \x01(\x0b\x32\x1d.keynet.rendezvous.v1.WelcomeH\x00\x12.\n\x06signal\x18\x02 \x01(\x0b\x32\x1c.keynet.rendezvous.v1.SignalH\x00\x12\x38\n\x0bundelivered\x18\x03 \x01(\x0b\x32!.keynet.rendezvous.v1.UndeliveredH\x00\x12.\n\x06relays\x18\x04 \x01(\x0b\x32\x1c.keynet.rendezvous.v1.RelaysH\x00\x12,\n\x05going\x18\x06 \x01(\x0b\x32\x1b.keynet.rendezvous.v1.GoingH\x00\x12\x10\n\x08observed\x18\x05 \x01(\tB\x06\n\x04kind\"\x16\n\x05Hello\x12\r\n\x05\x61gent\x18\x01 \x01(\t\"\t\n\x07Refresh\"\x16\n\x04Uses\x12\x0e\n\x06relays\x18\x01 \x03(\t\"B\n\x07Welcome\x12\x10\n\x08observed\x18\x01 \x01(\t\x12\x17\n\x0frefresh_seconds\x18\x02 \x01(\r\x12\x0c\n\x04stun\x18\x03 \x03(\t\"5\n\x06Relays\x12+\n\x06relays\x18\x01 \x03(\x0b\x32\x1b.keynet.rendezvous.v1.Relay\"\x17\n\x05Going\x12\x0e\n\x06spread\x18\x01 \x01(\r\"j\n\x05Relay\x12\x0c\n\x04uris\x18\x01 \x03(\t\x12\x10\n\x08username\x18\x02 \x01(\t\x12\x10\n\x08password\x18\x03 \x01(\t\x12\x0f\n\x07seconds\x18\x04 \x01(\r\x12\x13\n\x06weight\x18\x05 \x01(\rH\x00\x88\x01\x01\x42\t\n\x07_weight\"H\n\x06Signal\x12\x0c\n\x04node\x18\x01 \x01(\x0c\x12\x10\n\x08\x65xchange\x18\x02 \x01(\x0c\x12\x0c\n\x04\x62ody\x18\x03 \x01(\x0c\x12\x10\n\x08observed\x18\x04 \x01(\t\"i\n\x0bUndelivered\x12\x0c\n\x04node\x18\x01 \x01(\x0c\x12\x10\n\x08\x65xchange\x18\x02 \x01(\x0c\x12*\n\x05\x63\x61use\x18\x03 \x01(\x0e\x32\x1b.keynet.rendezvous.v1.Cause\x12\x0e\n\x06\x64\x65tail\x18\x04 \x01(\t*\x8c\x01\n\x05\x43\x61use\x12\x15\n\x11\x43\x41USE_UNSPECIFIED\x10\x00\x12\x11\n\rCAUSE_OFFLINE\x10\x01\x12\x16\n\x12\x43\x41USE_RATE_LIMITED\x10\x02\x12\x17\n\x13\x43\x41USE_RECEIVER_BUSY\x10\x03\x12\x11\n\rCAUSE_INVALID\x10\x04\x12\x15\n\x11\x43\x41USE_UNAVAILABLE\x10\x05\x32h\n\nRendezvous\x12Z\n\x08Register\x12!.keynet.rendezvous.v1.NodeMessage\x1a\'.keynet.rendezvous.v1.RendezvousMessage(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%keynet/rendezvous/v1/rendezvous.proto\x12\x14keynet.rendezvous.v1\"\xd1\x01\n\x0bNodeMessage\x12,\n\x05hello\x18\x01 \x01(\x0b\x32\x1b.keynet.rendezvous.v1.HelloH\x00\x12.\n\x06signal\x18\x02 \x01(\x0b\x32\x1c.keynet.rendezvous.v1.SignalH\x00\x12\x30\n\x07refresh\x18\x03 \x01(\x0b\x32\x1d.keynet.rendezvous.v1.RefreshH\x00\x12*\n\x04uses\x18\x04 \x01(\x0b\x32\x1a.keynet.rendezvous.v1.UsesH\x00\x42\x06\n\x04kind\"\xa7\x02\n\x11RendezvousMessage\x12\x30\n\x07welcome\x18\x01 \x01(\x0b\x32\x1d.keynet.rendezvous.v1.WelcomeH\x00\x12.\n\x06signal\x18\x02 \x01(\x0b\x32\x1c.keynet.rendezvous.v1.SignalH\x00\x12\x38\n\x0bundelivered\x18\x03 \x01(\x0b\x32!.keynet.rendezvous.v1.UndeliveredH\x00\x12.\n\x06relays\x18\x04 \x01(\x0b\x32\x1c.keynet.rendezvous.v1.RelaysH\x00\x12,\n\x05going\x18\x06 \x01(\x0b\x32\x1b.keynet.rendezvous.v1.GoingH\x00\x12\x10\n\x08observed\x18\x05 \x01(\tB\x06\n\x04kind\"\x16\n\x05Hello\x12\r\n\x05\x61gent\x18\x01 \x01(\t\"\t\n\x07Refresh\"\x16\n\x04Uses\x12\x0e\n\x06relays\x18\x01 \x03(\t\"]\n\x07Welcome\x12\x10\n\x08observed\x18\x01 \x01(\t\x12\x17\n\x0frefresh_seconds\x18\x02 \x01(\r\x12\x0c\n\x04stun\x18\x03 \x03(\t\x12\x19\n\x11unix_milliseconds\x18\x04 \x01(\x04\"5\n\x06Relays\x12+\n\x06relays\x18\x01 \x03(\x0b\x32\x1b.keynet.rendezvous.v1.Relay\"\x17\n\x05Going\x12\x0e\n\x06spread\x18\x01 \x01(\r\"j\n\x05Relay\x12\x0c\n\x04uris\x18\x01 \x03(\t\x12\x10\n\x08username\x18\x02 \x01(\t\x12\x10\n\x08password\x18\x03 \x01(\t\x12\x0f\n\x07seconds\x18\x04 \x01(\r\x12\x13\n\x06weight\x18\x05 \x01(\rH\x00\x88\x01\x01\x42\t\n\x07_weight\"H\n\x06Signal\x12\x0c\n\x04node\x18\x01 \x01(\x0c\x12\x10\n\x08\x65xchange\x18\x02 \x01(\x0c\x12\x0c\n\x04\x62ody\x18\x03 \x01(\x0c\x12\x10\n\x08observed\x18\x04 \x01(\t\"i\n\x0bUndelivered\x12\x0c\n\x04node\x18\x01 \x01(\x0c\x12\x10\n\x08\x65xchange\x18\x02 \x01(\x0c\x12*\n\x05\x63\x61use\x18\x03 \x01(\x0e\x32\x1b.keynet.rendezvous.v1.Cause\x12\x0e\n\x06\x64\x65tail\x18\x04 \x01(\t*\x8c\x01\n\x05\x43\x61use\x12\x15\n\x11\x43\x41USE_UNSPECIFIED\x10\x00\x12\x11\n\rCAUSE_OFFLINE\x10\x01\x12\x16\n\x12\x43\x41USE_RATE_LIMITED\x10\x02\x12\x17\n\x13\x43\x41USE_RECEIVER_BUSY\x10\x03\x12\x11\n\rCAUSE_INVALID\x10\x04\x12\x15\n\x11\x43\x41USE_UNAVAILABLE\x10\x05\x32h\n\nRendezvous\x12Z\n\x08Register\x12!.keynet.rendezvous.v1.NodeMessage\x1a\'.keynet.rendezvous.v1.RendezvousMessage(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'keynet.rendezvous.v1.rendezvous_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_CAUSE']._serialized_start=1070
-  _globals['_CAUSE']._serialized_end=1210
+  _globals['_CAUSE']._serialized_start=1097
+  _globals['_CAUSE']._serialized_end=1237
   _globals['_NODEMESSAGE']._serialized_start=64
   _globals['_NODEMESSAGE']._serialized_end=273
   _globals['_RENDEZVOUSMESSAGE']._serialized_start=276
@@ -44,17 +44,17 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_USES']._serialized_start=608
   _globals['_USES']._serialized_end=630
   _globals['_WELCOME']._serialized_start=632
-  _globals['_WELCOME']._serialized_end=698
-  _globals['_RELAYS']._serialized_start=700
-  _globals['_RELAYS']._serialized_end=753
-  _globals['_GOING']._serialized_start=755
-  _globals['_GOING']._serialized_end=778
-  _globals['_RELAY']._serialized_start=780
-  _globals['_RELAY']._serialized_end=886
-  _globals['_SIGNAL']._serialized_start=888
-  _globals['_SIGNAL']._serialized_end=960
-  _globals['_UNDELIVERED']._serialized_start=962
-  _globals['_UNDELIVERED']._serialized_end=1067
-  _globals['_RENDEZVOUS']._serialized_start=1212
-  _globals['_RENDEZVOUS']._serialized_end=1316
+  _globals['_WELCOME']._serialized_end=725
+  _globals['_RELAYS']._serialized_start=727
+  _globals['_RELAYS']._serialized_end=780
+  _globals['_GOING']._serialized_start=782
+  _globals['_GOING']._serialized_end=805
+  _globals['_RELAY']._serialized_start=807
+  _globals['_RELAY']._serialized_end=913
+  _globals['_SIGNAL']._serialized_start=915
+  _globals['_SIGNAL']._serialized_end=987
+  _globals['_UNDELIVERED']._serialized_start=989
+  _globals['_UNDELIVERED']._serialized_end=1094
+  _globals['_RENDEZVOUS']._serialized_start=1239
+  _globals['_RENDEZVOUS']._serialized_end=1343
 # @@protoc_insertion_point(module_scope)

@@ -67,14 +67,16 @@ class Uses(_message.Message):
     def __init__(self, relays: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Welcome(_message.Message):
-    __slots__ = ("observed", "refresh_seconds", "stun")
+    __slots__ = ("observed", "refresh_seconds", "stun", "unix_milliseconds")
     OBSERVED_FIELD_NUMBER: _ClassVar[int]
     REFRESH_SECONDS_FIELD_NUMBER: _ClassVar[int]
     STUN_FIELD_NUMBER: _ClassVar[int]
+    UNIX_MILLISECONDS_FIELD_NUMBER: _ClassVar[int]
     observed: str
     refresh_seconds: int
     stun: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, observed: _Optional[str] = ..., refresh_seconds: _Optional[int] = ..., stun: _Optional[_Iterable[str]] = ...) -> None: ...
+    unix_milliseconds: int
+    def __init__(self, observed: _Optional[str] = ..., refresh_seconds: _Optional[int] = ..., stun: _Optional[_Iterable[str]] = ..., unix_milliseconds: _Optional[int] = ...) -> None: ...
 
 class Relays(_message.Message):
     __slots__ = ("relays",)
