@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import ipaddress
 import json
 import os
 import pathlib
@@ -18,6 +20,7 @@ import pytest
 
 import keynet
 import keynet.grpc
+from keynet import _keynet
 from keynet.cli import ExitCode, _code
 from keynet.cli._common import add_finding, finding
 from keynet.demo import greeter_pb2 as pb
@@ -389,3 +392,48 @@ def test_nobody_reads(tmp_path: pathlib.Path) -> None:
 )
 def test_reasons_have_the_exit_codes_that_the_help_lists(reason: str, code: int) -> None:
     assert _code(_from_core(reason, "setup", None, None, "", "")) == code
+
+
+def link_local() -> str | None:
+    """An address of this machine that only means something with its interface: "fe80::1%eth0"."""
+    with contextlib.suppress(OSError), open("/proc/net/if_inet6", encoding="ascii") as lines:
+        for line in lines:
+            raw, _, _, scope, _, name = line.split()
+            if scope == "20":
+                return f"{ipaddress.ip_address(int(raw, 16))}%{name}"
+    return None
+
+
+@pytest.mark.ipv6
+def test_a_link_local_address_with_its_interface(alice: keynet.Identity, bob: keynet.Identity) -> None:
+    """To listen at, to dial, and to ask as a STUN server."""
+    scoped = link_local()
+    if scoped is None:
+        pytest.skip("no interface has a link-local address")
+    stun = _keynet.StunServer.bind([f"[{scoped}]:0"], None)
+    with (
+        keynet.sync.Proxy(bob, listen=f"[{scoped}]:0") as there,
+        keynet.sync.Proxy(alice, listen="[::]:0") as here,
+    ):
+        port = there.proxy_address.rpartition(":")[2]
+        here.add_peer(bob.node_id, [f"[{scoped}]:{port}"])
+        assert here.ping(bob.node_id).node_id == bob.node_id
+        asked = f"[{scoped}]:{stun.addresses()[0].rpartition(':')[2]}"
+        assert _keynet.discover([asked], 20.0, None)["external"] == scoped.partition("%")[0]
+    stun.close(None)
+
+
+@pytest.mark.parametrize(
+    ("address", "said"),
+    [
+        ("[fe80::1]:4433", 'link-local: say by which interface, "[fe80::1%eth0]:4433"'),
+        ("[fe80::1%no-such]:4433", "no interface 'no-such'"),
+    ],
+)
+def test_a_link_local_address_that_is_none_here(address: str, said: str, tmp_path: pathlib.Path) -> None:
+    for flag in ("--listen", "--forward", "--metrics"):
+        done = command("up", "--identity", str(tmp_path / "n.pem"), flag, address)
+        if flag != "--metrics":
+            assert said in done.stderr, done
+        assert done.returncode in (ExitCode.USAGE, ExitCode.BIND)
+        assert "Traceback" not in done.stderr

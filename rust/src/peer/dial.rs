@@ -16,6 +16,7 @@ use super::link::{explain, Link};
 use super::Peers;
 use crate::addr::{split_zone, unmapped, NodeId, Route};
 use crate::error::{Error, Reason, Result, Stage};
+use crate::http_connect::excerpt;
 use crate::net::stagger::families_in_turn;
 use crate::net::{interface_number, Helm, UtpStream};
 use crate::open::Priority;
@@ -437,13 +438,13 @@ pub async fn resolve(name: &str) -> Result<Vec<SocketAddr>> {
 }
 
 /// `[fe80::1%eth0]:4433`; `None`: there is no interface in it. Errors: what is wrong with it.
-fn scoped(name: &str) -> Option<std::result::Result<SocketAddr, String>> {
+pub fn scoped(name: &str) -> Option<std::result::Result<SocketAddr, String>> {
     let (host, port) = name.strip_prefix('[')?.rsplit_once("]:")?;
     let (ip, zone) = split_zone(host);
     let (ip, zone, port) = (ip.parse().ok()?, zone?, port.parse().ok()?);
     let number = zone.parse().ok().or_else(|| interface_number(zone));
     let found = number.map(|number| SocketAddrV6::new(ip, port, 0, number).into());
-    Some(found.ok_or_else(|| format!("this machine has no interface '{zone}'")))
+    Some(found.ok_or_else(|| format!("this machine has no interface '{}'", excerpt(zone))))
 }
 
 /// A node to which a path stands is looked for anew after so long: three round trips of a long path, and a lost packet.

@@ -18,7 +18,7 @@ use std::time::SystemTime;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
-pub use dial::{resolve, Dial, PingReport};
+pub use dial::{resolve, scoped, Dial, PingReport};
 pub use link::Link;
 pub use places::{Place, Places, Ticket};
 

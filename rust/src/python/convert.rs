@@ -6,11 +6,12 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
-use crate::addr::NodeId;
+use crate::addr::{is_link_local, NodeId};
 use crate::error::{Error, Reason, Result, Stage};
 use crate::http_connect::excerpt;
 use crate::net::{NetStats, PathInfo};
 use crate::path::PathStats;
+use crate::peer::scoped;
 use crate::proxy::{ConnectionInfo, PingReport, Priority, ProxyStats, Role};
 
 /// The error for an argument that makes no sense.
@@ -23,11 +24,24 @@ pub(super) fn node_id(text: &str) -> Result<NodeId> {
 }
 
 pub(super) fn socket_address(name: &str, text: &str) -> Result<SocketAddr> {
-    text.parse().map_err(|_| {
-        let form =
-            "is not an IP address (not a name) and a port; write \"127.0.0.1:4433\" or \"[::]:4433\", port 0 for any";
-        invalid(format!("{name}: '{}' {form}", excerpt(text)))
-    })
+    if let Some(scoped) = scoped(text) {
+        return scoped.map_err(|error| invalid(format!("{name}: {error}")));
+    }
+    let form = "write \"127.0.0.1:4433\" or \"[::]:4433\", port 0 for any";
+    match text.parse() {
+        Ok(SocketAddr::V6(address)) if is_link_local(*address.ip()) && address.scope_id() == 0 => {
+            let ip = address.ip();
+            Err(invalid(format!(
+                "{name}: {ip} is link-local: say by which interface, \"[{ip}%eth0]:{}\"",
+                address.port()
+            )))
+        }
+        Ok(address) => Ok(address),
+        Err(_) => {
+            let text = excerpt(text);
+            Err(invalid(format!("{name}: '{text}' is not an IP address (not a name) and a port; {form}")))
+        }
+    }
 }
 
 /// A duration from seconds; at most a year, so that adding it to a moment cannot overflow.

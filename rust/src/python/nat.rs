@@ -13,8 +13,10 @@ use super::errors::OrRaise;
 use super::runtime::Owned;
 use crate::config::{DiscoveryConfig, HostConfig, StunConfig};
 use crate::error::{Error, Reason, Result, Stage};
+use crate::http_connect::excerpt;
 use crate::nat::{self, Interfaces, StunStats};
 use crate::path::{NatProfile, Ports};
+use crate::peer;
 
 #[pyclass(frozen, module = "keynet._keynet")]
 pub(super) struct StunServer(Owned<Arc<nat::StunServer>>);
@@ -127,10 +129,9 @@ async fn resolve(servers: Vec<String>) -> Result<Vec<SocketAddr>> {
         let well_formed =
             server.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok_and(|port| port != 0));
         if !well_formed {
-            return Err(invalid(format!("servers: {server:?} is not host:port")));
+            return Err(invalid(format!("stun: '{}' is not host:port", excerpt(&server))));
         }
-        let found = tokio::net::lookup_host(&server).await;
-        addresses.extend(found.map_err(|error| unresolved(&format!("{server:?}: {error}")))?);
+        addresses.extend(peer::resolve(&server).await.map_err(|error| unresolved(&error.detail))?);
     }
     Ok(addresses)
 }

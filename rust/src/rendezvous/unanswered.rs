@@ -10,13 +10,18 @@ use tokio::time::timeout;
 use super::station::{split_address, unreachable};
 use crate::addr::unmapped;
 use crate::error::Error;
+use crate::peer::resolve;
 
 /// What stands between this node and `address` ("host:port"), as far as it can be seen in a second and a half.
 pub(super) async fn why(address: &str) -> Error {
     let (host, port) = split_address(address).unwrap_or((address, 0));
-    let found = match timeout(NAMES, tokio::net::lookup_host(address)).await {
-        Ok(Ok(found)) => found.map(unmapped).take(MAX_ADDRESSES).collect::<Vec<_>>(),
-        Ok(Err(error)) => return unreachable(format!("the name {host} does not resolve: {error}")),
+    let found = match timeout(NAMES, resolve(address)).await {
+        Ok(Ok(found)) => found.into_iter().map(unmapped).take(MAX_ADDRESSES).collect::<Vec<_>>(),
+        Ok(Err(error)) => {
+            let said = error.detail.as_str();
+            let why = said.strip_prefix(&format!("cannot resolve {address}: ")).unwrap_or(said);
+            return unreachable(format!("the name {host} does not resolve: {why}"));
+        }
         Err(_) => {
             return unreachable(format!("the name {host} does not resolve: no DNS server answers; it is tried again"));
         }
