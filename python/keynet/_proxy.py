@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import threading
 import types
 import urllib.parse
 import weakref
-from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from . import _keynet
@@ -295,6 +296,32 @@ class BaseProxy:
             _proxies.discard(self)
         return core
 
+    @contextlib.contextmanager
+    def _telling(self, core: _keynet.Proxy, drain: bool) -> Iterator[None]:
+        """While connections end by themselves: says what a program that seems to hang waits for."""
+        timer = threading.Timer(_PATIENT_FOR, self._say_waiting, [core])
+        timer.daemon = True
+        if drain:
+            timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+
+    def _say_waiting(self, core: _keynet.Proxy) -> None:
+        with contextlib.suppress(KeynetError, RuntimeError):
+            open_now = [_connection(raw) for raw in core.connections(None)]
+            if open_now:
+                named = [f"{one.node_id.short} service {one.service_port}" for one in open_now[:_MOST_NAMED]]
+                more = f" and {len(open_now) - len(named)} more" if len(open_now) > len(named) else ""
+                _log.warning(
+                    "closing waits for open connections (%s%s) for %g s at most: end their calls and let go of the "
+                    "call objects, or use close(drain=False) or Limits(drain_timeout=...)",
+                    ", ".join(named),
+                    more,
+                    self.drain_timeout,
+                )
+
     def __repr__(self) -> str:
         state = "closed" if self._ended else "not started"
         if self._core is not None:
@@ -335,7 +362,8 @@ class Proxy(BaseProxy):
             if drain:
                 self._channels.begin()
             try:
-                await call(lambda loop: core.close(drain, loop))
+                with self._telling(core, drain):
+                    await call(lambda loop: core.close(drain, loop))
             finally:
                 # also when this is cancelled: nobody may call it again
                 self._unlock()
@@ -441,6 +469,11 @@ class Forward:
     ) -> None:
         await self.close()
 
+
+_log = logging.getLogger("keynet.proxy")
+_PATIENT_FOR = 1.0
+"""Seconds after which an end is long enough to say why; idle channels are closed by then."""
+_MOST_NAMED = 4
 
 # the proxies that run in this process: keynet.grpc looks up peers in them
 _proxies: weakref.WeakSet[BaseProxy] = weakref.WeakSet()

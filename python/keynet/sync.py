@@ -56,7 +56,8 @@ class Proxy(BaseProxy):
             if drain:
                 self._channels.begin()
             try:
-                core.close(drain, None)
+                with self._telling(core, drain):
+                    core.close(drain, None)
             finally:
                 # also when Ctrl-C ends this: nobody may call it again
                 self._unlock()

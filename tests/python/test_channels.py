@@ -135,6 +135,28 @@ def test_a_call_on_an_open_blocking_channel_is_waited_for(
         b.close(drain=False)
 
 
+async def test_what_a_proxy_waits_for_is_said(
+    alice: keynet.Identity, bob: keynet.Identity, patient: Patient, caplog: pytest.LogCaptureFixture
+) -> None:
+    """gRPC keeps a connection for as long as somebody keeps the object of a call, also of one that has ended."""
+    with greeter("127.0.0.1:0", servicer=patient) as backend, serving(bob, backend) as b:
+        async with proxy(alice, limits=LONG) as a:
+            a.add_peer(bob.node_id, [b.proxy_address])
+            channel = keynet.grpc.aio_channel(a, bob.node_id, SERVICE)
+            call = rpc.GreeterStub(channel).SayHello(pb.HelloRequest(name="Ada"), timeout=HANG)
+            await call
+            ending = asyncio.create_task(a.close())
+            while not (said := [one.getMessage() for one in caplog.records if "closing waits" in one.getMessage()]):
+                assert not ending.done()
+                await asyncio.sleep(0.05)
+            assert f"{bob.node_id.short} service {SERVICE}" in said[0]
+            # it is the object that is waited for
+            del call
+            gc.collect()
+            await asyncio.wait_for(ending, HANG)
+        b.close(drain=False)
+
+
 def test_a_channel_that_is_dropped_is_not_kept_by_its_proxy(alice: keynet.Identity, bob: keynet.Identity) -> None:
     with sync_proxy(alice) as a:
         gone = weakref.ref(keynet.grpc.channel(a, bob.node_id))
