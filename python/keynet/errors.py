@@ -30,6 +30,7 @@ from __future__ import annotations
 
 from ._node import NodeId
 from ._reasons import Culprit, Reason, Stage
+from ._text import printable
 
 __all__ = [
     "KeynetError",
@@ -81,6 +82,11 @@ __all__ = [
 ]
 
 
+_MAX_DETAIL = 2_100
+"""Characters; as rust/src/error.rs has it, so that what the core says is not cut again."""
+_MAX_MESSAGE = 4_096
+
+
 class KeynetError(Exception):
     """A failure with what one needs to act on it.
 
@@ -111,6 +117,8 @@ class KeynetError(Exception):
         if reason is None:
             # raised by Python with a plain text
             reason, detail = _default_reason(type(self)), detail or message
+        # both may quote what others say: a name of a file, a peer's refusal
+        detail, message = printable(detail, _MAX_DETAIL), printable(message, _MAX_MESSAGE)
         super().__init__(message or _sentence(reason, stage, node_id, address, detail))
         self.reason, self.stage, self.node_id, self.address, self.detail = (
             reason,

@@ -20,6 +20,7 @@ from .._info import ConnectionInfo, Role
 from .._node import NodeId
 from .._proxy import EventStream, Proxy
 from .._reasons import Reason
+from .._text import printable
 from ..errors import KeynetError
 from . import _words
 from ._output import Output
@@ -30,6 +31,10 @@ _REFUSAL_EVERY = 60.0
 """Seconds between two lines about one peer that is refused the same."""
 _MAX_REFUSALS = 256
 """Peers that this is remembered of; the oldest are told of again."""
+
+
+_MAX_LINE = 4_096
+"""Characters of an event's line: an error with its longest detail, and a node's addresses."""
 
 
 async def follow(proxy: Proxy, out: Output, ready: Callable[[], None], events: EventStream | None = None) -> None:
@@ -163,7 +168,8 @@ def show(event: _events.Event, out: Output) -> None:
     now = datetime.datetime.now(datetime.timezone.utc)
     name = re.sub("(?<!^)(?=[A-Z])", "_", type(event).__name__).lower()
     fields: dict[str, Any] = {field.name: getattr(event, field.name) for field in dataclasses.fields(event)}
-    out.result({"event": name, "time": now, **fields}, f"{now.astimezone():%H:%M:%S} {_line(event)}")
+    line = printable(f"{now.astimezone():%H:%M:%S} {_line(event)}", _MAX_LINE)
+    out.result({"event": name, "time": now, **fields}, line)
 
 
 def _line(event: _events.Event) -> str:

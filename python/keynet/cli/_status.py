@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import pathlib
-import sys
 import time
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -15,10 +14,15 @@ from .._node import NodeId
 from .._reasons import Reason, Stage
 from .._status import PeerStatus, Status
 from .._status_server import StatusClient, running_sockets, socket_folders
+from .._text import printable
 from ..errors import ProxyClosedError
 from ._common import invalid, node_id, positive
 from ._output import Output, milliseconds
-from ._watch import can_redraw, drawn, keys, pause
+from ._watch import Screen, can_redraw, pause
+from ._words import steady
+
+_MAX_LINE = 4_096
+"""Characters of a line of the table: an error with its longest detail."""
 
 
 class Rate(NamedTuple):
@@ -51,12 +55,13 @@ def run(options: argparse.Namespace, out: Output) -> int:
     with StatusClient(_socket(options)) as client:
         views = _explanations(client, options) if options.node is not None else _tables(client, options)
         with contextlib.ExitStack() as stack:
+            screen = None
             if options.watch:
                 stack.enter_context(contextlib.suppress(KeyboardInterrupt))
                 if not out.json:
-                    stack.enter_context(keys())
+                    screen = stack.enter_context(Screen())
             for fields, text in views:
-                _show(fields, text, out, watch=options.watch)
+                _show(fields, text, out, screen)
     return 0
 
 
@@ -106,14 +111,11 @@ def _tables(client: StatusClient, options: argparse.Namespace) -> Iterator[tuple
         before, looked = now, then
 
 
-def _show(fields: dict[str, Any], text: str, out: Output, *, watch: bool) -> None:
-    if watch and not out.json:
-        if can_redraw():
-            sys.stdout.write(drawn(f"{text}\n\nq ends"))
-            sys.stdout.flush()
-            return
-        text += "\n"
-    out.result(fields, text)
+def _show(fields: dict[str, Any], text: str, out: Output, screen: Screen | None) -> None:
+    if screen is not None and can_redraw():
+        screen.draw(f"{steady(text)}\n\nq ends")
+        return
+    out.result(fields, text if screen is None else f"{text}\n")
 
 
 def compare(before: Status, now: Status, seconds: float) -> dict[NodeId, Rate]:
@@ -137,7 +139,11 @@ def _rate(before: int, now: int, seconds: float) -> float | None:
 
 
 def table(status: Status, rates: dict[NodeId, Rate]) -> str:
-    """All of it for people."""
+    """All of it for people. Each line stays one, whatever others say in it."""
+    return "\n".join(printable(line, _MAX_LINE) for line in _lines(status, rates))
+
+
+def _lines(status: Status, rates: dict[NodeId, Rate]) -> list[str]:
     lines = [
         f"node        {status.node_id}",
         f"listens at  {status.proxy_address} (UDP); forward proxy {status.forward_address}",
@@ -148,7 +154,7 @@ def table(status: Status, rates: dict[NodeId, Rate]) -> str:
     lines += _rendezvous(status)
     lines += _relays(status)
     if not status.peers:
-        return "\n".join([*lines, "", "no peers"])
+        return [*lines, "", "no peers"]
     rows: list[tuple[str, ...]] = [("PEER", "PATH", "", "RTT", "HEARD", "CONNECTIONS", "IN", "OUT")]
     introducing = {one.node_id for one in status.rendezvous}
     for peer in status.peers:
@@ -157,7 +163,7 @@ def table(status: Status, rates: dict[NodeId, Rate]) -> str:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines.append("")
     lines += ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    return "\n".join(lines)
+    return lines
 
 
 def _nat(status: Status) -> str:

@@ -9,6 +9,7 @@ import textwrap
 from typing import TextIO
 
 from .._reasons import Reason
+from .._text import printable
 from ..errors import KeynetError
 
 WIDTH = 80
@@ -83,6 +84,19 @@ def redacted(text: str) -> str:
     return re.sub(r"((?:turns?:|//|=|^|\s|['\"])[^\s@'\"/]*:)[^\s@]+(?=@)", r"\1...", text)
 
 
+def steady(text: str) -> str:
+    """What is written to a terminal: lines, and colours of this command's own; all else that does not print is escaped.
+
+    What others say is made printable where it comes in. This is the last place, for what was forgotten there.
+    """
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(
+        piece if piece in _OWN else "\n".join(printable(line, _ENDLESS) for line in piece.split("\n"))
+        for piece in _PAINT.split(text)
+    )
+
+
 def is_colourful(stream: TextIO) -> bool:
     """Whether the stream is a terminal of somebody who wants colour (https://no-color.org)."""
     if os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
@@ -119,6 +133,10 @@ def wrapped(text: str, columns: int | None, *, indent: int = 2) -> str:
 
 
 _COLOURS = {"red": "31", "green": "32", "yellow": "33", "bold": "1"}
+_OWN = frozenset(f"\033[{code}m" for code in (*_COLOURS.values(), "0"))
+_PAINT = re.compile(f"({'|'.join(map(re.escape, sorted(_OWN)))})")
+_ENDLESS = 1 << 30
+"""Here nothing is cut: a table of 10,000 peers is long."""
 
 
 def painted(text: str, colour: str, stream: TextIO) -> str:

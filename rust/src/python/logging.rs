@@ -15,9 +15,12 @@ use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
 use tracing_subscriber::Registry;
 
 use super::runtime;
+use crate::error::printable;
 
 /// Records that wait for the thread; what comes on top is dropped and counted.
 const QUEUE: usize = 1_024;
+/// Bytes of a record: an error with its longest detail (2,048), and the fields beside it.
+const MAX_RECORD: usize = 4_096;
 /// How soon a changed level of the logger is noticed.
 const LEVEL_EVERY: Duration = Duration::from_secs(1);
 
@@ -130,7 +133,8 @@ impl<S: Subscriber> Layer<S> for ToPython {
         let record = Record {
             level: python_level(metadata.level()),
             target: metadata.target(),
-            message: text.message + &text.fields,
+            // whatever a field holds, and whoever wrote it: a record is one line, and steers no terminal
+            message: printable(text.message + &text.fields, MAX_RECORD),
         };
         let Some(engine) = runtime::existing() else { return };
         let full = matches!(engine.logs().try_send(Some(record)), Err(TrySendError::Full(_)));
