@@ -21,7 +21,7 @@ from typing import Any
 
 from ._lifetime import Runs
 from ._node import NodeId
-from ._places import home_folder
+from ._places import home_folder, make_private
 from ._plain import plain
 from ._proxy import BaseProxy
 from ._reasons import Reason, Stage
@@ -279,7 +279,7 @@ def _own_folder() -> pathlib.Path:
 def _take(folder: pathlib.Path) -> str | None:
     """Makes the folder private to this user; or what is against it."""
     try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_private(folder)
         found = folder.stat()
         if found.st_uid != os.getuid():
             return "it belongs to another user"

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import pathlib
 import shutil
+import socket
+import stat
 import subprocess
 import sys
 from typing import Any
@@ -14,7 +18,8 @@ import pytest
 from test_secrets import command
 
 import keynet
-from keynet.cli import ExitCode
+from keynet.cli import ExitCode, main
+from keynet.cli._config import _KINDS
 
 ROOT = os.geteuid() == 0
 OTHER = 54321
@@ -186,3 +191,130 @@ def test_a_secret_that_every_user_can_read_is_refused(command_line: list[str], t
     done = command(*command_line, *files)
     assert done.returncode == ExitCode.USAGE
     assert "chmod o=" in done.stderr
+
+
+@pytest.mark.parametrize("extra", [[], ["--json"]])
+def test_a_configuration_with_passwords_is_not_for_every_user(extra: list[str], tmp_path: pathlib.Path) -> None:
+    config = tmp_path / "node.toml"
+    config.write_text("relays = ['turn:alice:hunter2hunter2@relay.example.org']\nlisten = 'x'")
+    config.chmod(0o644)
+    done = command("up", "--config", str(config), *extra, HOME=str(tmp_path))
+    assert done.returncode == ExitCode.USAGE
+    assert f"chmod o= {config}" in done.stderr + done.stdout
+    assert "hunter2" not in done.stderr + done.stdout
+    # the group may be that of a service; and what holds no password may be read by all
+    config.chmod(0o640)
+    assert "--listen" in command("up", "--config", str(config), HOME=str(tmp_path)).stderr
+    config.write_text("relays = ['turn:relay.example.org']\nlisten = 'x'")
+    config.chmod(0o644)
+    assert "chmod" not in command("up", "--config", str(config), HOME=str(tmp_path)).stderr
+
+
+WRONG = (1, 1.5, True, "text", "", [], [1], [[]], {}, {"a": 1}, {"1": [1]}, "2026-11-30T00:00:00Z", "nan", "-inf")
+
+
+@pytest.mark.parametrize("key", sorted(_KINDS))
+def test_a_value_of_another_type_is_refused_in_words(key: str, tmp_path: pathlib.Path) -> None:
+    """No key takes a wrong value for granted, and none ends in a traceback; the last line is wrong in each."""
+
+    def toml(value: object) -> str:
+        if isinstance(value, dict):
+            return "{" + ", ".join(f"{json.dumps(name)} = {toml(one)}" for name, one in value.items()) + "}"
+        if isinstance(value, list):
+            return "[" + ", ".join(map(toml, value)) + "]"
+        is_bare = isinstance(value, str) and (value.startswith("2026") or value in ("nan", "-inf"))
+        return str(value) if is_bare else json.dumps(value)
+
+    for value in WRONG:
+        config = tmp_path / "node.toml"
+        config.write_text(f"{key} = {toml(value)}\n" + ("" if key == "listen" else "listen = 'nonsense'\n"))
+        out = io.StringIO()
+        with contextlib.redirect_stdout(out), pytest.MonkeyPatch.context() as patch:
+            patch.setenv("HOME", str(tmp_path))
+            patch.chdir(tmp_path)
+            code = main(["up", "--config", str(config), "--json"])
+        said = json.loads(out.getvalue().splitlines()[0])
+        assert code in (ExitCode.USAGE, ExitCode.IDENTITY), (value, said)
+        assert said["error"]["reason"] in ("invalid_argument", "identity_invalid"), (value, said)
+
+
+def test_a_key_that_is_none_is_not_quoted(tmp_path: pathlib.Path) -> None:
+    for raw in ('"turn:a:hunter2hunter2@h" = 1', "hunter2hunter2 = 1", "[peers]\n'x:hunter2hunter2@h' = 1"):
+        _, first = up(tmp_path, raw.encode())
+        assert "hunter2" not in json.dumps(first), first
+    _, first = up(tmp_path, b"lissten = 1")
+    assert "lissten" in first["error"]["detail"]
+
+
+TAKES_A_FILE = ("id", "id --show", "up --identity", "up --listen=x --config", "relay --listen=x --secret-file")
+
+
+@pytest.mark.parametrize("kind", ["folder", "fifo", "empty", "null", "nul bytes", "utf-16", "huge", "socket", "loop"])
+@pytest.mark.parametrize("arguments", TAKES_A_FILE)
+def test_what_is_no_such_file_is_told_at_once(
+    kind: str, arguments: str, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "x"
+    match kind:
+        case "folder":
+            path.mkdir()
+        case "fifo":
+            os.mkfifo(path, 0o600)
+        case "null":
+            path = pathlib.Path("/dev/null")
+        case "socket":
+            listener = socket.socket(socket.AF_UNIX)
+            listener.bind(os.path.relpath(path))
+            listener.close()
+        case "loop":
+            path.symlink_to(path)
+        case _:
+            texts = {"empty": b"", "nul bytes": b"\0" * 600, "huge": b"x" * (3 << 20), "utf-16": "é".encode("utf-16")}
+            path.write_bytes(texts[kind])
+            path.chmod(0o600)
+    assert main([*arguments.split(), str(path), "--json"]) in (ExitCode.USAGE, ExitCode.IDENTITY)
+    (said,) = map(json.loads, capsys.readouterr().out.splitlines())
+    if not (arguments.endswith("--config") and kind in ("empty", "null", "fifo")):  # an empty one is one
+        assert str(path) in said["error"]["detail"]
+
+
+def test_a_pipe_of_a_password_manager_is_read(tmp_path: pathlib.Path) -> None:
+    shell = f"{sys.executable} -m keynet relay --listen x --secret-file <(sleep 0.3; echo a secret that is long enough)"
+    done = subprocess.run(["bash", "-c", shell], capture_output=True, text=True, timeout=60, check=False)
+    # it is read: what is complained of comes later
+    assert "--listen: 'x'" in done.stderr, done
+
+
+def test_a_full_disk_is_told(tmp_path: pathlib.Path) -> None:
+    for arguments in (["id"], ["id", "--json"], ["--help"], ["help", "up"], ["--version"]):
+        with open("/dev/full", "w", encoding="utf-8") as full:
+            done = subprocess.run(
+                [sys.executable, "-m", "keynet", *arguments],
+                stdout=full,
+                stderr=subprocess.PIPE,
+                text=True,
+                timeout=60,
+                check=False,
+                env={**os.environ, "HOME": str(tmp_path)},
+            )
+        assert done.returncode == ExitCode.FAILED, (arguments, done)
+        assert done.stderr == "keynet: standard output cannot be written: No space left on device\n", arguments
+
+
+def test_without_an_output_the_exit_code_says_it(tmp_path: pathlib.Path) -> None:
+    for arguments, code in (("id --show nothing", ExitCode.IDENTITY), ("ping v0 x", ExitCode.USAGE), ("id -q", 0)):
+        shell = f"{sys.executable} -m keynet {arguments} >&- 2>&-"
+        done = subprocess.run(["sh", "-c", shell], timeout=60, check=False, env={**os.environ, "HOME": str(tmp_path)})
+        assert done.returncode == code, arguments
+
+
+def test_folders_are_this_users_alone_whatever_the_umask(tmp_path: pathlib.Path) -> None:
+    for umask in ("000", "077"):
+        home = tmp_path / umask
+        home.mkdir()
+        shell = f"umask {umask}; exec {sys.executable} -m keynet id -q"
+        environment = {**os.environ, "HOME": str(home), "XDG_CONFIG_HOME": ""}
+        done = subprocess.run(["sh", "-c", shell], timeout=60, check=False, env=environment, capture_output=True)
+        assert done.returncode == 0, done
+        modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in home.rglob("*")}
+        assert modes == {".config": 0o700, "keynet": 0o700, "identity.pem": 0o600}

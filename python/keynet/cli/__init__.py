@@ -18,7 +18,7 @@ from .._reasons import Reason, Stage
 from . import _completion, _demo, _doctor, _forward, _help, _id, _ping, _relay, _rendezvous, _status, _up
 from ._common import invalid
 from ._exit import ExitCode
-from ._output import JsonLines, Output
+from ._output import JsonLines, Lines, Output, Unwritable
 from ._parser import Parser, UsageError
 
 __all__ = ["ExitCode", "main"]
@@ -67,6 +67,7 @@ class _Ended(BaseException):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
+    _open_what_is_closed()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             # a name of a file that is not UTF-8 is no reason to fail
@@ -74,20 +75,59 @@ def main(arguments: Sequence[str] | None = None) -> int:
     out = Output(json="--json" in given)
     try:
         with _signals():
-            return _run(given, out)
+            code = _run(given, out)
+            # here it can still be told that something is not written
+            sys.stdout.flush()
+            return code
+    except SystemExit as ended:  # --help, --version
+        return _flushed(int(ended.code or 0))
     except KeyboardInterrupt:
         return ExitCode.INTERRUPTED
     except _Ended as ended:
         return 128 + ended.number
-    except BrokenPipeError:
-        # whoever read the output has gone; keep Python from failing once more when it flushes at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return ExitCode.FAILED
+    except Unwritable as error:
+        return _unwritten(error.why)
+    except OSError as error:
+        return _unwritten(error)
     finally:
         if _early.is_command():
             # nothing is left to be closed, and the interpreter's end is no place for a traceback
             with contextlib.suppress(ValueError):
                 signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def _open_what_is_closed() -> None:
+    """A program may be started without standard output or errors (`2>&-`): what is written there then is nowhere."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 - as long as the process
+
+
+def _is_writable() -> bool:
+    try:
+        sys.stdout.flush()
+    except OSError:
+        return False
+    return True
+
+
+def _flushed(code: int) -> int:
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        return _unwritten(error)
+    return code
+
+
+def _unwritten(error: OSError) -> int:
+    """The output cannot be written; keeps Python from failing once more when it flushes at exit."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    # whoever has read enough (`| head`) wants to know nothing
+    if not isinstance(error, BrokenPipeError):
+        with contextlib.suppress(OSError):
+            print(f"keynet: standard output cannot be written: {error.strerror or error}", file=sys.stderr)
+    return ExitCode.FAILED
 
 
 def _run(given: list[str], out: Output) -> int:
@@ -108,9 +148,11 @@ def _run(given: list[str], out: Output) -> int:
         logging.getLogger("keynet.cli").debug("not UTF-8", exc_info=error)
         out.error(invalid("a flag, a variable of the environment or a file holds text that is not UTF-8"))
         return ExitCode.USAGE
-    except BrokenPipeError:
+    except (BrokenPipeError, Unwritable):
         raise
     except Exception as error:
+        if isinstance(error, OSError) and not _is_writable():
+            raise
         # with -v the log has the traceback
         logging.getLogger("keynet.cli").info("this should not happen", exc_info=error)
         detail = f"{type(error).__name__} in `keynet {given[0] if given[:1] else ''}`; with -v the log says where"
@@ -142,8 +184,7 @@ def _signals() -> Iterator[None]:
 
 def _log(options: argparse.Namespace) -> None:
     handler = logging.StreamHandler(sys.stderr)
-    plain = logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
-    handler.setFormatter(JsonLines() if options.json else plain)
+    handler.setFormatter(JsonLines() if options.json else Lines())
     # a node tells its troubles as events, a server has its log
     quiet = logging.WARNING if options.run.__module__ in (_rendezvous.__name__, _relay.__name__) else logging.ERROR
     level = (quiet, logging.INFO, logging.DEBUG)[min(options.verbose, 2)]

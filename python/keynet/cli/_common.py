@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import pathlib
+import select
 import stat
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,12 +16,14 @@ from .. import _keynet
 from .._access import ANYONE, Allow
 from .._identity import Identity
 from .._node import NodeId
-from .._places import home_folder
+from .._places import home_folder, make_private
 from .._reasons import Reason, Stage
 from ..errors import IdentityError, InvalidArgument
 
 _MAX_SECRET = 4096
 """Bytes of a file with a secret."""
+_PIPE_MAY_TAKE = 10.0
+"""Seconds: a password manager may have to decrypt something."""
 
 
 def invalid(detail: str) -> InvalidArgument:
@@ -71,10 +76,11 @@ def make_room(path: pathlib.Path | None) -> pathlib.Path:
     if path is not None and path != default:
         return path
     if default is None:
-        detail = "there is no home directory to keep an identity in (no HOME, no line in passwd): name a file"
+        why = "no HOME that begins with /, no line in passwd"
+        detail = f"there is no home directory to keep an identity in ({why}): name a file"
         raise _no_identity(f"{detail} with --identity (`keynet id`: FILE)")
     try:
-        default.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_private(default.parent)
     except OSError as error:
         detail = f"{default.parent} cannot be made: {error.strerror}; name a file with --identity (`keynet id`: FILE)"
         raise _no_identity(detail) from None
@@ -88,9 +94,8 @@ def _no_identity(detail: str) -> IdentityError:
 def secret_file(flag: str, path: pathlib.Path) -> str:
     """The text of a file that holds a secret: one that every user of this machine can read is refused."""
     try:
-        with path.open("rb") as file:
-            mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
-            text = file.read(_MAX_SECRET + 1).decode("utf-8-sig").strip()
+        raw, mode = read_file(path, _MAX_SECRET + 1)
+        text = raw.decode("utf-8-sig").strip()
     except (OSError, UnicodeDecodeError) as error:
         why = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
         raise invalid(f"{flag}: {path} cannot be read: {why}") from None
@@ -98,9 +103,32 @@ def secret_file(flag: str, path: pathlib.Path) -> str:
         raise invalid(f"{flag}: {path} has mode {mode:04o}, so every user can read it; run: chmod o= {path}")
     if not text:
         raise invalid(f"{flag}: {path} is empty")
-    if len(text) > _MAX_SECRET:
+    if len(raw) > _MAX_SECRET:
         raise invalid(f"{flag}: {path} is larger than {_MAX_SECRET} bytes")
+    if any(ord(character) < ord(" ") and character not in "\r\n\t" for character in text):
+        raise invalid(f"{flag}: {path} is no text: there are control characters in it")
     return text
+
+
+def read_file(path: pathlib.Path, most: int) -> tuple[bytes, int]:
+    """The first bytes of a file, or of a pipe (`<(pass show relay)`), and its mode. Raises OSError.
+
+    A pipe at the other end of which nobody is, or nobody says anything, is waited for no longer than some seconds.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    with os.fdopen(descriptor, "rb", buffering=0) as file:
+        mode, raw, until = stat.S_IMODE(os.fstat(descriptor).st_mode), b"", time.monotonic() + _PIPE_MAY_TAKE
+        while len(raw) < most:
+            piece = file.read(most - len(raw))
+            if piece is None:
+                left = until - time.monotonic()
+                if left <= 0 or not select.select([file], [], [], left)[0]:
+                    raise TimeoutError(errno.ETIMEDOUT, f"nothing more came out of it in {_PIPE_MAY_TAKE:g} s")
+            elif piece:
+                raw += piece
+            else:
+                break
+    return raw, mode
 
 
 def add_finding(parser: argparse.ArgumentParser) -> None:
@@ -209,6 +237,14 @@ def positive(text: str) -> float:
     if 0 < value < 1e6:
         return value
     raise argparse.ArgumentTypeError(f"'{_keynet.excerpt(text)}' is not a time in seconds above 0")
+
+
+def duration(text: str) -> float:
+    """A time in seconds, also 0; the core knows its bounds."""
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"'{_keynet.excerpt(text)}' is not a time in seconds") from None
 
 
 def count(text: str) -> int:

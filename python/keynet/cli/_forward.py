@@ -7,7 +7,7 @@ import asyncio
 from typing import Any
 
 from .._proxy import Proxy
-from ._common import add_finding, add_identity, finding, load_identity, node_id, port
+from ._common import add_finding, add_identity, duration, finding, load_identity, node_id, port
 from ._output import Output
 from ._ping import check_findable
 from ._run import follow
@@ -49,7 +49,7 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--patience",
         metavar="SECONDS",
-        type=float,
+        type=duration,
         help="seconds of silence of the node that connections outlive (default 75)",
     )
     add_finding(parser)

@@ -11,6 +11,9 @@ from .._reasons import Reason, Stage
 from ..errors import InvalidArgument
 from ._words import WIDTH, redacted
 
+_FLAG = re.compile(r"--?[a-z][a-z-]{0,30}")
+"""What may be a flag with a slip in it; anything else that begins with a dash may be a password."""
+
 
 class UsageError(InvalidArgument):
     """A command line that makes no sense, with the usage of the command that was meant."""
@@ -54,7 +57,7 @@ class Parser(argparse.ArgumentParser):
         options, rest = self.parse_known_args(args, namespace)
         if rest:
             # by name alone: a value may be a password, given to a flag with a slip of the pen
-            flags = [text.partition("=")[0] for text in rest if text.startswith("-") and len(text) > 1]
+            flags = [name for text in rest if _FLAG.fullmatch(name := text.partition("=")[0])]
             values = len(rest) - len(flags)
             parts = [*flags, *([f"{values} value{'s' if values > 1 else ''} that no flag takes"] if values else [])]
             self.error(f"not understood: {', '.join(parts)}")
@@ -64,5 +67,8 @@ class Parser(argparse.ArgumentParser):
 def _without_values(message: str) -> str:
     """The complaint of argparse without texts that may hold a password."""
     message = re.sub(r"ignored explicit argument .*", "it takes no value", message)
+    message = re.sub(
+        r"(?s)invalid choice: (?!'[a-z-]{1,20}' \().* \(choose", "not one of those that there are (choose", message
+    )
     message = re.sub(r"(ambiguous option: [^=\s]*)=\S*", r"\1", message)
     return redacted(message)

@@ -187,10 +187,14 @@ def _certificate(files: list[pathlib.Path] | None) -> tuple[pathlib.Path, pathli
     if files is None:
         return None
     chain, key = files
-    try:
-        mode = stat.S_IMODE(key.stat().st_mode)
-    except OSError as error:
-        raise invalid(f"--certificate: {key} cannot be read: {error.strerror}") from None
+    for file in (chain, key):
+        try:
+            found = file.stat().st_mode
+        except OSError as error:
+            raise invalid(f"--certificate: {file} cannot be read: {error.strerror}") from None
+        if not stat.S_ISREG(found):
+            raise invalid(f"--certificate: {file} is no file, but a folder, a pipe or a device")
+        mode = stat.S_IMODE(found)
     if mode & 0o007:
         raise invalid(f"--certificate: {key} has mode {mode:04o}, so every user can read it; run: chmod o= {key}")
     return chain, key

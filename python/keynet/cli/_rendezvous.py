@@ -9,6 +9,7 @@ import os
 import time
 from typing import TYPE_CHECKING, Any
 
+from .. import _keynet
 from .._access import ANYONE
 from .._extras import install
 from ._common import add_identity, allowed, count, invalid, load_identity
@@ -88,7 +89,7 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--relay-weight",
-        type=int,
+        type=_weight,
         metavar="N",
         help="how often nodes take this relay among those that are about as near (default 100; see --turn)",
     )
@@ -165,6 +166,12 @@ def _turn(text: str, secret: str) -> TurnRelay:
     if len(weights) > 1 or not weights[0].isdecimal():
         raise invalid(f"--turn: a relay has one weight, and that is a number: weight=50, not {weights}")
     return Relay(uris, secret, weight=int(weights[0]))
+
+
+def _weight(text: str) -> int:
+    if text.isdecimal() and len(text) < 6:
+        return int(text)
+    raise argparse.ArgumentTypeError(f"'{_keynet.excerpt(text)}' is not a whole number")
 
 
 def _relay(options: argparse.Namespace) -> dict[str, Any] | None:

@@ -16,7 +16,7 @@ from .._node import NodeId
 from .._proxy import Proxy
 from .._status_server import StatusServer
 from ..errors import BindError, DialError, ProxyClosedError
-from ._common import add_finding, add_identity, allowed, finding, invalid, load_identity, pairs, port, split
+from ._common import add_finding, add_identity, allowed, duration, finding, invalid, load_identity, pairs, port, split
 from ._config import read_config
 from ._output import Output
 from ._run import follow
@@ -115,7 +115,7 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--patience",
         metavar="SECONDS",
-        type=float,
+        type=duration,
         help="seconds of silence of a peer that connections outlive (default 75)",
     )
     parser.set_defaults(run=run)
