@@ -112,3 +112,53 @@ fn what_a_service_says_before_it_closes_arrives_though_the_client_goes_on() {
         going_on.await.unwrap();
     });
 }
+
+/// The service ends its answer in order and closes while the client still sends: its system answers that with a reset, which
+/// must not take away what the client has not read yet.
+#[test]
+fn an_answer_that_ended_in_order_arrives_whole_though_its_client_still_sends() {
+    both(|family| async move {
+        let (said, close) = (Arc::new(noise(4, ANSWER)), Arc::new(Notify::new()));
+        let (saying, closing) = (said.clone(), close.clone());
+        let brief = service(family, move |mut stream| {
+            let (saying, closing) = (saying.clone(), closing.clone());
+            async move {
+                stream.read_u8().await?;
+                stream.write_all(&saying).await?;
+                stream.shutdown().await?;
+                closing.notified().await;
+                Ok(())
+            }
+        });
+        let brief = brief.await;
+        let (near, far) = pair(family, brief.address).await;
+        let socket = match family {
+            Family::V4 => tokio::net::TcpSocket::new_v4(),
+            Family::V6 => tokio::net::TcpSocket::new_v6(),
+        };
+        let socket = socket.unwrap();
+        // most of the answer waits on the node's side of the connection
+        socket.set_recv_buffer_size(4_096).unwrap();
+        let mut client = socket.connect(near.forward_address()).await.unwrap();
+        let request = connect_request(&near, &target(&far.node_id(), SERVICE));
+        client.write_all(request.as_bytes()).await.unwrap();
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            head.push(client.read_u8().await.unwrap());
+        }
+        client.write_all(b"?").await.unwrap();
+        let carried = || near.connections().iter().all(|info| info.bytes_in == ANSWER as u64);
+        until("the node has handed the answer over", carried).await;
+        close.notify_one();
+        while !near.connections().is_empty() {
+            client.write_all(&[7; 100]).await.unwrap();
+            tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+        }
+        let mut heard = Vec::new();
+        client.read_to_end(&mut heard).await.unwrap();
+        assert!(heard == *said, "{} of {ANSWER} bytes", heard.len());
+    });
+}
+
+/// What the system takes from the node on behalf of a client that reads nothing.
+const ANSWER: usize = 200_000;

@@ -115,6 +115,50 @@ fn a_new_function_is_asked_about_what_stands() {
     });
 }
 
+/// The function is asked about what stands whatever else the same node asks for, and a list that spares what stands does not
+/// call off what an earlier list was to end.
+#[test]
+fn what_an_earlier_list_ends_is_ended_though_its_node_is_crowded_and_a_later_list_spares() {
+    both(|family| async move {
+        let service = echo(family).await;
+        let guest = identity();
+        let far = node(family).service(SERVICE, service.address).start().await;
+        let mut events = far.subscribe();
+        let (near, stream) = client(family, &far, guest.clone()).await;
+        // no question of a newcomer is ever answered; one about what stands is answered when the test says so
+        let (answer, answers) = tokio::sync::watch::channel(false);
+        let asked = Arc::new(std::sync::atomic::AtomicUsize::new(0));
+        let (counts, standing) = (asked.clone(), 1);
+        far.set_allow(Allow::Ask(Arc::new(move |_| {
+            let first = counts.fetch_add(1, std::sync::atomic::Ordering::SeqCst) < standing;
+            let mut answers = answers.clone();
+            Box::pin(async move {
+                match first {
+                    true => drop(answers.wait_for(|may| *may).await),
+                    false => std::future::pending().await,
+                }
+                false
+            })
+        })));
+        until("the function is asked", || asked.load(std::sync::atomic::Ordering::SeqCst) == 1).await;
+        let request = connect_request(&near, &target(&far.node_id(), SERVICE));
+        let mut crowd = Vec::new();
+        for _ in 0..8 {
+            let mut one = TcpStream::connect(near.forward_address()).await.unwrap();
+            one.write_all(request.as_bytes()).await.unwrap();
+            crowd.push(one);
+        }
+        until("the node has all the turns that it may have", || asked.load(std::sync::atomic::Ordering::SeqCst) == 4)
+            .await;
+        far.set_allow_for_new(only(&[]));
+        answer.send(true).unwrap();
+        drop(crowd);
+        let mut stream = stream;
+        expect_reset(&mut stream).await;
+        assert_eq!(end(&mut events).await, Reason::AccessRevoked);
+    });
+}
+
 /// A node is let in, and its service takes its time; meanwhile it leaves the list.
 #[test]
 fn who_leaves_the_list_while_a_service_is_dialled_is_not_let_in() {

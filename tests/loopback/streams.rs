@@ -277,6 +277,21 @@ fn a_static_forward_carries_nothing_of_a_page_of_another_site() {
     });
 }
 
+/// A program that says one letter and waits for its answer speaks no HTTP, whatever the letter.
+#[test]
+fn a_static_forward_carries_a_single_letter_that_could_begin_an_http_method() {
+    both(|family| async move {
+        let service = echo(family).await;
+        let (near, far) = pair(family, service.address).await;
+        let forward = near.forward(far.node_id(), SERVICE, LocalListener::Tcp(family.any()), &[]).await.unwrap();
+        let mut client = TcpStream::connect(forward.address()).await.unwrap();
+        for letters in ["P", "GET ", "G"] {
+            client.write_all(letters.as_bytes()).await.unwrap();
+            assert_eq!(read_exactly(&mut client, letters.len()).await, letters.as_bytes());
+        }
+    });
+}
+
 #[test]
 fn a_static_forward_to_nowhere_resets() {
     both(|family| async move {

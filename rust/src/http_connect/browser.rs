@@ -46,6 +46,17 @@ impl Guard {
         }
     }
 
+    /// Whether so little has come that it may be the first letters of a method. A browser sends its request in one piece: what stays so
+    /// short comes from a program of another protocol, which may wait for an answer to it.
+    pub fn holds_a_few_letters(&self) -> bool {
+        !self.held.is_empty() && METHODS.iter().any(|method| method.starts_with(&self.held))
+    }
+
+    /// What was held back, unjudged.
+    pub fn give_up(&mut self) -> Vec<u8> {
+        std::mem::take(&mut self.held)
+    }
+
     /// Why these header fields are those of a page of another site.
     fn judge(&self, fields: &[u8]) -> Option<String> {
         let (mut host, mut origin, mut site, mut browser) = (None, None, String::new(), false);
@@ -210,6 +221,20 @@ mod tests {
         let mut guard = Guard::new(&[]);
         assert_eq!(guard.handle_bytes(b"GET"), Verdict::More);
         assert_eq!(guard.handle_bytes(b""), Verdict::Pass(b"GET".to_vec()), "the client has said all it has to say");
+    }
+
+    #[test]
+    fn only_the_first_letters_of_a_method_can_be_a_whole_message_of_another_protocol() {
+        for (bytes, few) in
+            [("P", true), ("GET", true), ("GET ", true), ("GET /", false), ("GET key", false), ("", false)]
+        {
+            let mut guard = Guard::new(&[]);
+            if !bytes.is_empty() {
+                assert_eq!(guard.handle_bytes(bytes.as_bytes()), Verdict::More);
+            }
+            assert_eq!(guard.holds_a_few_letters(), few, "{bytes:?}");
+            assert_eq!(guard.give_up(), bytes.as_bytes());
+        }
     }
 
     #[test]

@@ -1,10 +1,13 @@
 //! Who may use the services: the access list now, and what its changes mean for those who are connected.
 
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
-use super::asking::{Answered, Asking};
+use tokio::task::JoinSet;
+
+use super::asking::{ask_now, Answered, Asking};
 use super::registry::{Connection, Role};
 use super::settings::{AccessRequest, Allow};
 use super::Shared;
@@ -18,6 +21,8 @@ pub(super) struct Access {
     allow: RwLock<Option<Allow>>,
     /// How often it was replaced.
     list: AtomicU64,
+    /// The last list that was to end what it does not allow.
+    cutting: AtomicU64,
     asking: Asking,
 }
 
@@ -34,7 +39,12 @@ pub(super) struct Admitted {
 
 impl Access {
     pub fn new(allow: Option<Allow>) -> Self {
-        Self { allow: RwLock::new(allow), list: AtomicU64::new(0), asking: Asking::default() }
+        Self {
+            allow: RwLock::new(allow),
+            list: AtomicU64::new(0),
+            cutting: AtomicU64::new(0),
+            asking: Asking::default(),
+        }
     }
 
     pub fn now(&self) -> Option<Allow> {
@@ -42,10 +52,19 @@ impl Access {
     }
 
     /// The number of the new list.
-    fn replace(&self, allow: Allow) -> u64 {
+    fn replace(&self, allow: Allow, cut: bool) -> u64 {
         let mut held = self.allow.write().unwrap_or_else(PoisonError::into_inner);
         *held = Some(allow);
-        self.list.fetch_add(1, Ordering::SeqCst) + 1
+        let list = self.list.fetch_add(1, Ordering::SeqCst) + 1;
+        if cut {
+            self.cutting.store(list, Ordering::SeqCst);
+        }
+        list
+    }
+
+    /// Whether a later list than this one goes through what stands.
+    fn is_superseded(&self, list: u64) -> bool {
+        self.cutting.load(Ordering::SeqCst) != list
     }
 
     /// Whether another list counts than the one of this number.
@@ -82,6 +101,31 @@ impl Access {
         }
     }
 
+    /// Whether a connection that stands may go on, by the list that counts when the answer comes.
+    async fn may_stay(&self, request: &AccessRequest, patience: Duration) -> bool {
+        let mut late = 0;
+        loop {
+            let list = self.list.load(Ordering::SeqCst);
+            let answered = match self.now() {
+                None => Answered::Denied,
+                Some(Allow::Anyone) => Answered::Allowed,
+                Some(Allow::Nodes(nodes)) if request.all.iter().any(|node| nodes.contains(node)) => Answered::Allowed,
+                Some(Allow::Nodes(_)) => Answered::Denied,
+                Some(Allow::Ask(ask)) => ask_now(&*ask, request.clone(), patience).await,
+            };
+            match answered {
+                Answered::Allowed => return true,
+                _ if self.has_changed(list) => {}
+                Answered::Denied => return false,
+                // strangers may keep the function busy: that alone does not end what stands
+                Answered::Late | Answered::Crowded => late += 1,
+            }
+            if late == LATE_ANSWERS {
+                return false;
+            }
+        }
+    }
+
     /// Whether whoever connects has a key with us and has been let in before, or would be: its place for a handshake is one
     /// of those that strangers cannot have.
     pub fn is_known(&self, peers: &Peers, stream: &UtpStream) -> bool {
@@ -99,7 +143,7 @@ impl Shared {
     /// Puts another list in place. With `cut`, whoever is not on it loses the streams that stand; a function is asked about each.
     pub(super) fn replace_allow(self: &Arc<Self>, allow: Allow, cut: bool) {
         let asks = matches!(allow, Allow::Ask(_));
-        let list = self.access.replace(allow);
+        let list = self.access.replace(allow, cut);
         self.peers.forget_welcomes();
         if !cut {
             return;
@@ -147,34 +191,47 @@ fn revoke(connection: &Arc<Connection>) {
     connection.cut(Reason::AccessRevoked);
 }
 
-/// Asks the new function about each connection that stands, one after the other, until there is a newer list.
+/// Asks the new function about what stands, one question for all connections that it would be the same question about, a few
+/// at a time. Ends when a newer list goes through them instead.
 async fn ask_again(shared: Arc<Shared>, list: u64) {
+    let mut questions: HashMap<_, Vec<_>> = HashMap::new();
     for connection in shared.streams_here() {
         let info = &connection.fixed;
-        let request = AccessRequest {
-            node: info.node,
-            all: info.nodes.clone(),
-            service_port: info.service_port,
-            remote_address: info.remote_address,
-        };
-        loop {
-            if shared.access.has_changed(list) || connection.info().closed.is_some() {
-                break;
-            }
-            match shared.access.check(&request, shared.limits.open_timeout).await {
-                // a crowd of strangers must not end what stands
-                Err(error) if error.reason == Reason::PeerBusy => tokio::time::sleep(CROWD_PAUSE).await,
-                Err(_) if !shared.access.has_changed(list) => {
-                    revoke(&connection);
-                    break;
-                }
-                _ => break,
-            }
+        let about = (info.nodes.clone(), info.service_port, info.remote_address);
+        questions.entry(about).or_default().push(connection);
+    }
+    let mut asked = JoinSet::new();
+    for connections in questions.into_values() {
+        if asked.len() == MAX_ASKED_AGAIN {
+            asked.join_next().await;
         }
+        if shared.access.is_superseded(list) {
+            break;
+        }
+        asked.spawn(ask_about(shared.clone(), connections, list));
+    }
+    asked.join_all().await;
+}
+
+/// Asks one question; the connections that it is about end when the answer is no.
+async fn ask_about(shared: Arc<Shared>, connections: Vec<Arc<Connection>>, list: u64) {
+    let Some(info) = connections.first().map(|connection| &connection.fixed) else { return };
+    let request = AccessRequest {
+        node: info.node,
+        all: info.nodes.clone(),
+        service_port: info.service_port,
+        remote_address: info.remote_address,
+    };
+    let stays = shared.access.may_stay(&request, shared.limits.open_timeout).await;
+    if !stays && !shared.access.is_superseded(list) {
+        connections.iter().for_each(revoke);
     }
 }
 
-const CROWD_PAUSE: Duration = Duration::from_secs(1);
+/// Questions under way at once about what stands.
+const MAX_ASKED_AGAIN: usize = 16;
+/// A function that does not answer in time so often has said no.
+const LATE_ANSWERS: u32 = 3;
 
 #[cfg(test)]
 mod tests {

@@ -44,13 +44,9 @@ impl Asking {
             Ok(Err(_)) => return Answered::Crowded,
             Err(_) => return Answered::Late,
         }
-        let answered = timeout(patience, ask(request)).await;
+        let answered = ask_now(ask, request, patience).await;
         drop(place);
-        match answered {
-            Ok(true) => Answered::Allowed,
-            Ok(false) => Answered::Denied,
-            Err(_) => Answered::Late,
-        }
+        answered
     }
 
     fn enter(&self, node: NodeId, network: Network) -> (Place<'_>, oneshot::Receiver<()>) {
@@ -58,6 +54,20 @@ impl Asking {
         let (number, turn) = state.enter(node, network);
         state.serve();
         (Place { asking: self, number }, turn)
+    }
+}
+
+/// Asks without a turn: about connections that stand. How many newcomers of the same node wait must not put off an answer that
+/// may end them; the caller bounds how many it asks about at once.
+pub(super) async fn ask_now(
+    ask: &(dyn Fn(AccessRequest) -> BoxFuture<'static, bool> + Send + Sync),
+    request: AccessRequest,
+    patience: Duration,
+) -> Answered {
+    match timeout(patience, ask(request)).await {
+        Ok(true) => Answered::Allowed,
+        Ok(false) => Answered::Denied,
+        Err(_) => Answered::Late,
     }
 }
 

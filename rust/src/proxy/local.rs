@@ -1,16 +1,19 @@
 //! The TCP and UNIX sockets on this machine: streams that are read and written through a shared reference, and listeners.
 
-use std::future::poll_fn;
+use std::future::{poll_fn, Future};
 use std::io;
 use std::net::SocketAddr;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::pin::Pin;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::task::{ready, Context, Poll};
+use std::time::Duration;
 
 use socket2::SockRef;
 use tokio::io::Interest;
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixSocket, UnixStream};
+use tokio::time::{sleep, timeout, Sleep};
 
 use crate::error::{Error, Reason, Result, Stage};
 use crate::http_connect::browser::{self, Guard, Verdict};
@@ -27,7 +30,8 @@ pub(super) struct LocalStream {
 /// The first bytes of a client are looked at before anybody has them.
 #[derive(Debug)]
 enum Guarded {
-    Judging(Guard),
+    /// With the time until which a client that has said a few letters only is waited for.
+    Judging(Guard, Option<Pin<Box<Sleep>>>),
     /// What was held back and has not been read yet.
     Passed(Vec<u8>),
     Refused(String),
@@ -55,7 +59,7 @@ impl LocalStream {
 
     /// Holds back what pages in a browser send; `names` are hosts by which they may ask.
     pub fn guarded(mut self, names: &[String]) -> Self {
-        self.guarded = Some(Box::new(Mutex::new(Guarded::Judging(Guard::new(names)))));
+        self.guarded = Some(Box::new(Mutex::new(Guarded::Judging(Guard::new(names), None))));
         self
     }
 
@@ -63,7 +67,7 @@ impl LocalStream {
     pub fn refused(&self) -> Option<String> {
         match &*lock(self.guarded.as_ref()?) {
             Guarded::Refused(why) => Some(why.clone()),
-            Guarded::Judging(_) | Guarded::Passed(_) => None,
+            Guarded::Judging(..) | Guarded::Passed(_) => None,
         }
     }
 
@@ -77,8 +81,16 @@ impl LocalStream {
     fn poll_guarded(&self, guarded: &mut Guarded, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
         loop {
             match guarded {
-                Guarded::Judging(guard) => {
-                    let count = ready!(self.poll_socket(cx, buffer))?;
+                Guarded::Judging(guard, until) => {
+                    let Poll::Ready(count) = self.poll_socket(cx, buffer)? else {
+                        if guard.holds_a_few_letters() {
+                            let until = until.get_or_insert_with(|| Box::pin(sleep(FEW_LETTERS)));
+                            ready!(until.as_mut().poll(cx));
+                            *guarded = Guarded::Passed(guard.give_up());
+                            continue;
+                        }
+                        return Poll::Pending;
+                    };
                     match guard.handle_bytes(buffer.get(..count).unwrap_or_default()) {
                         Verdict::More => {}
                         Verdict::Pass(held) if held.is_empty() => return Poll::Ready(Ok(0)),
@@ -178,6 +190,20 @@ impl LocalStream {
         self.finished = true;
     }
 
+    /// Closes it in order while the program still writes. Reads and drops what the program says until it ends or breaks, or
+    /// `patience` has passed: a socket that is closed with bytes unread resets the connection, and the program would lose
+    /// what it has not read yet (RFC 9112 section 9.6).
+    pub async fn finish_unread(self, patience: Duration) {
+        let dropping = async {
+            let mut piece = [0; 4_096];
+            while matches!(self.read(&mut piece).await, Ok(1..)) {}
+        };
+        // an end that was said already is not said again
+        let _ = self.shutdown_write();
+        let _ = timeout(patience, dropping).await;
+        self.finish();
+    }
+
     /// Waits until the connection is broken, also while nobody reads or writes because of back-pressure.
     pub async fn broken(&self) -> io::Error {
         loop {
@@ -193,6 +219,9 @@ impl LocalStream {
         }
     }
 }
+
+/// How long a client's first letters are held back when they may become an HTTP method and no more comes.
+const FEW_LETTERS: Duration = Duration::from_secs(1);
 
 fn lock(guarded: &Mutex<Guarded>) -> MutexGuard<'_, Guarded> {
     guarded.lock().unwrap_or_else(PoisonError::into_inner)

@@ -60,9 +60,13 @@ pub(super) async fn carry(
         local.finish();
         return reason;
     }
+    let answered = matches!(outcome, Outcome::LinkClosed(_));
     let reason = broken(outcome, &mut link, role, limits.linger).await;
     tracing::debug!(id = connection.info().id, ?role, %reason, "one side broke");
     entry.finish(reason);
+    if answered && reason == Reason::Finished {
+        local.finish_unread(limits.linger).await;
+    }
     reason
 }
 
