@@ -7,6 +7,7 @@ python tests/nat/matrix.py --write                    # docs/nat-matrix.md, as K
 from __future__ import annotations
 
 import argparse
+import re
 import statistics
 import sys
 from collections.abc import Iterable
@@ -32,6 +33,7 @@ these than about the network.
 """
 
 _RELAYED = "# The same with a relay: "
+SURVIVAL = "What survives what"
 _RELAYS = {"coturn": "coturn on a host of its own", "keynet": "keynet's own, beside the rendezvous"}
 _RELAYED_HEAD = """\
 Behind the times: `d` went directly, `r` over the relay, `r→d` first over the relay and then directly. A pair that can
@@ -55,7 +57,7 @@ def write(results: Iterable[Result]) -> None:
     missed, _ = missed_searches(results)
     searches = sum(len(result.outcomes) for result in results if result.expected.how == "by search")
     parts.append(f"Searches among random ports: {searches}, of which {missed} found nothing.\n")
-    _replace("", "\n".join(parts))
+    replace("", "\n".join(parts))
 
 
 def write_relayed(results: Iterable[Result], relay: str) -> None:
@@ -66,17 +68,20 @@ def write_relayed(results: Iterable[Result], relay: str) -> None:
         f"## {rtt_ms} ms between the nodes, with {relay}\n\n{table(results, rtt_ms)}\n"
         for rtt_ms in sorted({result.case.rtt_ms for result in results})
     ]
-    _replace(relay, "\n".join(parts))
+    replace(relay, "\n".join(parts))
 
 
-def _replace(relay: str, text: str) -> None:
+def replace(name: str, text: str) -> None:
     """Writes one part of the document; the others stay as they are."""
-    plain, *others = FILE.read_text(encoding="utf-8").split(f"\n{_RELAYED}")
-    parts = {"": plain}
-    for other in others:
-        parts[next(name for name, words in _RELAYS.items() if other.startswith(words))] = f"{_RELAYED}{other}"
-    parts[relay] = text
-    kept = [parts[name].strip("\n") for name in ("", *_RELAYS) if name in parts]
+    headings = {**{relay: f"{_RELAYED}{words}" for relay, words in _RELAYS.items()}, "survival": f"# {SURVIVAL}"}
+    found = re.split(
+        f"^(?=(?:{'|'.join(map(re.escape, headings.values()))})$)", FILE.read_text(encoding="utf-8"), flags=re.M
+    )
+    parts = {"": found[0]}
+    for part in found[1:]:
+        parts[next(name for name, heading in headings.items() if part.startswith(heading))] = part
+    parts[name] = text
+    kept = [parts[name].strip("\n") for name in ("", "survival", *_RELAYS) if name in parts]
     FILE.write_text("\n\n".join(kept) + "\n", encoding="utf-8")
 
 

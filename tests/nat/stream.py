@@ -37,9 +37,10 @@ async def serve() -> tuple[grpc.aio.Server, str]:
 
 
 class Stream:
-    """One call. It writes as fast as gRPC takes it, and checks each message that comes back."""
+    """One call. It writes as fast as gRPC takes it, or with a pause in seconds; and checks what comes back."""
 
-    def __init__(self, proxy: keynet.Proxy, node: str, port: int) -> None:
+    def __init__(self, proxy: keynet.Proxy, node: str, port: int, pause: float = 0.0) -> None:
+        self._pause = pause
         self._channel = keynet.grpc.aio_channel(proxy, node, port)
         self._call: Any = self._channel.stream_stream(METHOD)()
         self._noise = os.urandom(2 * SIZE)
@@ -59,6 +60,8 @@ class Stream:
                 self._hashes[0].update(message)
                 self._sent += 1
                 await self._call.write(message)
+                if self._pause:
+                    await asyncio.sleep(self._pause)
             await self._call.done_writing()
 
     async def _read(self) -> None:
