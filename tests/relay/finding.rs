@@ -44,6 +44,26 @@ fn where_udp_is_swallowed_another_way_is_found() {
 }
 
 #[test]
+fn a_way_that_has_failed_is_tried_again_while_another_is_silent() {
+    run(async {
+        let black_hole = Peer::bind(v4()).await;
+        let starting = TcpListener::bind((v4(), 0)).await.unwrap();
+        let tcp = spec(&format!("turn:a:b@{}?transport=tcp", starting.local_addr().unwrap()));
+        let ways = vec![spec(&format!("turn:a:b@{}", black_hole.address())), tcp];
+        let options = options();
+        let reaching = reach(ways, &options);
+        tokio::pin!(reaching);
+        for attempt in 0..3 {
+            tokio::select! {
+                // each is closed at once, as by a program that is not ready
+                accepted = starting.accept() => drop(accepted.unwrap()),
+                ended = &mut reaching => panic!("attempt {attempt}: {:?}", ended.err()),
+            }
+        }
+    });
+}
+
+#[test]
 fn a_relay_that_names_another_in_its_place_is_followed() {
     run(async {
         let Some(there) = Coturn::start(v4(), &[]) else { return };

@@ -89,7 +89,8 @@ impl PathTable {
 
     /// A host says that nobody is there for the ping with this transaction. It is believed when it is the peer's own host, when it
     /// says so of several pings on the path in use, for some seconds, and when nothing else is heard meanwhile. Whoever forges it
-    /// must have seen the pings, and keep the peer from answering.
+    /// must have seen the pings, and keep the peer from answering. The host of a relay knows only that it has no such allocation any
+    /// more: it may have started anew, and the peer is somewhere else.
     pub fn handle_refusal(&mut self, now: Time, by: IpAddr, to: SocketAddr, transaction: &[u8; 12]) {
         let asked =
             self.outstanding.peek(now, transaction).filter(|asked| asked.to.to == canonical(to) && to.ip() == by);
@@ -98,7 +99,7 @@ impl PathTable {
         let Some(remote) = self.remotes.get_mut(&id).filter(|remote| !remote.lost && remote.asked.is_some()) else {
             return;
         };
-        if remote.path().is_none_or(|path| path.route != route || !path.proven) {
+        if remote.path().is_none_or(|path| path.route != route || !path.proven) || remote.is_relayed(route) {
             return;
         }
         let (first, count) = remote.refused.get_or_insert((now, 0));

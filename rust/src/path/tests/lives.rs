@@ -210,6 +210,15 @@ fn a_peer_whose_host_says_that_nobody_is_there_is_gone() {
 }
 
 #[test]
+fn a_relay_that_has_lost_an_allocation_says_nothing_of_the_peer_behind_it() {
+    let (mut bench, remote) = introduced();
+    bench.table.remotes.get_mut(&remote).unwrap().add_relays(&[address(1)]);
+    bench.table.handle_sent(bench.now, remote);
+    refuse(&mut bench, address(1), seconds(20));
+    assert!(!gone(&mut bench), "it started anew, and so does the peer's allocation");
+}
+
+#[test]
 fn who_is_not_the_host_says_nothing() {
     let (mut bench, remote) = introduced();
     bench.table.handle_sent(bench.now, remote);

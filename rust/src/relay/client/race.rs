@@ -5,8 +5,9 @@ use std::future::Future;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use tokio::time::{timeout_at, Instant};
+use tokio::time::{sleep, timeout_at, Instant};
 
+use super::super::Transport;
 use super::{connect, redirect, Allocation, Options, RelaySpec};
 use crate::error::{Error, Reason, Result, Stage};
 use crate::net::stagger::first_to_succeed;
@@ -19,7 +20,31 @@ pub async fn reach(ways: Vec<RelaySpec>, options: &Options) -> Result<Allocation
         return Err(Error::new(Reason::InvalidArgument, Stage::Setup, format!("more than {MAX_WAYS} ways to a relay")));
     }
     let deadline = Instant::now() + options.deadline;
-    climb(ways.into_iter().map(|spec| one_way(spec, options.clone(), deadline)).collect()).await.map_err(most_telling)
+    let first = tried(&ways, options, deadline);
+    tokio::pin!(first);
+    // A program that starts refuses at first, and is asked for UDP for as long as there is time: where no UDP passes, the others would
+    // wait for that.
+    let streams: Vec<_> = ways.iter().filter(|way| way.uri.transport != Transport::Udp).cloned().collect();
+    let again = async {
+        if streams.is_empty() {
+            std::future::pending::<()>().await;
+        }
+        loop {
+            sleep(AGAIN).await;
+            if let Ok(allocation) = tried(&streams, options, deadline).await {
+                return allocation;
+            }
+        }
+    };
+    tokio::select! {
+        ended = &mut first => ended.map_err(most_telling),
+        allocation = again => Ok(allocation),
+    }
+}
+
+/// One way after the other, without waiting long for each.
+async fn tried(ways: &[RelaySpec], options: &Options, deadline: Instant) -> Result<Allocation, Vec<Error>> {
+    climb(ways.iter().map(|spec| one_way(spec.clone(), options.clone(), deadline)).collect()).await
 }
 
 /// Which to take of relays that have answered, by round trip and weight; `None`: there are none.
@@ -112,6 +137,8 @@ fn most_telling(errors: Vec<Error>) -> Error {
     }
 }
 
+/// A way over TCP that has failed is tried again after this, while one over UDP is waited for: a connection each time.
+const AGAIN: Duration = Duration::from_secs(1);
 /// Round trips that differ by less say nothing about distance.
 const ABOUT: Duration = Duration::from_millis(2);
 /// UDP, TCP, TLS, TLS through a proxy, and as many on other ports.
