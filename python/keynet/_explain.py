@@ -6,7 +6,8 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from . import _obstacle
+from . import _facts, _obstacle
+from ._facts import failure as _failure
 from ._reasons import Reason, Stage
 
 if TYPE_CHECKING:
@@ -42,24 +43,28 @@ _REFUSING_PROXY = (
     "the password that it wants into `https_proxy` (http://USER:PASSWORD@HOST:PORT). If it said something else, ask "
     "whoever runs it to let CONNECT to the relay pass; to port 443 (`turns:`) most do."
 )
+_SMALL_MTU = (
+    "Raise the MTU of what is between the two (a tunnel, a VPN) to 1260 bytes or more, or let IP fragments pass there. "
+    "A relay over TCP or TLS (`turns:` in `relays=`) does without: TCP cuts its packets as small as the path wants."
+)
+_FULL_PACKETS_LOST = re.compile(r"small packets get there and full ones do not")
 _PROXY_SAID = re.compile(r"the HTTP proxy \S+: 4\d\d\b")
 """In the detail of an error, where the core has put it. After 5xx it is the relay that was not reached."""
 
 
 def describe(explanation: PathExplanation) -> str:
     """The text of a `PathExplanation`."""
-    lines = [_headline(explanation)]
+    lines = [_headline(explanation), *_facts.facts(explanation)]
     lines += _paths(explanation)
     if explanation.known_addresses:
         lines.append(f"Known addresses: {_some(explanation.known_addresses)}.")
     if explanation.meeting is not None:
         lines += _meeting(explanation.meeting)
-    lines += _surroundings(explanation)
     cause = explanation.cause
     used = _used(explanation.paths)
     if cause is not None:
         lines.append(f"What went wrong: {_failure(cause)}.")
-        if (why := _missed(cause, explanation.meeting)) is not None:
+        if (why := _missed(cause, explanation)) is not None:
             lines.append(f"Why: {why.cause}.")
         lines.append(f"What to do: {_advice(cause, explanation)}")
     elif used is not None and used.relayed and explanation.connected:
@@ -246,25 +251,7 @@ def _outlook(meeting: Meeting, outlook: str) -> str:
     return _OUTLOOK.get(outlook, outlook)
 
 
-# -- what this node knows of itself ------------------------------------------------------------------------------------
-
-
-def _surroundings(explanation: PathExplanation) -> Iterator[str]:
-    """Where no direct path is in use: what this node has to offer, and what of it does not work now."""
-    used = _used(explanation.paths)
-    if explanation.connected and used is not None and not used.relayed:
-        return
-    if explanation.rendezvous:
-        outside = [one.address for one in _obstacle.public(explanation.addresses)]
-        own = _some(outside) if outside else "unknown, no server has told it"
-        yield f"Own public address: {own}."
-    for one in explanation.rendezvous:
-        if not one.connected:
-            why = "not reached yet" if one.error is None else _failure(one.error)
-            yield f"Rendezvous {one.node_id}@{one.address}: not connected; {why}."
-    for relay in explanation.relays:
-        if relay.socket is None and relay.error is not None:
-            yield f"Relay {relay.relay}: not in use; {_failure(relay.error)}."
+# -- causes, and what to do --------------------------------------------------------------------------------------------
 
 
 def _why_relayed(explanation: PathExplanation) -> Iterator[str]:
@@ -280,18 +267,21 @@ def _why_relayed(explanation: PathExplanation) -> Iterator[str]:
     yield f"What to do for a direct path: {obstacle.advice}."
 
 
-def _missed(error: KeynetError, meeting: Meeting | None) -> _obstacle.Obstacle | None:
-    """What a failed meeting shows of its cause, beyond the error."""
-    if meeting is None or error is not meeting.error or error.reason not in _OF_A_MEETING:
+def _missed(error: KeynetError, explanation: PathExplanation) -> _obstacle.Obstacle | None:
+    """What a failed meeting, or what this node knows of itself, shows of the cause, beyond the error."""
+    meeting = explanation.meeting
+    if error.reason not in _OF_A_MEETING:
         return None
-    return _obstacle.after_silence(meeting)
+    if meeting is not None and error is meeting.error:
+        return _obstacle.after_silence(meeting)
+    return _obstacle.UNKNOWN_HERE if _facts.unknown(explanation.own_addresses) else None
 
 
 _OF_A_MEETING = (Reason.PUNCH_TIMEOUT, Reason.CONNECT_TIMEOUT)
 
 
 def _advice(error: KeynetError, explanation: PathExplanation) -> str:
-    if (missed := _missed(error, explanation.meeting)) is not None:
+    if (missed := _missed(error, explanation)) is not None:
         return f"{missed.advice}.{_about_relays(explanation)}"
     if error.reason is Reason.PEER_OFFLINE and (away := [one for one in explanation.rendezvous if not one.connected]):
         names = _some([f"{one.node_id}@{one.address}" for one in away])
@@ -317,17 +307,14 @@ def advice(error: KeynetError) -> str:
     """What to do about an error, in a sentence or some."""
     if _PROXY_SAID.search(error.detail or ""):
         return _REFUSING_PROXY
+    if _FULL_PACKETS_LOST.search(error.detail or ""):
+        return _SMALL_MTU
     if error.reason is Reason.TOO_MANY_CONNECTIONS and error.stage in (Stage.RENDEZVOUS, Stage.PUNCH):
         return "This node has as many meetings under way as it may have at once: dial again in some seconds."
     return _ADVICE.get(error.reason) or _sentence(error.advice)
 
 
 # -- small things ----------------------------------------------------------------------------------------------------
-
-
-def _failure(error: KeynetError) -> str:
-    text = error.reason.value.replace("_", " ") + (f": {error.detail}" if error.detail else "")
-    return f"{text} (stage {error.stage})"
 
 
 def _candidates(candidates: Sequence[Candidate]) -> str:

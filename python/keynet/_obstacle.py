@@ -17,6 +17,9 @@ BLOCKED = "UDP is blocked"
 """`NatBehaviour.summary` of a node whose network lets no UDP back in."""
 _OUTSIDE = ("server-reflexive", "port-mapped", "peer-reflexive")
 
+_LISTED = 4
+"""Addresses of a node that are named."""
+
 _FORWARD = "Forward a UDP port to one of the two nodes in its router"
 _RELAY_HERE = (
     "Use a relay over TLS (`turns:USER:PASSWORD@HOST:443` in `relays=`, or a rendezvous that runs one: `--relay-tls` "
@@ -32,6 +35,14 @@ class Obstacle:
     """A clause."""
     advice: str
     """A sentence or some, without the last full stop."""
+
+
+UNKNOWN_HERE = Obstacle(
+    "this node does not know its own public address now, so it cannot tell the other where to send",
+    "Check that its rendezvous or a STUN server answers by UDP (`keynet doctor` names them and what they say), then "
+    "dial again",
+)
+"""Of a node, whatever was tried."""
 
 
 def find(meeting: Meeting) -> Obstacle | None:
@@ -85,11 +96,20 @@ def _without_address(meeting: Meeting) -> Obstacle | None:
     """A node that does not know where the internet sees it can tell nobody."""
     if not meeting.peer_candidates and meeting.peer_nat is None:
         return None
+    if not public(meeting.own_candidates) and _untranslated(meeting.own_nat):
+        return _private(meeting)
     if not public(meeting.own_candidates):
         return Obstacle(
             "this node did not know its own public address then, so the other could not send to it",
             "Check that its rendezvous or a STUN server answers by UDP (`keynet doctor` names them and what they say), "
             "then dial again",
+        )
+    if not public(meeting.peer_candidates) and _untranslated(meeting.peer_nat):
+        return Obstacle(
+            f"the other node is in a private network, at {_hosts(meeting.peer_candidates)}, without a NAT between it "
+            "and its rendezvous: no public address of it is known",
+            "Give it a rendezvous or a STUN server on the internet, so that it learns its public address, or connect "
+            "the two networks (a route, a VPN)",
         )
     if not public(meeting.peer_candidates):
         return Obstacle(
@@ -97,6 +117,32 @@ def _without_address(meeting: Meeting) -> Obstacle | None:
             "Dial again in some seconds; if it stays so, run `keynet doctor` on the other node's machine",
         )
     return None
+
+
+def _private(meeting: Meeting) -> Obstacle:
+    """This node's servers see it at the address that it has, which is a private one."""
+    own = _hosts(meeting.own_candidates)
+    if public(meeting.peer_candidates):
+        return Obstacle(
+            f"this node is in a private network, at {own}, without a NAT between it and its rendezvous: no public "
+            "address of it is known, and the other has a public one",
+            "Give this node a rendezvous or a STUN server on the internet, so that it learns its public address",
+        )
+    return Obstacle(
+        f"both are in private networks, this node at {own}, the other at {_hosts(meeting.peer_candidates)}, without a "
+        "NAT between them and their rendezvous, and what one sends to the other does not arrive",
+        "Check with whoever runs these networks that there is a route both ways (`ping` from one address to the other) "
+        "and that no firewall in between drops UDP; or give one of the two nodes a relay that both reach",
+    )
+
+
+def _untranslated(nat: str | None) -> bool:
+    """Its servers see the node at its own address."""
+    return nat is not None and nat.startswith("no NAT")
+
+
+def _hosts(candidates: Iterable[Candidate]) -> str:
+    return ", ".join(sorted({_ip(one.address) for one in candidates if one.kind == "host"})[:_LISTED]) or "no address"
 
 
 def _without_family(meeting: Meeting) -> Obstacle | None:

@@ -29,6 +29,10 @@ from .errors import ForkedError, InvalidArgument, KeynetError, ProxyClosedError
 __all__ = ["BaseProxy", "EventStream", "Forward", "Proxy"]
 
 
+_OF_THE_NODE = ("relays", "rendezvous", "addresses", "own_addresses", "nat", "when")
+"""What an explanation has of the node's own status."""
+
+
 class BaseProxy:
     """What `keynet.Proxy` and `keynet.sync.Proxy` have in common: everything that answers at once.
 
@@ -248,7 +252,7 @@ class BaseProxy:
         """
         explained = self._running.explain(NodeId(node_id))
         status = self._running.status()
-        return _explanation({**explained, **{name: status[name] for name in ("relays", "rendezvous", "addresses")}})
+        return _explanation({**explained, **{name: status[name] for name in _OF_THE_NODE}})
 
     def stats(self) -> ProxyStats:
         """Counters since the start, by name."""

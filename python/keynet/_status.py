@@ -19,8 +19,11 @@ from .errors import KeynetError, _from_core
 __all__ = [
     "Answer",
     "Candidate",
+    "LastDial",
     "Meeting",
     "NatBehaviour",
+    "OwnAddress",
+    "PacketSize",
     "PathExplanation",
     "PathStatus",
     "PeerStatus",
@@ -63,9 +66,35 @@ class NatBehaviour:
     """Whether there is a NAT at all; None: not known."""
     external: str | None
     """The IP address that STUN servers saw."""
+    learned: datetime.datetime | None = None
+    """When this was found out."""
+    elsewhere: bool = False
+    """It was found out in the network before this one, and not yet anew."""
 
     def __str__(self) -> str:
         return _explain.nat(self.summary)
+
+
+@dataclasses.dataclass(frozen=True)
+class OwnAddress:
+    """Where the internet sees this node, by one IP version, and since when that is known, or is not."""
+
+    family: str
+    """ "IPv4" or "IPv6"."""
+    known: bool
+    """A server has seen this node there, and the last question was answered."""
+    since: datetime.datetime
+    """Since when it is known, or is unknown."""
+    addresses: tuple[str, ...]
+    """The newest first. When it is unknown, what it was before; peers are still told of it."""
+    confirmed: datetime.datetime | None
+    """When a server last saw this node there."""
+    asked: datetime.datetime | None
+    """When servers were last asked."""
+    servers: int
+    """So many were asked then."""
+    answers: int
+    """So many of them answered."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,6 +116,8 @@ class PathStatus:
     32768 on they are relays of this node."""
     relayed: bool
     """A relay carries what goes this way, one of this node's or one of the peer's (then `address` is at the relay)."""
+    chosen: datetime.datetime | None = None
+    """Since when it is the one in use."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,6 +161,12 @@ class RendezvousStatus:
     """Seconds by which its clock was ahead of this machine's at the registration; None: not known."""
     error: KeynetError | None
     """Why it is not connected."""
+    since: datetime.datetime | None = None
+    """When this node registered there; None: it is not connected."""
+    lost: datetime.datetime | None = None
+    """When the last session ended; None: there was none, or there is one."""
+    next_try: datetime.datetime | None = None
+    """When it is tried again; None: it is connected, or just being tried."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,6 +196,11 @@ class RelayStatus:
     """Addresses that it carries to and from."""
     error: KeynetError | None
     """Why it is not in use, or was lost."""
+    since: datetime.datetime | None = None
+    """Since when it is in use."""
+    failed: datetime.datetime | None = None
+    """When it was not reached, or was lost."""
+    next_try: datetime.datetime | None = None
 
     @property
     def way(self) -> str:
@@ -181,6 +223,10 @@ class Status:
     rendezvous: tuple[RendezvousStatus, ...]
     relays: tuple[RelayStatus, ...]
     peers: tuple[PeerStatus, ...]
+    own_addresses: tuple[OwnAddress, ...] = ()
+    """Where the internet sees it, by IPv4 and IPv6; empty: there is no server that could tell."""
+    when: datetime.datetime | None = None
+    """The moment."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -228,6 +274,27 @@ class Meeting:
 
 
 @dataclasses.dataclass(frozen=True)
+class PacketSize:
+    """What the path in use carries (its MTU), as open connections have found out, in bytes of UDP payload."""
+
+    carried: int
+    """So much arrives whole."""
+    unproven: bool
+    """It is the least that full packets have: nothing shows that routers do not cut it into fragments."""
+    lost: int | None
+    """The smallest that is known to be lost; None: nothing is."""
+
+
+@dataclasses.dataclass(frozen=True)
+class LastDial:
+    """How the last connection to a node began."""
+
+    when: datetime.datetime
+    error: KeynetError | None
+    """None: well."""
+
+
+@dataclasses.dataclass(frozen=True)
 class PathExplanation:
     """Why a node is reached as it is, or is not: `print(proxy.explain(node_id))`."""
 
@@ -246,6 +313,17 @@ class PathExplanation:
     """Those that this node was given, as they are now."""
     addresses: tuple[Candidate, ...] = ()
     """Where this node tells peers that it is, now."""
+    own_addresses: tuple[OwnAddress, ...] = ()
+    """Where the internet sees this node."""
+    nat: NatBehaviour | None = None
+    """What this node's NAT does."""
+    packet_size: PacketSize | None = None
+    """None: no connection is open."""
+    heard: datetime.datetime | None = None
+    """The other node's last sign of life."""
+    last_dial: LastDial | None = None
+    when: datetime.datetime | None = None
+    """The moment of all this."""
 
     @property
     def relay(self) -> RelayStatus | None:
@@ -262,7 +340,7 @@ class PathExplanation:
 
     @property
     def text(self) -> str:
-        """All of it in words: what was tried, what answered, why this path, what the NATs do, what to do next."""
+        """All of it in words: the facts with their age, what was tried and what answered, why this path, what to do."""
         return _explain.describe(self)
 
     def __str__(self) -> str:
@@ -278,10 +356,12 @@ def _status(raw: Mapping[str, Any]) -> Status:
         proxy_address=raw["proxy_address"],
         forward_address=raw["forward_address"],
         addresses=_candidates(raw["addresses"]),
-        nat=None if raw["nat"] is None else _plain(NatBehaviour, raw["nat"]),
+        nat=_nat(raw["nat"]),
         rendezvous=tuple(_rendezvous(one) for one in raw["rendezvous"]),
         relays=tuple(_relay(one) for one in raw["relays"]),
         peers=tuple(_peer(one) for one in raw["peers"]),
+        own_addresses=_own_addresses(raw),
+        when=_when(raw.get("when")),
     )
 
 
@@ -297,6 +377,12 @@ def _explanation(raw: Mapping[str, Any]) -> PathExplanation:
         relays=tuple(_relay(one) for one in raw.get("relays", ())),
         rendezvous=tuple(_rendezvous(one) for one in raw.get("rendezvous", ())),
         addresses=_candidates(raw.get("addresses", ())),
+        own_addresses=_own_addresses(raw),
+        nat=_nat(raw.get("nat")),
+        packet_size=None if raw.get("packet_size") is None else _plain(PacketSize, raw["packet_size"]),
+        heard=_when(raw.get("heard")),
+        last_dial=_last_dial(raw.get("last_dial")),
+        when=_when(raw.get("when")),
     )
 
 
@@ -316,21 +402,37 @@ def _peer(raw: Mapping[str, Any]) -> PeerStatus:
 
 def _rendezvous(raw: Mapping[str, Any]) -> RendezvousStatus:
     node_id, error = NodeId(raw["node_id"]), _error(raw["error"])
-    # a node of an older version does not say it
-    return _plain(RendezvousStatus, {"clock_ahead": None, **raw}, node_id=node_id, error=error)
+    raw = {"clock_ahead": None, **raw}  # a node of an older version does not say it
+    return _plain(RendezvousStatus, raw, node_id=node_id, error=error, **_moments(raw, "since", "lost", "next_try"))
 
 
 def _relay(raw: Mapping[str, Any]) -> RelayStatus:
-    # a node of an older version does not say it
-    return _plain(RelayStatus, {"proxy": None, **raw}, addresses=tuple(raw["addresses"]), error=_error(raw["error"]))
+    moments = _moments(raw, "since", "failed", "next_try")
+    raw = {"proxy": None, **raw}  # a node of an older version does not say it
+    return _plain(RelayStatus, raw, addresses=tuple(raw["addresses"]), error=_error(raw["error"]), **moments)
+
+
+def _nat(raw: Mapping[str, Any] | None) -> NatBehaviour | None:
+    return None if raw is None else _plain(NatBehaviour, raw, **_moments(raw, "learned"))
+
+
+def _own_addresses(raw: Mapping[str, Any]) -> tuple[OwnAddress, ...]:
+    def one(own: Mapping[str, Any]) -> OwnAddress:
+        addresses = tuple(own["addresses"])
+        return _plain(OwnAddress, own, addresses=addresses, **_moments(own, "since", "confirmed", "asked"))
+
+    return tuple(one(own) for own in raw.get("own_addresses", ()))
+
+
+def _last_dial(raw: Mapping[str, Any] | None) -> LastDial | None:
+    return None if raw is None else _plain(LastDial, raw, error=_error(raw["error"]), **_moments(raw, "when"))
 
 
 def _meeting(raw: Mapping[str, Any]) -> Meeting:
-    when = raw["when"]
     return _plain(
         Meeting,
         raw,
-        when=datetime.datetime.fromisoformat(when) if isinstance(when, str) else _moment(when),
+        **_moments(raw, "when"),
         own_candidates=_candidates(raw["own_candidates"]),
         peer_candidates=_candidates(raw["peer_candidates"]),
         tried=tuple(raw["tried"]),
@@ -341,7 +443,7 @@ def _meeting(raw: Mapping[str, Any]) -> Meeting:
 
 
 def _paths(raw: Sequence[Mapping[str, Any]]) -> tuple[PathStatus, ...]:
-    return tuple(_plain(PathStatus, one) for one in raw)
+    return tuple(_plain(PathStatus, one, **_moments(one, "chosen")) for one in raw)
 
 
 def _candidates(raw: Sequence[Mapping[str, Any]]) -> tuple[Candidate, ...]:
@@ -354,6 +456,20 @@ def _error(raw: KeynetError | Mapping[str, Any] | None) -> KeynetError | None:
     return _from_core(raw["reason"], raw["stage"], raw["node_id"], raw["address"], raw["detail"], raw["message"])
 
 
+def _moments(raw: Mapping[str, Any], *names: str) -> dict[str, datetime.datetime | None]:
+    return {name: _when(raw.get(name)) for name in names}
+
+
+def _when(raw: float | str | None) -> datetime.datetime | None:
+    """A moment as the core gives it, or as it comes out of JSON."""
+    if raw is None:
+        return None
+    return datetime.datetime.fromisoformat(raw) if isinstance(raw, str) else _moment(raw)
+
+
 def _plain(kind: type[T], raw: Mapping[str, Any], **converted: Any) -> T:
-    names = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
-    return kind(**{name: converted[name] if name in converted else raw[name] for name in names})
+    given = {**raw, **converted}
+    fields = dataclasses.fields(kind)  # type: ignore[arg-type]
+    # what has a default, a node of an earlier version does not say
+    wanted = [field.name for field in fields if field.name in given or field.default is dataclasses.MISSING]
+    return kind(**{name: given[name] for name in wanted})

@@ -6,6 +6,7 @@ mod closing;
 mod dials;
 mod identities;
 mod idle;
+mod knowing;
 mod last_words;
 mod leaks;
 mod liars;

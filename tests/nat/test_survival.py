@@ -194,7 +194,16 @@ def test_roaming_to_a_smaller_mtu(lab: Lab, record_property: Record):
         host.run("ip", "link", "set", "eth1", "mtu", str(MOBILE_MTU))
         flow = Flow(lab, record_property)
         flow.survives(f"{ROAMED} to {MOBILE_MTU} bytes", lambda: host.use_uplink(1))
+        says_what_gets_through(flow)
         flow.ends_well()
+
+
+def says_what_gets_through(flow: Flow) -> None:
+    """Waits until the search for the MTU of the path has ended, and `explain` says so."""
+    deadline = time.monotonic() + HANG
+    while "get through, of" not in flow.story():
+        assert time.monotonic() < deadline, flow.story()
+        flow.flows()
 
 
 ALWAYS = pytest.param("port-restricted", "port-restricted", 20)

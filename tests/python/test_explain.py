@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 from typing import Any
 
@@ -144,6 +145,7 @@ def test_a_relayed_path_is_told_as_one() -> None:
     relayed = path("203.0.113.99:49152", in_use=True, relayed=True)
     explanation = explained(paths=[relayed], connected=True, meeting=meeting(relayed=True, outcome="met", error=None))
     first, why, *rest = explanation.text.splitlines()
+    assert not any("since" in line for line in rest), "nothing is known of when"
     assert "is reached over a relay, at 203.0.113.99:49152" in first
     assert "a relay carries everything" in why
     assert any("over a relay, when they met" in line for line in rest)
@@ -255,6 +257,8 @@ def test_what_a_later_version_adds_is_left_out() -> None:
 
 
 HOST = {"kind": "host", "address": "192.168.1.2:5000"}
+HOST_THERE = {"kind": "host", "address": "10.73.2.2:5000"}
+NO_NAT = "no NAT, mapping endpoint-independent, filtering unknown, ports preserved"
 OUTSIDE = {"kind": "server-reflexive", "address": "203.0.113.1:5000"}
 OTHER = {"kind": "server-reflexive", "address": "203.0.113.2:6000"}
 OTHER_V6 = {"kind": "host", "address": "[2001:db8::2]:6000"}
@@ -264,6 +268,12 @@ OTHER_V6 = {"kind": "host", "address": "[2001:db8::2]:6000"}
     ("changes", "cause"),
     [
         ({"own_candidates": [HOST]}, "did not know its own public address"),
+        (
+            {"own_candidates": [HOST], "peer_candidates": [HOST_THERE], "own_nat": NO_NAT, "peer_nat": NO_NAT},
+            "both are in private networks, this node at 192.168.1.2, the other at 10.73.2.2, without a NAT",
+        ),
+        ({"own_candidates": [HOST], "own_nat": NO_NAT}, "the other has a public one"),
+        ({"peer_candidates": [HOST_THERE], "peer_nat": NO_NAT}, "the other node is in a private network, at 10.73.2.2"),
         ({"peer_candidates": [HOST]}, "the other node told no public address"),
         ({"own_nat": "UDP is blocked"}, "no UDP comes back in this node's network"),
         ({"peer_nat": "UDP is blocked"}, "the other node says that no UDP comes back"),
@@ -339,14 +349,139 @@ def test_offline_is_said_with_the_rendezvous_that_were_not_asked() -> None:
     assert "not connected now" not in explained(last_error=offline, rendezvous=[rendezvous()]).text
 
 
-def test_an_unknown_own_address_is_said() -> None:
-    text = explained(last_error=failure("punch_timeout"), rendezvous=[rendezvous()], addresses=[HOST]).text
-    assert "Own public address: unknown, no server has told it." in text
-    known = explained(last_error=failure("punch_timeout"), rendezvous=[rendezvous()], addresses=[HOST, OUTSIDE]).text
-    assert "Own public address: 203.0.113.1:5000." in known
-    without_nat = [{"kind": "host", "address": "203.0.113.9:4433"}]
-    text = explained(last_error=failure("punch_timeout"), rendezvous=[rendezvous()], addresses=without_nat).text
-    assert "Own public address: 203.0.113.9:4433." in text
+# -- facts with their age ---------------------------------------------------------------------------------------------
+
+NOW = datetime.datetime(2026, 11, 30, 12, 7, 10).astimezone()
+
+
+def at(clock: str) -> float:
+    """A moment of that day as the core gives it."""
+    return datetime.datetime.combine(NOW.date(), datetime.time.fromisoformat(clock)).astimezone().timestamp()
+
+
+def own(**changes: Any) -> dict[str, Any]:
+    base = {"family": "IPv4", "known": True, "since": at("12:03:10"), "addresses": ["203.0.113.1:5000"]}
+    return {**base, "confirmed": at("12:07:01"), "asked": at("12:07:01"), "servers": 3, "answers": 3, **changes}
+
+
+def facts(**changes: Any) -> list[str]:
+    """The lines of an explanation at `NOW`, behind the first; as JSON they are the same."""
+    explanation = explained(when=NOW.timestamp(), **changes)
+    assert _explanation(json.loads(json.dumps(explanation, default=plain))).text == explanation.text
+    return explanation.text.splitlines()[1:]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({}, "203.0.113.1:5000, known since 12:03:10 (4 min), last confirmed at 12:07:01 (9 s ago)."),
+        (
+            {"known": False, "answers": 0, "addresses": [], "confirmed": None},
+            "unknown since 12:03:10 (4 min), asked 3 servers at 12:07:01 (9 s ago), no answer.",
+        ),
+        (
+            {"known": False, "servers": 1, "answers": 0, "confirmed": at("12:02:10")},
+            "unknown since 12:03:10 (4 min), asked 1 server at 12:07:01 (9 s ago), no answer; it was 203.0.113.1:5000, "
+            "last confirmed at 12:02:10 (5 min ago).",
+        ),
+        (
+            {"known": False, "servers": 0, "answers": 0, "addresses": [], "confirmed": None},
+            "unknown since 12:03:10 (4 min), no server could be asked.",
+        ),
+        (
+            {"known": False, "asked": None, "servers": 0, "answers": 0, "addresses": [], "confirmed": None},
+            "unknown since 12:03:10 (4 min), no server was asked yet.",
+        ),
+    ],
+)
+def test_the_own_address_is_told_with_its_age(changes: dict[str, Any], said: str) -> None:
+    (line,) = facts(own_addresses=[own(**changes)], last_error=failure("unreachable"))[:1]
+    assert line == f"Own public address by IPv4: {said}"
+
+
+def test_what_happened_on_another_day_has_a_date() -> None:
+    text = "\n".join(facts(own_addresses=[own(since=at("12:03:10") - 3 * 86_400)]))
+    day = (NOW - datetime.timedelta(days=3)).date().isoformat()
+    assert f"known since {day} 12:03:10 (3 d)" in text
+
+
+def test_the_nat_the_rendezvous_and_the_relay_are_told_with_their_age() -> None:
+    nat = {"summary": STRICT, "mapping": "endpoint-independent", "filtering": "address-dependent", "ports": "preserved"}
+    nat = {**nat, "udp_blocked": False, "translated": True, "external": None, "learned": at("12:02:10")}
+    lost = failure("rendezvous_unreachable", "rendezvous", "no answer")
+    relay = {"relay": "relay.example.org", "socket": 32768, "transport": "tls", "proxy": None, "rtt": None}
+    relay |= {"bytes_in": 0, "bytes_out": 0, "dropped": 0, "peers": 1, "introduction": False, "error": None}
+    unused = {"socket": None, "addresses": [], "error": failure("relay_unreachable", "relay", "no answer")}
+    lines = facts(
+        nat={**nat, "elsewhere": True},
+        rendezvous=[
+            rendezvous(since=at("12:03:10")),
+            rendezvous(connected=False, error=lost, lost=at("12:05:10"), next_try=at("12:07:12")),
+        ],
+        relays=[
+            {**relay, "addresses": ["203.0.113.9:5"], "since": at("12:03:10")},
+            {**relay, **unused, "failed": at("12:06:10"), "next_try": at("12:07:30")},
+        ],
+    )
+    where = f"Rendezvous {NODE}@198.51.100.9:7348"
+    assert lines[:5] == [
+        "This node's NAT: a NAT that shows one port to everybody, that lets in only the very address and port it has "
+        "sent to; found out at 12:02:10 (5 min ago), in the network before this one.",
+        f"{where}: registered since 12:03:10 (4 min).",
+        f"{where}: not connected, lost at 12:05:10 (2 min ago); rendezvous unreachable: no answer (stage rendezvous); "
+        "tried again in 2 s.",
+        "Relay relay.example.org: in use since 12:03:10 (4 min), by tls, 203.0.113.9:5.",
+        "Relay relay.example.org: not in use, failed at 12:06:10 (60 s ago); relay unreachable: no answer (stage "
+        "relay); tried again in 20 s.",
+    ]
+
+
+def test_the_path_the_peer_and_the_last_dial_are_told_with_their_age() -> None:
+    used = {**USED, "chosen": at("12:03:10")}
+    lines = facts(paths=[used], connected=True, heard=at("12:07:09"), last_dial={"when": at("12:03:10"), "error": None})
+    assert lines[:3] == [
+        "Path in use: 203.0.113.2:6000, since 12:03:10 (4 min).",
+        "Last sign of life of the other node: at 12:07:09 (1 s ago).",
+        "Last dial: at 12:03:10 (4 min ago); it worked.",
+    ]
+    error = failure("punch_timeout")
+    lines = facts(last_error=error, last_dial={"when": at("12:03:10"), "error": error})
+    assert lines[0] == "Last dial: at 12:03:10 (4 min ago); punch timeout: in words (stage punch)."
+
+
+def test_facts_come_first_then_the_cause_then_what_to_do() -> None:
+    unknown = own(known=False, answers=0, addresses=[], confirmed=None)
+    lines = facts(own_addresses=[unknown], last_error=failure("punch_timeout"))
+    heads = [line.partition(":")[0] for line in lines]
+    assert heads == ["Own public address by IPv4", "What went wrong", "Why", "What to do"]
+    assert "this node does not know its own public address now" in lines[2]
+    lines = facts(own_addresses=[own()], last_error=failure("punch_timeout"))
+    assert not any(line.startswith("Why: ") for line in lines), "the facts give no cause"
+
+
+@pytest.mark.parametrize(
+    ("size", "said"),
+    [
+        (
+            {"carried": 1372, "unproven": False, "lost": 1380},
+            "UDP payloads of 1372 bytes get through, of 1380 they do not.",
+        ),
+        ({"carried": 1232, "unproven": True, "lost": 1244}, "may be even smaller, and routers cut into fragments"),
+    ],
+)
+def test_a_path_with_a_small_mtu_is_told_as_one(size: dict[str, Any], said: str) -> None:
+    lines = facts(paths=[USED], connected=True, packet_size=size)
+    (line,) = [line for line in lines if line.startswith("Packets: ")]
+    assert said in line
+    usual = facts(paths=[USED], connected=True, packet_size={"carried": 1472, "unproven": False, "lost": None})
+    assert not any(line.startswith("Packets: ") for line in usual)
+
+
+def test_full_packets_that_get_lost_have_an_advice_of_their_own() -> None:
+    late = failure("tls_timeout", "tls", "no handshake in time: small packets get there and full ones do not, as where")
+    text = explained(last_error=late).text
+    assert "Raise the MTU of what is between the two" in text.splitlines()[-1]
+    assert "Raise the MTU" not in explained(last_error=failure("tls_timeout", "tls", "no handshake in time")).text
 
 
 def test_too_many_meetings_are_no_matter_of_max_connections() -> None:

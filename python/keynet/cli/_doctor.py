@@ -299,7 +299,8 @@ def _seen_elsewhere(findings: Findings) -> str | None:
 
 
 def _behaviour(raw: dict[str, Any]) -> NatBehaviour:
-    names = [field.name for field in dataclasses.fields(NatBehaviour)]
+    # when it was found out, whoever asks for it knows
+    names = [field.name for field in dataclasses.fields(NatBehaviour) if field.name in raw]
     values = {name: raw[name] for name in names}
     return NatBehaviour(**{**values, "ports": raw["ports_detail"] or raw["ports"]})
 

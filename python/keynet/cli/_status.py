@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+from .._facts import ago, moment
 from .._identity import Identity
 from .._node import NodeId
 from .._reasons import Reason, Stage
@@ -169,7 +170,9 @@ def _lines(status: Status, rates: dict[NodeId, Rate]) -> list[str]:
 def _nat(status: Status) -> str:
     if status.nat is None:
         return "not known" if status.rendezvous else "not known: no rendezvous or STUN server to ask"
-    return str(status.nat) + (f"; seen as {status.nat.external}" if status.nat.external else "")
+    unknown = [own for own in status.own_addresses if not own.known]
+    since = "".join(f"; by {own.family} it is unknown since {moment(own.since, status.when)}" for own in unknown)
+    return str(status.nat) + (f"; seen as {status.nat.external}" if status.nat.external else "") + since
 
 
 def _rendezvous(status: Status) -> Iterator[str]:
@@ -177,9 +180,11 @@ def _rendezvous(status: Status) -> Iterator[str]:
         head = f"rendezvous  {one.node_id.short} at {one.address}: "
         if one.connected:
             rtt = "" if one.rtt is None else f", round trip {milliseconds(one.rtt)}"
-            yield f"{head}registered{rtt}, seen there as {one.observed or 'nothing known'}"
+            since = "" if one.since is None else f" since {moment(one.since, status.when)}"
+            yield f"{head}registered{since}{rtt}, seen there as {one.observed or 'nothing known'}"
         else:
-            yield head + (f"not registered: {one.error}" if one.error is not None else "connecting")
+            lost = "" if one.lost is None else f", lost {ago(one.lost, status.when)}"
+            yield head + (f"not registered{lost}: {one.error}" if one.error is not None else f"connecting{lost}")
 
 
 def _relays(status: Status) -> Iterator[str]:

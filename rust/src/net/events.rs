@@ -85,7 +85,7 @@ impl Driver<'_> {
                 tracing::debug!(node = node.map(tracing::field::display), %address, ?silent_for, ?why, "path lost");
                 let reason = reason_of(why);
                 inner.end(core.of_remote(remote), reason);
-                let _ = inner.events.send(NetEvent::PathLost { remote, node, address, reason });
+                let _ = inner.events.send(NetEvent::PathLost { remote, node, address, silent_for, reason });
             }
             PathEvent::LifeEnded { remote, node, address, incarnation, why } => {
                 tracing::info!(%node, %address, ?why, "a peer has ended");
@@ -96,8 +96,8 @@ impl Driver<'_> {
             PathEvent::Missing { remote, node, address, since, silent_for } => {
                 tracing::debug!(%node, %address, ?silent_for, "peer does not answer; its streams wait");
                 self.each(core.of_remote(remote), |conn| conn.lock().utp.handle_silence(since));
-                let node = Some(node);
-                let _ = inner.events.send(NetEvent::PathLost { remote, node, address, reason: Reason::PeerLost });
+                let (node, reason) = (Some(node), Reason::PeerLost);
+                let _ = inner.events.send(NetEvent::PathLost { remote, node, address, silent_for, reason });
             }
             PathEvent::Found { remote, node, address } => {
                 tracing::debug!(%node, %address, "peer answers again");

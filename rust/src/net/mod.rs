@@ -69,7 +69,7 @@ pub enum NetEvent {
     PathUp { remote: RemoteId, node: Option<NodeId>, address: SocketAddr },
     /// Nothing was heard from it for too long. Its connections are broken, or, with a node that had proven itself, wait for it
     /// for as long as [`UtpConfig::patience`] says.
-    PathLost { remote: RemoteId, node: Option<NodeId>, address: SocketAddr, reason: Reason },
+    PathLost { remote: RemoteId, node: Option<NodeId>, address: SocketAddr, silent_for: Duration, reason: Reason },
     /// A life of a node is over: it has started anew, or has said goodbye. The connections with that life are broken.
     LifeEnded { remote: RemoteId, node: NodeId, address: SocketAddr, reason: Reason },
     /// A node whose path was lost answers again.

@@ -196,6 +196,11 @@ impl Helm {
         Some((self.0.upgrade()?, self.1.upgrade()?))
     }
 
+    /// The figures of its uTP connection.
+    pub fn stats(&self) -> Option<UtpStats> {
+        self.0.upgrade().map(|conn| conn.lock().utp.stats())
+    }
+
     /// What was sent again and again has not arrived, nor has anything else. False also when the stream is gone.
     pub fn is_unheard(&self) -> bool {
         let Some(conn) = self.0.upgrade() else { return false };

@@ -71,6 +71,7 @@ impl PathTable {
         }
         let alive = !remote.is_silent(now, &self.config);
         remote.in_use = index;
+        remote.chosen = now;
         remote.asked = None;
         remote.pinged = None;
         remote.waiting = None;

@@ -147,6 +147,8 @@ pub struct PathView {
     /// A relay carries what goes there, ours (then `via` is one) or the peer's.
     pub relayed: bool,
     pub in_use: bool,
+    /// For how long it has been the one in use.
+    pub used_for: Option<Duration>,
     pub proven: bool,
     pub rtt: Option<Duration>,
     /// How long ago it gave a sign of life.

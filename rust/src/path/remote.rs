@@ -47,6 +47,8 @@ pub(super) struct Remote {
     pub(super) paths: Vec<Path>,
     /// Index of the one in use.
     pub(super) in_use: usize,
+    /// Since when that has been in use.
+    pub(super) chosen: Time,
     /// Addresses that relays keep for the peer.
     pub(super) relays: Vec<SocketAddr>,
     /// Who it is, the last one bound first: a node keeps its former names when its key changes.
@@ -101,6 +103,7 @@ impl Remote {
             created: now,
             paths: vec![Path::new(now, route)],
             in_use: 0,
+            chosen: now,
             relays: Vec::new(),
             nodes: Vec::new(),
             sessions: Sessions::default(),

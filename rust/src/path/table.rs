@@ -283,6 +283,7 @@ impl PathTable {
                 address: path.route.to,
                 relayed: remote.is_relayed(path.route),
                 in_use: index == remote.in_use,
+                used_for: (index == remote.in_use).then(|| now.since(remote.chosen)),
                 proven: path.proven,
                 rtt: path.rtt,
                 silent_for: now.since(path.heard),

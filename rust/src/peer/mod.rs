@@ -13,7 +13,7 @@ use std::future::Future;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, Weak};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
@@ -49,6 +49,14 @@ pub struct Peers {
     finder: OnceLock<Weak<dyn Finder>>,
     /// Nodes of the local network, by their own word.
     neighbours: Mutex<BTreeMap<NodeId, Vec<SocketAddr>>>,
+}
+
+/// How a dial ended.
+#[derive(Clone, Debug)]
+pub struct LastDial {
+    pub at: Instant,
+    /// `None`: well.
+    pub error: Option<Error>,
 }
 
 /// Opens paths to nodes of which only the key is known.
@@ -120,9 +128,33 @@ impl Peers {
         self.table().last_error(node)
     }
 
-    /// Remembers how a dial ended.
-    pub fn note(&self, node: NodeId, result: Result<(), Error>) {
-        self.table().note(node, result.err());
+    /// Remembers what went wrong with a node.
+    pub fn note(&self, node: NodeId, error: Error) {
+        self.table().note(node, Some(error));
+    }
+
+    /// Remembers how a dial ended, now.
+    pub fn note_dial(&self, node: NodeId, error: Option<Error>) {
+        self.table().note_dial(node, LastDial { at: Instant::now(), error });
+    }
+
+    pub fn last_dial(&self, node: &NodeId) -> Option<LastDial> {
+        self.table().last_dial(node)
+    }
+
+    /// Remembers when the last sign of life came from a node that is lost.
+    pub fn note_heard(&self, node: NodeId, silent_for: Duration) {
+        if let Some(at) = Instant::now().checked_sub(silent_for) {
+            self.table().note_heard(node, at);
+        }
+    }
+
+    /// The last sign of life of a node, as far as is known.
+    pub fn heard(&self, node: &NodeId) -> Option<Instant> {
+        let paths = self.net.paths(node);
+        let silent_for = paths.iter().filter(|path| path.proven).map(|path| path.silent_for).min();
+        let live = silent_for.and_then(|silent_for| Instant::now().checked_sub(silent_for));
+        live.max(self.table().heard(node))
     }
 
     /// Punches towards a node that will dial us: opens our own NAT and waits for an answer.

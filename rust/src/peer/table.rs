@@ -2,6 +2,9 @@
 
 use std::collections::{HashMap, VecDeque};
 
+use tokio::time::Instant;
+
+use super::LastDial;
 use crate::addr::NodeId;
 use crate::error::{Error, Reason, Result, Stage};
 use crate::http_connect::check_address;
@@ -11,6 +14,10 @@ use crate::http_connect::check_address;
 pub(super) struct Table {
     peers: HashMap<NodeId, Vec<String>>,
     errors: Recent<Error>,
+    /// How the last dial of each ended.
+    dials: Recent<LastDial>,
+    /// The last sign of life of those who were lost.
+    heard: Recent<Instant>,
     /// Nodes that were dialled with success.
     dialled: Recent<()>,
     /// Old name -> the key that the node uses now, learned from its chain.
@@ -26,6 +33,8 @@ impl Table {
         Self {
             peers: HashMap::new(),
             errors: Recent::new(MAX_RECENT),
+            dials: Recent::new(MAX_RECENT),
+            heard: Recent::new(MAX_RECENT),
             dialled: Recent::new(MAX_RECENT),
             leaves: Recent::new(MAX_RECENT),
             welcomes: Recent::new(MAX_RECENT),
@@ -56,6 +65,8 @@ impl Table {
     pub fn remove(&mut self, node: &NodeId) {
         self.peers.remove(node);
         self.errors.remove(node);
+        self.dials.remove(node);
+        self.heard.remove(node);
         self.leaves.remove(node);
         self.dialled.remove(node);
     }
@@ -91,6 +102,25 @@ impl Table {
             Some(error) => self.errors.insert(node, error),
             None => self.errors.remove(&node),
         }
+    }
+
+    /// A dial of the node has ended.
+    pub fn note_dial(&mut self, node: NodeId, dial: LastDial) {
+        self.note(node, dial.error.clone());
+        self.dials.insert(node, dial);
+    }
+
+    pub fn last_dial(&self, node: &NodeId) -> Option<LastDial> {
+        self.dials.entries.get(node).cloned()
+    }
+
+    /// The node was lost; that was its last sign of life.
+    pub fn note_heard(&mut self, node: NodeId, at: Instant) {
+        self.heard.insert(node, at);
+    }
+
+    pub fn heard(&self, node: &NodeId) -> Option<Instant> {
+        self.heard.entries.get(node).copied()
     }
 
     pub fn last_error(&self, node: &NodeId) -> Option<Error> {
@@ -198,6 +228,11 @@ mod tests {
         assert_eq!(table.last_error(&node(1)), Some(error.clone()));
         table.note(node(1), None);
         assert_eq!(table.last_error(&node(1)), None);
+        let dial = |error: Option<&Error>| LastDial { at: Instant::now(), error: error.cloned() };
+        table.note_dial(node(1), dial(Some(&error)));
+        assert_eq!(table.last_error(&node(1)), Some(error.clone()));
+        table.note_dial(node(1), dial(None));
+        assert_eq!((table.last_error(&node(1)), table.last_dial(&node(1)).unwrap().error), (None, None));
         table.errors.max = 2;
         (1..=3).for_each(|n| table.note(node(n), Some(error.clone())));
         assert_eq!(table.last_error(&node(1)), None);

@@ -6,17 +6,19 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use tokio::sync::{broadcast, Semaphore};
-use tokio::time::timeout;
+use tokio::time::{timeout, Instant};
 
 use super::events::Event;
 use super::lifecycle::Phase;
+use super::registry::PacketSize;
 use super::{AccessRequest, Allow, Proxy, ProxyConfig, Shared};
 use crate::addr::NodeId;
 use crate::error::{Error, Result};
 use crate::nat::{Lan, Neighbours};
-use crate::path::{Candidate, NatProfile, PathView, Traffic};
+use crate::path::{Candidate, PathView, Traffic};
+use crate::peer::LastDial;
 use crate::relay::RelayStatus;
-use crate::rendezvous::{Admitted, Gate, Rendezvous, RendezvousEvent, Report, StationStatus};
+use crate::rendezvous::{Admitted, Gate, Learned, OwnAddress, Rendezvous, RendezvousEvent, Report, StationStatus};
 use crate::tls::PeerIdentity;
 
 /// What finds other nodes for this one; both parts are optional.
@@ -43,7 +45,9 @@ pub struct PeerStatus {
 #[derive(Clone, Debug)]
 pub struct NodeStatus {
     pub candidates: Vec<Candidate>,
-    pub profile: Option<NatProfile>,
+    /// Where others see this node.
+    pub own_addresses: Vec<OwnAddress>,
+    pub profile: Option<Learned>,
     pub rendezvous: Vec<StationStatus>,
     pub relays: Vec<RelayStatus>,
     pub peers: Vec<PeerStatus>,
@@ -56,6 +60,11 @@ pub struct Explanation {
     pub known_addresses: Vec<String>,
     pub paths: Vec<PathView>,
     pub meeting: Option<Report>,
+    /// What its live connections have found out.
+    pub packet_size: Option<PacketSize>,
+    /// The last sign of life.
+    pub heard: Option<Instant>,
+    pub last_dial: Option<LastDial>,
     pub last_error: Option<Error>,
 }
 
@@ -120,6 +129,7 @@ impl Proxy {
         };
         NodeStatus {
             candidates: rendezvous.map(Rendezvous::candidates).unwrap_or_default(),
+            own_addresses: rendezvous.map(Rendezvous::own_addresses).unwrap_or_default(),
             profile: rendezvous.and_then(Rendezvous::profile),
             rendezvous: rendezvous.map(Rendezvous::status).unwrap_or_default(),
             relays: rendezvous.map(Rendezvous::relays).unwrap_or_default(),
@@ -140,6 +150,9 @@ impl Proxy {
             known_addresses,
             paths: peers.net.paths(&leaf),
             meeting: [report(node), report(&leaf)].into_iter().flatten().max_by_key(|report| report.when),
+            packet_size: self.shared().registry.packet_size(&leaf),
+            heard: peers.heard(&leaf),
+            last_dial: peers.last_dial(node),
             last_error: self.last_error(node),
         }
     }

@@ -141,7 +141,7 @@ fn revoked(shared: &Shared, nodes: &[NodeId]) {
     let text = "the peer has taken this node off its access list";
     for node in nodes {
         let error = Error::new(Reason::AccessRevoked, Stage::Stream, text).with_node(*node);
-        shared.peers.note(*node, Err(error));
+        shared.peers.note(*node, error);
     }
 }
 
@@ -218,7 +218,7 @@ pub(super) struct Wanted {
 pub(super) async fn connect(shared: &Arc<Shared>, wanted: &Wanted, from: Option<SocketAddr>) -> Result<(Link, Entry)> {
     let result = dial_and_open(shared, wanted).await.map_err(|error| error.with_node(wanted.node));
     let result = result.inspect_err(|error| tracing::info!(%error, service = wanted.service_port, "dial failed"));
-    shared.peers.note(wanted.node, result.as_ref().map(|_| ()).map_err(Clone::clone));
+    shared.peers.note_dial(wanted.node, result.as_ref().err().cloned());
     let (link, stages) = result?;
     let entry = shared.registry.enter(ConnectionInfo {
         client_address: from.map(|from| from.to_string()),

@@ -46,7 +46,7 @@ pub use events::{Event, Events};
 pub use finding::{Explanation, NodeStatus, PeerStatus};
 pub use local::LocalListener;
 pub use quiet::Quiet;
-pub use registry::{ConnectionInfo, Role};
+pub use registry::{ConnectionInfo, PacketSize, Role};
 pub use settings::{AccessRequest, Allow, Backend, BoxFuture, Close, ProxyConfig};
 pub use tunnel::Tunnel;
 
@@ -528,12 +528,13 @@ impl Shared {
         }
     }
 
-    fn lost(&self, node: NodeId, address: SocketAddr, reason: Reason) {
+    fn lost(&self, node: NodeId, address: SocketAddr, silent_for: Duration, reason: Reason) {
         if !self.peers.net.live_addresses(&node).is_empty() {
             return;
         }
         let mut connected = self.connected.lock().unwrap_or_else(PoisonError::into_inner);
         if connected.remove(&node).is_some() {
+            self.peers.note_heard(node, silent_for);
             tracing::info!(%node, %address, %reason, "peer lost");
             self.publisher.publish(Event::PeerLost { node, address, reason });
         }
@@ -549,8 +550,8 @@ async fn watch_paths(shared: Arc<Shared>, mut paths: broadcast::Receiver<NetEven
             event = paths.recv() => event,
         };
         match event {
-            Ok(NetEvent::PathLost { node: Some(node), address, reason, .. }) => {
-                shared.lost(node, unmapped(address), reason);
+            Ok(NetEvent::PathLost { node: Some(node), address, silent_for, reason, .. }) => {
+                shared.lost(node, unmapped(address), silent_for, reason);
             }
             Ok(NetEvent::LifeEnded { node, address, reason, .. }) => shared.life_ended(node, unmapped(address), reason),
             Ok(NetEvent::PathFound { node, address, .. }) => shared.found(node, unmapped(address)),
@@ -569,7 +570,8 @@ async fn watch_paths(shared: Arc<Shared>, mut paths: broadcast::Receiver<NetEven
                     let connected = shared.connected.lock().unwrap_or_else(PoisonError::into_inner);
                     connected.iter().map(|(node, address)| (*node, *address)).collect()
                 };
-                known.into_iter().for_each(|(node, address)| shared.lost(node, address, Reason::PeerLost));
+                let lost = |(node, address)| shared.lost(node, address, Duration::ZERO, Reason::PeerLost);
+                known.into_iter().for_each(lost);
             }
             Err(broadcast::error::RecvError::Closed) => return,
         }

@@ -68,6 +68,16 @@ pub struct ConnectionInfo {
     pub rtt: Option<Duration>,
 }
 
+/// Which UDP payloads a path carries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PacketSize {
+    pub carried: u16,
+    /// Nothing larger than the least that full packets have was seen to arrive.
+    pub unproven: bool,
+    /// The smallest that is known to be lost.
+    pub lost: Option<u16>,
+}
+
 impl ConnectionInfo {
     /// A tunnel that begins now on this link; its TCP addresses are filled in as they become known.
     pub(super) fn of(role: Role, link: &Link, service_port: u16, proxy_address: SocketAddr) -> Self {
@@ -267,6 +277,18 @@ impl Registry {
         let mut all: Vec<_> = connections.iter().map(|connection| connection.info()).collect();
         all.sort_unstable_by_key(|info| info.id);
         all
+    }
+
+    /// What packets get through to a node, as its connections have found out: that which knows most.
+    pub fn packet_size(&self, node: &NodeId) -> Option<PacketSize> {
+        let of_node = |one: &Arc<Connection>| one.fixed.nodes.contains(node) || one.fixed.node == *node;
+        let stats = self.connections().into_iter().filter(of_node).filter_map(|one| lock(&one.helm).as_ref()?.stats());
+        let sizes = stats.map(|stats| PacketSize {
+            carried: stats.datagram,
+            unproven: stats.datagram_unproven,
+            lost: stats.datagram_lost,
+        });
+        sizes.max_by_key(|size| (size.lost.is_some(), size.carried))
     }
 
     /// Changes how fast a live connection sends. False: there is none of this id.

@@ -1,23 +1,29 @@
 //! How a node stands, and why a path is what it is, as dicts.
 
+use std::time::SystemTime;
+
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList};
+use tokio::time::Instant;
 
 use super::convert::timestamp;
 use super::errors;
 use crate::addr::Via;
-use crate::path::{is_local, Candidate, NatProfile, Outlook, PathView, Traffic};
-use crate::proxy::{Explanation, PeerStatus, Proxy};
+use crate::path::{is_local, Candidate, Outlook, PathView, Traffic};
+use crate::peer::LastDial;
+use crate::proxy::{Explanation, PacketSize, PeerStatus, Proxy};
 use crate::relay::RelayStatus;
-use crate::rendezvous::{Report, Role, StationStatus};
+use crate::rendezvous::{Learned, OwnAddress, Report, Role, StationStatus};
 
 pub(super) fn of_node<'py>(py: Python<'py>, proxy: &Proxy) -> PyResult<Bound<'py, PyDict>> {
     let status = proxy.status();
     let dict = PyDict::new(py);
+    dict.set_item("when", timestamp(SystemTime::now()))?;
     dict.set_item("node_id", proxy.node_id().to_string())?;
     dict.set_item("proxy_address", proxy.proxy_address().to_string())?;
     dict.set_item("forward_address", proxy.forward_address().to_string())?;
     dict.set_item("addresses", candidates(py, &status.candidates)?)?;
+    dict.set_item("own_addresses", list(py, status.own_addresses, own_address)?)?;
     dict.set_item("nat", status.profile.map(|profile| nat(py, &profile)).transpose()?)?;
     dict.set_item("rendezvous", list(py, status.rendezvous, station)?)?;
     dict.set_item("relays", list(py, status.relays, relay)?)?;
@@ -26,13 +32,23 @@ pub(super) fn of_node<'py>(py: Python<'py>, proxy: &Proxy) -> PyResult<Bound<'py
 }
 
 pub(super) fn explanation<'py>(py: Python<'py>, explanation: Explanation) -> PyResult<Bound<'py, PyDict>> {
-    let Explanation { node, known_addresses, paths, meeting, last_error } = explanation;
+    let Explanation { node, known_addresses, paths, meeting, packet_size, heard, last_dial, last_error } = explanation;
     let dict = PyDict::new(py);
     dict.set_item("node_id", node.to_string())?;
     dict.set_item("known_addresses", known_addresses)?;
     dict.set_item("connected", paths.iter().any(|path| path.proven))?;
     dict.set_item("paths", list(py, paths, path)?)?;
     dict.set_item("meeting", meeting.map(|meeting| report(py, meeting)).transpose()?)?;
+    let size = |size: PacketSize| {
+        let dict = PyDict::new(py);
+        dict.set_item("carried", size.carried)?;
+        dict.set_item("unproven", size.unproven)?;
+        dict.set_item("lost", size.lost)?;
+        PyResult::Ok(dict)
+    };
+    dict.set_item("packet_size", packet_size.map(size).transpose()?)?;
+    dict.set_item("heard", heard.map(wall))?;
+    dict.set_item("last_dial", last_dial.map(|dial| of_dial(py, &dial)).transpose()?)?;
     dict.set_item("last_error", last_error.map(|error| errors::object(py, &error)).transpose()?)?;
     Ok(dict)
 }
@@ -55,7 +71,38 @@ fn candidates<'py>(py: Python<'py>, candidates: &[Candidate]) -> PyResult<Bound<
     })
 }
 
-fn nat<'py>(py: Python<'py>, profile: &NatProfile) -> PyResult<Bound<'py, PyDict>> {
+/// What the clock on the wall showed, or will show, then. Moments are kept in monotonic time, so that somebody who sets the clock
+/// changes the age of nothing.
+fn wall(at: Instant) -> f64 {
+    let (now, clock) = (Instant::now(), SystemTime::now());
+    timestamp(match at.checked_duration_since(now) {
+        Some(ahead) => clock + ahead,
+        None => clock - now.duration_since(at),
+    })
+}
+
+fn of_dial<'py>(py: Python<'py>, dial: &LastDial) -> PyResult<Bound<'py, PyDict>> {
+    let dict = PyDict::new(py);
+    dict.set_item("when", wall(dial.at))?;
+    dict.set_item("error", dial.error.as_ref().map(|error| errors::object(py, error)).transpose()?)?;
+    Ok(dict)
+}
+
+fn own_address(py: Python<'_>, own: OwnAddress) -> PyResult<Bound<'_, PyDict>> {
+    let dict = PyDict::new(py);
+    dict.set_item("family", if own.ipv4 { "IPv4" } else { "IPv6" })?;
+    dict.set_item("known", own.known)?;
+    dict.set_item("since", wall(own.since))?;
+    dict.set_item("addresses", own.addresses.iter().map(ToString::to_string).collect::<Vec<_>>())?;
+    dict.set_item("confirmed", own.confirmed.map(wall))?;
+    dict.set_item("asked", own.asked.map(|round| wall(round.began)))?;
+    dict.set_item("servers", own.asked.map_or(0, |round| round.servers))?;
+    dict.set_item("answers", own.asked.map_or(0, |round| round.answers))?;
+    Ok(dict)
+}
+
+fn nat<'py>(py: Python<'py>, learned: &Learned) -> PyResult<Bound<'py, PyDict>> {
+    let Learned { profile, at, elsewhere } = learned;
     let dict = PyDict::new(py);
     dict.set_item("summary", profile.to_string())?;
     dict.set_item("mapping", profile.mapping.name())?;
@@ -63,6 +110,8 @@ fn nat<'py>(py: Python<'py>, profile: &NatProfile) -> PyResult<Bound<'py, PyDict
     dict.set_item("ports", profile.ports.to_string())?;
     dict.set_item("udp_blocked", profile.udp_blocked)?;
     dict.set_item("translated", profile.translated)?;
+    dict.set_item("learned", wall(*at))?;
+    dict.set_item("elsewhere", *elsewhere)?;
     dict.set_item("external", profile.external.map(|ip| ip.to_string()))?;
     Ok(dict)
 }
@@ -72,6 +121,9 @@ fn station(py: Python<'_>, status: StationStatus) -> PyResult<Bound<'_, PyDict>>
     dict.set_item("node_id", status.node.to_string())?;
     dict.set_item("address", status.address)?;
     dict.set_item("connected", status.connected)?;
+    dict.set_item("since", status.since.map(wall))?;
+    dict.set_item("lost", status.lost.map(wall))?;
+    dict.set_item("next_try", status.next_try.map(wall))?;
     dict.set_item("observed", status.observed.map(|address| address.to_string()))?;
     dict.set_item("rtt", status.rtt.map(|rtt| rtt.as_secs_f64()))?;
     dict.set_item("clock_ahead", status.clock_ahead)?;
@@ -92,6 +144,9 @@ fn relay(py: Python<'_>, status: RelayStatus) -> PyResult<Bound<'_, PyDict>> {
     dict.set_item("bytes_out", status.stats.bytes_out)?;
     dict.set_item("dropped", status.stats.dropped)?;
     dict.set_item("peers", status.stats.peers)?;
+    dict.set_item("since", status.since.map(wall))?;
+    dict.set_item("failed", status.failed.map(wall))?;
+    dict.set_item("next_try", status.next_try.map(wall))?;
     dict.set_item("error", status.error.map(|error| errors::object(py, &error)).transpose()?)?;
     Ok(dict)
 }
@@ -116,6 +171,7 @@ fn path(py: Python<'_>, view: PathView) -> PyResult<Bound<'_, PyDict>> {
     let dict = PyDict::new(py);
     dict.set_item("address", view.address.to_string())?;
     dict.set_item("in_use", view.in_use)?;
+    dict.set_item("chosen", view.used_for.and_then(|age| Instant::now().checked_sub(age)).map(wall))?;
     dict.set_item("proven", view.proven)?;
     dict.set_item("rtt", view.rtt.map(|rtt| rtt.as_secs_f64()))?;
     dict.set_item("heard", view.silent_for.as_secs_f64())?;

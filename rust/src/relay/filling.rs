@@ -229,9 +229,20 @@ impl Inner {
         let event = RelayEvent::Connected { relay: known.name.clone(), addresses: addresses.clone() };
         let (relay, introduction) = (known.name.clone(), known.introduction);
         let standing = Standing::Current;
-        let mut state = self.lock();
-        state.in_use.add(InUse { relay, introduction, via, addresses, transport, proxy, rtt, carrier, standing });
-        let now = Instant::now();
+        let (mut state, now) = (self.lock(), Instant::now());
+        let since = now;
+        state.in_use.add(InUse {
+            relay,
+            introduction,
+            via,
+            addresses,
+            transport,
+            proxy,
+            rtt,
+            since,
+            carrier,
+            standing,
+        });
         if let Some(via) = instead_of {
             state.in_use.give_up(via, now);
         }

@@ -18,6 +18,7 @@ pub(super) struct InUse<C = Carrier> {
     pub transport: Transport,
     pub proxy: Option<String>,
     pub rtt: Duration,
+    pub since: Instant,
     pub carrier: C,
     pub standing: Standing,
 }
@@ -194,6 +195,7 @@ mod tests {
             transport: Transport::Udp,
             proxy: None,
             rtt: Duration::ZERO,
+            since: Instant::now(),
             carrier: (),
             standing: Standing::Current,
         }

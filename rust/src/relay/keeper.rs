@@ -49,8 +49,13 @@ pub struct RelayStatus {
     pub stats: CarryStats,
     /// It carries to rendezvous nodes only.
     pub introduction: bool,
+    /// Since when it is in use.
+    pub since: Option<Instant>,
     /// Why it was not reached, or was lost.
     pub error: Option<Error>,
+    /// When that was.
+    pub failed: Option<Instant>,
+    pub next_try: Option<Instant>,
 }
 
 /// Relays at work. Dropping it gives every allocation back.
@@ -296,7 +301,7 @@ impl Inner {
     fn status(&self) -> Vec<RelayStatus> {
         let state = self.lock();
         let used = |known: &Known| state.in_use.at(known.key());
-        let of = |name: &str, introduction: bool, error: Option<Error>, one: Option<&InUse>| RelayStatus {
+        let of = |name: &str, introduction: bool, known: Option<&Known>, one: Option<&InUse>| RelayStatus {
             relay: name.to_owned(),
             via: one.map(|one| one.via),
             transport: one.map(|one| one.transport),
@@ -305,10 +310,12 @@ impl Inner {
             rtt: one.map(|one| one.rtt),
             stats: one.map(|one| one.carrier.stats()).unwrap_or_default(),
             introduction,
-            error,
+            since: one.map(|one| one.since),
+            error: known.and_then(|known| known.error.clone()),
+            failed: known.and_then(Known::failed_at),
+            next_try: known.and_then(Known::retry_at),
         };
-        let known =
-            state.known.iter().map(|known| of(&known.name, known.introduction, known.error.clone(), used(known)));
+        let known = state.known.iter().map(|known| of(&known.name, known.introduction, Some(known), used(known)));
         let mut all: Vec<_> = known.collect();
         for one in state.in_use.chosen() {
             if !state.known.iter().any(|known| known.key() == one.key()) {

@@ -27,6 +27,8 @@ pub(super) struct Known {
     /// It may have been away until now: what asks it still waits for an answer that was lost with it.
     pub anew: bool,
     pub error: Option<Error>,
+    /// When that was.
+    failed: Option<Instant>,
     retry: Option<Instant>,
     failures: u32,
 }
@@ -83,6 +85,7 @@ impl Known {
             asked: false,
             anew: false,
             error: None,
+            failed: None,
             retry: None,
             failures: 0,
         }
@@ -147,6 +150,10 @@ impl Known {
         self.retry
     }
 
+    pub fn failed_at(&self) -> Option<Instant> {
+        self.failed
+    }
+
     /// Whether it may come into use by then: it has not failed, or is tried again.
     pub fn is_hoped_for(&self, until: Instant) -> bool {
         self.error.is_none() || self.is_due(until)
@@ -160,7 +167,10 @@ impl Known {
     /// How an attempt, or a use, has ended.
     pub fn note(&mut self, result: Result<()>, config: &RelayConfig) {
         match result {
-            Ok(()) => (self.error, self.retry, self.failures) = (None, None, 0),
+            Ok(()) => {
+                (self.error, self.retry, self.failures) = (None, None, 0);
+                self.failed = None;
+            }
             Err(error) => {
                 let pause = match error.reason {
                     // it worked until just now: most likely it was started anew
@@ -170,6 +180,7 @@ impl Known {
                 self.retry = Some(Instant::now() + pause.min(config.retry_most));
                 self.failures = self.failures.saturating_add(1);
                 self.error = Some(error);
+                self.failed = Some(Instant::now());
                 // whoever comes back may be nearer than those in use
                 self.asked = false;
             }
@@ -179,7 +190,7 @@ impl Known {
     /// What is known of the same relay under its last name and password holds for the next.
     pub fn keep_history_of(&mut self, old: &Self) {
         (self.error, self.retry, self.failures) = (old.error.clone(), old.retry, old.failures);
-        self.asked = old.asked;
+        (self.asked, self.failed) = (old.asked, old.failed);
     }
 
     /// Failures of another network say nothing, and distances there.
@@ -227,6 +238,7 @@ mod tests {
         let mut pauses = Vec::new();
         for _ in 0..40 {
             known.note(fail(), &config);
+            assert!(known.failed_at().is_some());
             pauses.push(known.retry_at().unwrap().saturating_duration_since(Instant::now()));
         }
         assert!(pauses.windows(2).all(|two| two[0] <= two[1] + Duration::from_millis(100)), "{pauses:?}");

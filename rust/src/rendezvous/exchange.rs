@@ -167,6 +167,10 @@ impl Drop for Exchange {
 impl Inner {
     /// Finds a node and opens a path to it. Errors: what stood in the way.
     pub(super) async fn meet(self: &Arc<Self>, node: NodeId, deadline: Instant) -> Result<()> {
+        if self.stations.is_empty() {
+            // there is nobody to ask, and so no meeting to tell of
+            return self.connected(deadline).await.map_err(|error| error.with_node(node));
+        }
         let begin = Instant::now();
         let mut report = Report::new(Role::Dialler, now());
         if let Some(station) = self.stations.iter().find(|station| station.server.node == node) {
@@ -439,7 +443,7 @@ impl Inner {
         let nothing_ever_came = self.peers.net.stats().datagrams_in == 0;
         let profile = self.surroundings.profile();
         let mut relays = self.relays.status().into_iter().filter_map(|relay| relay.error);
-        if nothing_ever_came && profile.is_none_or(|profile| profile.udp_blocked) {
+        if nothing_ever_came && profile.is_none_or(|learned| learned.profile.udp_blocked) {
             let relays = match relays.next() {
                 Some(error) => format!("; no relay was reached: {error}"),
                 None => "; no relay is known".to_owned(),

@@ -40,16 +40,18 @@ use tokio::sync::{broadcast, Notify, Semaphore};
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, Instant};
 
+pub use observed::{OwnAddress, Round};
 pub use relays::DirectOnly;
 use relays::Named;
 pub use report::{Report, Role};
 pub use station::{Server, StationStatus};
+pub use surroundings::Learned;
 
 use crate::addr::{unmapped, NodeId};
 use crate::config::{HostConfig, RelayConfig, RendezvousConfig};
 use crate::error::Error;
 use crate::net::NetEvent;
-use crate::path::{is_local, Candidate, NatProfile};
+use crate::path::{is_local, Candidate};
 use crate::peer::{resolve, Finder, Peers};
 use crate::relay::client::RelaySpec;
 use crate::relay::{RelayStatus, Relays};
@@ -187,8 +189,13 @@ impl Rendezvous {
     }
 
     /// What the NAT does; `None`: not known yet.
-    pub fn profile(&self) -> Option<NatProfile> {
+    pub fn profile(&self) -> Option<Learned> {
         self.inner.surroundings.profile()
+    }
+
+    /// Where others see this node, and since when; of each family that there is.
+    pub fn own_addresses(&self) -> Vec<OwnAddress> {
+        self.inner.surroundings.own()
     }
 
     pub fn candidates(&self) -> Vec<Candidate> {

@@ -8,6 +8,7 @@ use std::time::Duration;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, sleep_until, timeout, Instant};
 
+use super::observed::Round;
 use super::{Inner, RendezvousEvent, MAX_AGAIN};
 use crate::addr::{unmapped, NodeId};
 use crate::time::Time;
@@ -112,22 +113,25 @@ impl Inner {
     /// One round of questions, from the node's own socket. True: somebody has answered.
     async fn ask_outside(&self) -> bool {
         let mut asking = JoinSet::new();
+        let nobody = Round { began: Instant::now(), servers: 0, answers: 0 };
+        let (mut ipv4, mut ipv6) = (nobody, nobody);
         for server in self.surroundings.observers() {
+            let round = if server.is_ipv4() { &mut ipv4 } else { &mut ipv6 };
+            round.servers += 1;
             let net = self.peers.net.clone();
             asking.spawn(async move { net.punch(vec![server], ASK_TIMEOUT).await });
         }
-        let (mut ipv4, mut ipv6) = (false, false);
         let deadline = Instant::now() + ASK_TIMEOUT;
         while let Ok(Some(answer)) = tokio::time::timeout_at(deadline, asking.join_next()).await {
             let Ok(Ok(info)) = answer else { continue };
             if let Some(observed) = info.observed {
-                ipv4 |= unmapped(info.address).is_ipv4();
-                ipv6 |= unmapped(info.address).is_ipv6();
+                let round = if unmapped(info.address).is_ipv4() { &mut ipv4 } else { &mut ipv6 };
+                round.answers += 1;
                 self.surroundings.observe(observed, info.address);
             }
         }
         self.surroundings.asked(ipv4, ipv6);
-        ipv4 || ipv6
+        ipv4.answers + ipv6.answers > 0
     }
 
     /// A server that sees us says where.

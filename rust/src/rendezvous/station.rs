@@ -34,6 +34,12 @@ pub struct StationStatus {
     pub node: NodeId,
     pub address: String,
     pub connected: bool,
+    /// When this node registered.
+    pub since: Option<Instant>,
+    /// When the last session ended, if none has begun since.
+    pub lost: Option<Instant>,
+    /// When it is tried next, if it is not being tried now.
+    pub next_try: Option<Instant>,
     /// Our own address as it sees us.
     pub observed: Option<SocketAddr>,
     pub rtt: Option<Duration>,
@@ -58,6 +64,9 @@ pub struct Station {
 #[derive(Default)]
 struct State {
     session: Option<Session>,
+    /// When the session before ended.
+    lost: Option<Instant>,
+    next_try: Option<Instant>,
     error: Option<Error>,
     /// An attempt has ended, well or not.
     tried: bool,
@@ -70,6 +79,7 @@ struct State {
 }
 
 struct Session {
+    since: Instant,
     messages: mpsc::Sender<NodeMessage>,
     /// Where it is.
     from: SocketAddr,
@@ -99,6 +109,9 @@ impl Station {
             node: self.server.node,
             address: self.server.address.clone(),
             connected: state.session.is_some(),
+            since: state.session.as_ref().map(|session| session.since),
+            lost: state.lost.filter(|_| state.session.is_none()),
+            next_try: state.next_try,
             observed: state.session.as_ref().and_then(|session| session.observed),
             rtt: state.session.as_ref().map(|session| session.rtt),
             clock_ahead: state.session.as_ref().and_then(|session| session.clock_ahead),
@@ -163,6 +176,9 @@ impl Station {
                 let mut state = self.lock();
                 state.error = Some(error.clone());
                 state.tried = true;
+                if was_connected {
+                    state.lost = Some(Instant::now());
+                }
             }
             tracing::info!(%error, address = %self.server.address, "no rendezvous");
             inner.publish(RendezvousEvent::Lost {
@@ -185,10 +201,12 @@ impl Station {
                 Some(spread) => pause.after_going(spread, random()),
                 None => pause.after(reason, random()),
             };
+            self.lock().next_try = Some(Instant::now() + wait);
             tokio::select! {
                 () = sleep(wait) => {}
                 () = self.again.notified() => {}
             }
+            self.lock().next_try = None;
         }
     }
 
@@ -240,8 +258,10 @@ impl Station {
         let (node, observed) = (self.server.node, welcome.observed.parse().ok().filter(|_| !relayed));
         {
             let mut state = self.lock();
+            // one that takes the place of another: this node was registered all the time
+            let since = state.session.as_ref().map_or_else(Instant::now, |before| before.since);
             let messages = streams.messages.clone();
-            state.session = Some(Session { messages, from, observed, rtt, clock_ahead });
+            state.session = Some(Session { since, messages, from, observed, rtt, clock_ahead });
             state.error = None;
             state.tried = true;
             (state.going, state.relays_named) = (None, false);

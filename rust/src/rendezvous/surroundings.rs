@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::sync::{watch, Notify};
 use tokio::time::{timeout, Instant};
 
-use super::observed::Observed;
+use super::observed::{Observed, OwnAddress, Round};
 use crate::addr::unmapped;
 use crate::config::{DiscoveryConfig, HostConfig};
 use crate::nat::{self, Interfaces, PortMapping, Watch};
@@ -24,16 +24,24 @@ pub struct Surroundings {
     mapping: Option<PortMapping>,
     state: Arc<Mutex<State>>,
     /// The NAT's profile; `None` until it was looked for once in this network.
-    profile: watch::Sender<Option<NatProfile>>,
+    profile: watch::Sender<Option<Learned>>,
     /// What it was in the network before this one.
-    profile_before: Mutex<Option<NatProfile>>,
+    profile_before: Mutex<Option<Learned>>,
     /// Goes up with each observation, and when a round of questions is over.
     heard: watch::Sender<u64>,
     /// Servers are to be asked where they see us.
     pub ask: Notify,
 }
 
-#[derive(Default)]
+/// What the NAT does, and when that was found out.
+#[derive(Clone, Copy, Debug)]
+pub struct Learned {
+    pub profile: NatProfile,
+    pub at: Instant,
+    /// In the network before this one.
+    pub elsewhere: bool,
+}
+
 struct State {
     /// STUN servers, by where they answer.
     servers: Vec<SocketAddr>,
@@ -46,7 +54,9 @@ struct State {
 impl Surroundings {
     /// `net` has the node's own socket. Starts inside a tokio runtime.
     pub fn start(net: &Net, port_mapping: bool, searches: bool, host: &HostConfig) -> Self {
-        let (local, peers, state) = (net.local_address(), net.clone(), Arc::<Mutex<State>>::default());
+        let (local, peers) = (net.local_address(), net.clone());
+        let observed = Observed::new(Instant::now());
+        let state = Arc::new(Mutex::new(State { servers: Vec::new(), observed, unheard: [false; 2] }));
         let loopback = local.ip().is_loopback();
         let of_watch = state.clone();
         // the ways to those that this node has to do with
@@ -82,9 +92,15 @@ impl Surroundings {
         network.ways.any() || network.interfaces.candidates(false).next().is_some()
     }
 
-    pub fn profile(&self) -> Option<NatProfile> {
+    pub fn profile(&self) -> Option<Learned> {
         let now = *self.profile.borrow();
-        now.or_else(|| *self.profile_before.lock().unwrap_or_else(PoisonError::into_inner))
+        let before = || *self.profile_before.lock().unwrap_or_else(PoisonError::into_inner);
+        now.or_else(|| before().map(|before| Learned { elsewhere: true, ..before }))
+    }
+
+    /// What is known of the own addresses, and since when.
+    pub fn own(&self) -> Vec<OwnAddress> {
+        self.lock().observed.own()
     }
 
     /// Adds a STUN server. True: it is news.
@@ -126,15 +142,19 @@ impl Surroundings {
             return;
         }
         let mut state = self.lock();
-        state.observed.note(address, unmapped(by));
+        state.observed.note(address, unmapped(by), Instant::now());
         state.unheard[usize::from(address.is_ipv6())] = false;
         drop(state);
         self.heard.send_modify(|heard| *heard += 1);
     }
 
-    /// A round of questions is over: who answered is of these families.
-    pub fn asked(&self, ipv4: bool, ipv6: bool) {
-        self.lock().unheard = [!ipv4, !ipv6];
+    /// A round of questions is over: of IPv4, and of IPv6.
+    pub fn asked(&self, ipv4: Round, ipv6: Round) {
+        let mut state = self.lock();
+        state.unheard = [ipv4.answers == 0, ipv6.answers == 0];
+        state.observed.asked(true, ipv4);
+        state.observed.asked(false, ipv6);
+        drop(state);
         self.heard.send_modify(|heard| *heard += 1);
     }
 
@@ -191,7 +211,7 @@ impl Surroundings {
         tracing::debug!(%profile, servers = servers.len(), "NAT behaviour");
         // what was asked in another network says nothing of this one
         if *network.borrow() == number {
-            self.profile.send_replace(Some(profile));
+            self.profile.send_replace(Some(Learned { profile, at: Instant::now(), elsewhere: false }));
         }
     }
 
@@ -200,7 +220,10 @@ impl Surroundings {
     pub async fn whereabouts(&self, patience: Duration) -> Whereabouts {
         let begin = Instant::now();
         let mut profile = self.profile.subscribe();
-        let known = async { profile.wait_for(Option::is_some).await.ok().and_then(|profile| *profile) };
+        let known = async {
+            let learned = profile.wait_for(Option::is_some).await.ok().and_then(|learned| *learned);
+            learned.map(|learned| learned.profile)
+        };
         let before = *self.profile_before.lock().unwrap_or_else(PoisonError::into_inner);
         // in a network that has changed, somebody waits for the path to come back
         let patience = if before.is_some() { patience.min(PROFILE_PATIENCE) } else { patience };
@@ -342,7 +365,10 @@ mod tests {
         let told: Vec<_> = surroundings.candidates().iter().map(|one| one.address).collect();
         assert!(told.contains(&at("127.0.0.1:6")) && !told.contains(&at("127.0.0.1:5")), "{told:?}");
         surroundings.doubt();
-        surroundings.asked(false, false);
+        let nobody = Round { began: Instant::now(), servers: 1, answers: 0 };
+        surroundings.asked(nobody, nobody);
+        let own = surroundings.own();
+        assert!(!own[0].known && own[0].addresses == [at("127.0.0.1:6")], "{own:?}");
         // nobody answers: nothing is waited for (this would take a second each time)
         surroundings.own_address().await;
         surroundings.close().await;

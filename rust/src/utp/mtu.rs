@@ -49,6 +49,11 @@ impl MtuSearch {
         self.current
     }
 
+    /// The smallest size that is known to be lost, until it is tried again.
+    pub fn lost_size(&self) -> Option<u16> {
+        (self.too_large <= self.max).then_some(self.too_large)
+    }
+
     /// Nothing larger than the base size has arrived, and so nothing shows that this arrives whole.
     pub fn is_unproven(&self) -> bool {
         self.current == self.base && self.base < self.max
@@ -116,6 +121,7 @@ impl MtuSearch {
         if self.current == self.base {
             return;
         }
+        self.too_large = self.too_large.min(self.current);
         self.current = self.base;
         self.state = State::Resting { until: now + AFTER_BLACK_HOLE };
     }
@@ -187,7 +193,7 @@ mod tests {
         let mut search = MtuSearch::new(&config(1232, 1472), u16::MAX);
         assert_eq!(search.current(), 1232);
         assert_eq!(run(&mut search, Time::ZERO, 1500), 1);
-        assert_eq!(search.current(), 1472);
+        assert_eq!((search.current(), search.lost_size()), (1472, None));
         assert_eq!(search.poll_timeout(), None);
     }
 

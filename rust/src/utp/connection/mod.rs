@@ -113,6 +113,10 @@ pub struct UtpStats {
     pub refused: u64,
     /// UDP payload that the path is known to carry.
     pub datagram: u16,
+    /// Nothing larger than the smallest that full packets have has arrived.
+    pub datagram_unproven: bool,
+    /// The smallest that is known to be lost.
+    pub datagram_lost: Option<u16>,
     pub capable: bool,
     /// Bytes of memory held in buffers.
     pub memory: usize,
@@ -534,6 +538,8 @@ impl Connection {
             bytes_out: self.recovery.confirmed(),
             bytes_in: self.rx.total(),
             datagram: self.mtu.current(),
+            datagram_unproven: self.mtu.is_unproven(),
+            datagram_lost: self.mtu.lost_size(),
             capable: self.peer.is_some(),
             memory: self.tx.memory() + self.rx.memory(),
             ..self.stats
