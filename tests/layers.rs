@@ -318,6 +318,7 @@ const UNSAFE_IN: &[(&str, &str)] = &[
     ("python/runtime.rs", "what a parent process made must not be dropped in its forked child"),
     ("tls/file.rs", "std does not tell which user a process acts for"),
     ("net/refused.rs", "the error queue of a socket has no safe wrapper that keeps what was refused"),
+    ("net/uplink.rs", "which interface a datagram leaves by has no safe wrapper"),
     ("net/socket.rs", "the bit that forbids fragments has no safe wrapper"),
     ("nat/bell.rs", "a netlink socket has no safe wrapper, neither of its address nor of waiting for it"),
 ];

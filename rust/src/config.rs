@@ -354,6 +354,8 @@ pub struct DiscoveryConfig {
     pub port_samples: usize,
     /// Between two of them: more than a network reorders by.
     pub sample_spacing: Duration,
+    /// The interface that questions leave by; `None`: as the system's routes say.
+    pub interface: Option<u32>,
 }
 
 impl Default for DiscoveryConfig {
@@ -364,6 +366,7 @@ impl Default for DiscoveryConfig {
             query_timeout: Duration::from_secs(3),
             port_samples: 8,
             sample_spacing: Duration::from_millis(10),
+            interface: None,
         }
     }
 }

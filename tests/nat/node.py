@@ -150,6 +150,10 @@ class Node:
                 return {"path": peer.path.address}
         return {"path": ""}
 
+    async def clock(self) -> dict[str, Any]:
+        """What this process takes for the time."""
+        return {"time": time.time()}
+
     async def stats(self) -> dict[str, Any]:
         """The counters."""
         return {"stats": self._running.stats()}

@@ -9,10 +9,13 @@ import pytest
 from driver import HANG, Node
 from lab import Lab
 from meeting import Meeting
+from own_relay import OwnRelay
 from test_relay_ways import CLOUD, over_a_relay, relays
 from test_survival import Flow
 
 Record = Callable[[str, object], None]
+# a relay that is started by hand
+AWAY_SECONDS = 2.0
 HOW = pytest.mark.parametrize("how", ["told", pytest.param("killed", marks=pytest.mark.matrix)])
 
 
@@ -93,3 +96,28 @@ def test_the_nat_of_a_rendezvous_loses_its_mappings(record_property: Record):
         took = time.monotonic() - there
         print(f"a dial worked {took:.1f} s after the mappings were lost")
         record_property("dial after s", round(took, 1))
+
+
+@HOW
+@pytest.mark.slow
+@pytest.mark.parametrize("relays", [1, pytest.param(2, marks=pytest.mark.matrix)], ids=["alone", "one of two"])
+def test_a_relayed_call_outlives_its_relay(relays: int, how: str, record_property: Record):
+    """It goes on when the relay is there again, or over the other one."""
+    lab = Lab(rtt_ms=20)
+    server = lab.server("server")
+    hosts = [lab.server(f"relay{n}") for n in range(relays)]
+    for name in "ab":
+        lab.host(name, "symmetric")
+    with lab:
+        running = [OwnRelay(host) for host in hosts]
+        flow = Flow(lab, record_property, Meeting(server, relays=[relay.uris for relay in running]))
+        over_a_relay(flow.a, flow.b)
+        for relay in running:
+
+            def again(relay: OwnRelay = relay) -> None:
+                (relay.end if how == "told" else relay.kill)()
+                time.sleep(AWAY_SECONDS)
+                relay.start()
+
+            flow.survives(f"relay {how}", again)
+        flow.ends_well()

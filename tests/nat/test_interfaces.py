@@ -10,8 +10,9 @@ from collections.abc import Callable
 
 import pytest
 from driver import Node
-from lab import Host, Lab
+from lab import Box, Host, Lab
 from meeting import Meeting
+from test_searches import becomes_direct
 from test_survival import ROAMED, Flow, Record
 
 # longer than a change takes to be noticed and told
@@ -59,10 +60,10 @@ def dead_link(host: Host) -> None:
     host.run("ip", "link", "set", "eth9", "up")
 
 
-def routes_again(host: Host) -> None:
+def routes_again(host: Host, device: str = "eth0") -> None:
     """What a network manager does after a link has come up."""
     for line in host.lab.uplink_routes(host, 0):
-        host.run("ip", *line.split())
+        host.run("ip", *line.replace("eth0", device).split())
 
 
 def link_flaps(host: Host) -> None:
@@ -77,16 +78,20 @@ def address_flaps(host: Host) -> None:
     """The lease ends, and is had again."""
     host.run("ip", "addr", "flush", "dev", "eth0")
     time.sleep(AWAY_SECONDS)
-    host.run("ip", "addr", "add", f"{host.address}/{host.nat.lan.prefixlen}", "dev", "eth0")
+    if host.has_ipv4:
+        host.run("ip", "addr", "add", f"{host.address}/{host.nat.lan.prefixlen}", "dev", "eth0")
     routes_again(host)
 
 
 def another_address(host: Host) -> None:
     """The lease is for another address."""
-    other = f"{host.nat.lan[77]}/{host.nat.lan.prefixlen}"
     host.run("ip", "addr", "flush", "dev", "eth0")
-    host.run("ip", "addr", "add", other, "dev", "eth0")
-    routes_again(host)
+    if host.has_ipv4:
+        host.run("ip", "addr", "add", f"{host.nat.lan[77]}/{host.nat.lan.prefixlen}", "dev", "eth0")
+        routes_again(host)
+    elif host.nat.lan6:
+        host.run("ip", "addr", "add", f"{host.nat.lan6[77]}/64", "dev", "eth0", "nodad")
+        host.run("ip", "route", "replace", "::/0", "via", str(host.nat.lan6[1]), "dev", "eth0")
 
 
 def renamed(host: Host) -> None:
@@ -94,13 +99,17 @@ def renamed(host: Host) -> None:
     host.run("ip", "link", "set", "eth0", "down")
     host.run("ip", "link", "set", "eth0", "name", "wan0")
     host.run("ip", "link", "set", "wan0", "up")
-    host.run("ip", "route", "replace", "default", "via", host.nat.gateway, "dev", "wan0")
+    routes_again(host, "wan0")
 
 
 def other_metric(host: Host) -> None:
     """The same way out, with another metric."""
-    host.run("ip", "route", "add", "default", "via", host.nat.gateway, "dev", "eth0", "metric", "50")
-    host.run("ip", "route", "del", "default", "metric", "0")
+    if host.has_ipv4:
+        host.run("ip", "route", "add", "default", "via", host.nat.gateway, "dev", "eth0", "metric", "50")
+        host.run("ip", "route", "del", "default", "metric", "0")
+    elif host.nat.lan6:
+        host.run("ip", "-6", "route", "add", "default", "via", str(host.nat.lan6[1]), "dev", "eth0", "metric", "50")
+        host.run("ip", "-6", "route", "del", "default", "metric", "1024")
 
 
 def vpn_to_a_company(host: Host) -> None:
@@ -123,10 +132,22 @@ SOMETHING = [
     link_flaps,
     *(pytest.param(story, marks=MORE) for story in (address_flaps, another_address, renamed, other_metric)),
 ]
+IPV6 = "firewall:ipv4=no,ipv6=yes"
 NATS = [
     ("port-restricted", "port-restricted"),
     *(pytest.param(*pair, marks=MORE) for pair in (("full-cone", "port-restricted"), ("symmetric", "full-cone"))),
+    # a plain Linux router; one that needs a search, behind a relay; and firewalls without a NAT
+    pytest.param("linux-masquerade", "port-restricted", marks=MORE),
+    pytest.param("symmetric", "port-restricted", marks=MORE),
+    pytest.param(IPV6, IPV6, marks=MORE),
 ]
+
+
+def seen_as(box: Box) -> str:
+    """What matters of it to a dial."""
+    if box.mapping == "address-and-port-dependent":
+        return "symmetric"
+    return "strict" if box.filtering == "address-and-port-dependent" else "open"
 
 
 class Pair:
@@ -138,11 +159,16 @@ class Pair:
         for node in self.nodes:
             self.meeting.start(node)
         self.meeting.settle(*self.nodes)
+        # the call goes over a relay until the search has found a way
+        kinds = [seen_as(nat.box) for nat in (node.host.nat for node in self.nodes)]
+        self._searches = sorted(kinds) == ["strict", "symmetric"]
 
     def outside(self, node: Node) -> set[str]:
         """What the node tells of where the internet sees it."""
         addresses = node.ask("status")["status"]["addresses"]
-        return {one["address"] for one in addresses if one["kind"] == "server-reflexive"}
+        kinds = ("server-reflexive", "host") if node.host.nat.box.engine == "firewall" else ("server-reflexive",)
+        found = {one["address"] for one in addresses if one["kind"] in kinds}
+        return {one for one in found if one.startswith("[2001:")} if not node.host.has_ipv4 else found
 
     def dials(self, story: str) -> None:
         """A call each way, and the path that they take."""
@@ -152,6 +178,8 @@ class Pair:
             assert answer["status"] == 200, f"{answer}\n{words}\n{node.ask('events')}"
             assert answer["echoed"]
             print(f"{story}, {node.host.name} dials: {answer['ms']:.0f} ms")
+            if self._searches:
+                becomes_direct(node, other)
             path = next(path for path in node.peer(other.node_id)["paths"] if path["in_use"])
             assert not path["relayed"], f"{path}\n{words}"
 

@@ -299,3 +299,30 @@ def test_tls_to_a_relay_passes_a_tunnel_that_swallows_what_is_too_large():
         calls(a, b)
         over_a_relay(a, b)
         assert {relay["transport"] for relay in relays(a)} == {"tls"}
+
+
+# -- from relay to relay -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["symmetric", pytest.param("udp-blocked", marks=pytest.mark.matrix)])
+def test_two_that_each_reach_another_relay_meet_between_the_two(kind: str):
+    """Neither network lets out anything but to the rendezvous and to the relay of its own."""
+    lab = Lab(rtt_ms=20)
+    server = lab.server("server")
+    hosts = [lab.server(f"relay-{name}") for name in "ab"]
+    for name in "ab":
+        lab.host(name, kind)
+    with lab:
+        own = [OwnRelay(host) for host in hosts]
+        meeting = Meeting(server)
+        nodes = [Node(lab.hosts[name]) for name in "ab"]
+        for node, relay in reversed(list(zip(nodes, own, strict=True))):
+            few = f"{{ {server.address}, {relay.host.address} }}"
+            node.host.cut(f"ip saddr != {few} ip daddr != {few}")
+            meeting.start(node, stream=True, relays=relay.static(node.host))
+        meeting.settle(*nodes)
+        for caller, called in (nodes, nodes[::-1]):
+            calls(caller, called)
+            over_a_relay(caller, called)
+        for node, relay in zip(nodes, own, strict=True):
+            assert [one["relay"] for one in relays(node)] == [relay.host.address]

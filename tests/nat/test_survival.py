@@ -30,12 +30,12 @@ Record = Callable[[str, object], None]
 class Flow:
     """A stream between two nodes of a laboratory, under observation."""
 
-    def __init__(self, lab: Lab, record: Record, meeting: Meeting | None = None) -> None:
+    def __init__(self, lab: Lab, record: Record, meeting: Meeting | None = None, **options: Any) -> None:
         self.lab, self._record = lab, record
         self.meeting = meeting or Meeting(lab.hosts["server"])
         self.a, self.b = Node(lab.hosts["a"]), Node(lab.hosts["b"])
-        self.meeting.start(self.b, stream=True)
-        self.meeting.start(self.a)
+        self.meeting.start(self.b, stream=True, **options)
+        self.meeting.start(self.a, **options)
         self.meeting.settle(self.a, self.b)
         self.a.ask("stream", node=self.b.node_id)
         self.flows()

@@ -12,6 +12,7 @@ use tokio::time::{sleep, timeout, timeout_at, Instant};
 
 use crate::addr::unmapped;
 use crate::config::DiscoveryConfig;
+use crate::net::uplink::prefer;
 use crate::path::{judge_ports, Filtering, Mapping, NatProfile};
 use crate::stun::discovery::{decode_reply, encode_query, Answer, Change, QUERY_BYTES};
 
@@ -50,7 +51,7 @@ pub async fn discover(servers: &[SocketAddr], deadline: Duration, config: &Disco
 /// ones predicted. A question that is repeated goes through the mapping that it has, and takes no other port.
 pub async fn sample_port(server: SocketAddr, config: &DiscoveryConfig) -> Option<u16> {
     let server = unmapped(server);
-    let (_, external) = sample(bind(server).ok()?, server, config.query_timeout, config).await?;
+    let (_, external) = sample(bind(server, config).ok()?, server, config.query_timeout, config).await?;
     Some(external)
 }
 
@@ -59,7 +60,7 @@ pub async fn sample_ports(server: SocketAddr, count: usize, config: &DiscoveryCo
     let server = unmapped(server);
     let mut tasks = JoinSet::new();
     for place in 0..count.min(MAX_SAMPLES) {
-        let Ok(socket) = bind(server) else { continue };
+        let Ok(socket) = bind(server, config) else { continue };
         let of_task = config.clone();
         tasks.spawn(async move { (place, sample(socket, server, of_task.query_timeout, &of_task).await) });
         // datagrams that leave one after the other arrive in that order, mostly
@@ -86,11 +87,11 @@ async fn investigate(profile: &mut NatProfile, servers: &[SocketAddr], wait: Dur
     let mut routed = vec![];
     for server in servers {
         // without a route there is nothing to wait for
-        if source_towards(*server).await.is_some() {
+        if source_towards(*server, config).await.is_some() {
             routed.push(*server);
         }
     }
-    let Some(socket) = routed.first().and_then(|server| bind(*server).ok()) else { return };
+    let Some(socket) = routed.first().and_then(|server| bind(*server, config).ok()) else { return };
     let mut seen = ask_all(&socket, &routed, wait, config, |heard| {
         let mut answers =
             routed.iter().zip(heard).filter_map(|(server, heard)| Some((server, heard.as_ref()?.answer?)));
@@ -100,7 +101,9 @@ async fn investigate(profile: &mut NatProfile, servers: &[SocketAddr], wait: Dur
     let Some(first) = seen.first().copied() else { return };
     profile.udp_blocked = false;
     profile.external = Some(first.answer.observed.ip());
-    if let (Ok(port), Some(ip)) = (socket.local_addr().map(|local| local.port()), source_towards(first.server).await) {
+    if let (Ok(port), Some(ip)) =
+        (socket.local_addr().map(|local| local.port()), source_towards(first.server, config).await)
+    {
         profile.translated = Some(first.answer.observed != SocketAddr::new(ip, port));
     }
     let wait = wait.min(patience(first.rtt, config));
@@ -245,7 +248,7 @@ async fn asked_from_elsewhere(
     wait: Duration,
     config: &DiscoveryConfig,
 ) -> Elsewhere {
-    let Ok(socket) = bind(server) else { return Elsewhere::Refused };
+    let Ok(socket) = bind(server, config) else { return Elsewhere::Refused };
     match ask_one(&socket, (server, change), wait, config).await {
         None => Elsewhere::Silent,
         Some(heard) if heard.answer.is_some() && heard.from != server => Elsewhere::Arrived,
@@ -327,16 +330,19 @@ async fn exchange(
     heard
 }
 
-fn bind(towards: SocketAddr) -> io::Result<UdpSocket> {
+fn bind(towards: SocketAddr, config: &DiscoveryConfig) -> io::Result<UdpSocket> {
     let any: IpAddr = if towards.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
     let socket = std::net::UdpSocket::bind((any, 0))?;
+    if let Some(interface) = config.interface.filter(|_| towards.is_ipv4()) {
+        prefer(&socket, Some(interface))?;
+    }
     socket.set_nonblocking(true)?;
     UdpSocket::from_std(socket)
 }
 
 /// The own address that datagrams to there get; connecting sends nothing.
-async fn source_towards(server: SocketAddr) -> Option<IpAddr> {
-    let socket = bind(server).ok()?;
+async fn source_towards(server: SocketAddr, config: &DiscoveryConfig) -> Option<IpAddr> {
+    let socket = bind(server, config).ok()?;
     socket.connect(server).await.ok()?;
     Some(socket.local_addr().ok()?.ip())
 }

@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use super::conn::{Conn, ConnState};
 use super::locals::Locals;
+use super::outside::Questions;
 use super::police::Police;
 use super::{NetConfig, NetStats};
 use crate::addr::{Incarnation, NodeId, Origin, RemoteId, Route};
@@ -22,6 +23,7 @@ pub struct Core {
     pub endpoint: Endpoint,
     pub paths: PathTable,
     pub locals: Locals,
+    pub questions: Questions,
     conns: Vec<Option<Arc<Conn>>>,
     /// Of remotes to which somebody sends in bulk.
     turns: HashMap<RemoteId, Turns>,
@@ -37,6 +39,7 @@ impl Core {
             endpoint: Endpoint::new(config.endpoint, config.utp, seed()?),
             paths: PathTable::new(config.path, seed()?),
             locals: Locals::default(),
+            questions: Questions::default(),
             conns: Vec::new(),
             turns: HashMap::new(),
             timers: BinaryHeap::new(),

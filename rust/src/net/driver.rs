@@ -20,6 +20,7 @@ use super::core::Core;
 use super::locals::usual_source;
 use super::socket::Socket;
 use super::sockets::Sockets;
+use super::uplink::leaves_by_its_own;
 use super::wire::WIRE_SEGMENTS;
 use super::{Inner, UtpStream};
 use crate::addr::{unmapped, Datagrams, Origin, RemoteId, Route, Via};
@@ -164,7 +165,7 @@ impl Sender {
     fn note(&self, now: Time, core: &mut Core, Arrival { from, at }: Arrival) {
         if self.heard {
             if let Some(at) = at {
-                core.locals.handle_arrival(now, from, at, true, usual_source);
+                core.locals.handle_arrival(now, from, at, true, usual_source, leaves_by_its_own);
             }
             core.paths.handle_utp_from(now, from, self.remote, self.proven);
             core.paths.count(self.remote, Some(from), self.bytes, 0);
@@ -267,17 +268,22 @@ impl Driver<'_> {
                 let Some(pong) = core.paths.handle_ping(now, from, &ping, verified) else { return };
                 // anybody can send a ping without a key in the peer's name: it moves nothing
                 if let Some(at) = at.filter(|_| pong.key.is_some() || !core.locals.knows(from)) {
-                    core.locals.handle_arrival(now, from, at, false, usual_source);
+                    core.locals.handle_arrival(now, from, at, false, usual_source, leaves_by_its_own);
                 }
                 self.out.clear();
                 let (key, life) = (pong.key.as_ref(), pong.incarnation.as_ref());
                 if stun::encode_answer(&mut self.out, pong.transaction, pong.observed, key, life, pong.room) {
                     // a pong counts only from the address that was asked
-                    self.send_from(core, Route { via: pong.via, to: pong.to }, at, None, false);
+                    let to = Route { via: pong.via, to: pong.to };
+                    let source = at.and_then(|at| core.locals.answer_from(to, at, leaves_by_its_own));
+                    self.send_from(core, to, source, None, false);
                 }
             }
             Ok(stun::Message::Pong(pong)) => {
                 let stun::Pong { transaction, observed, keyed, incarnation } = pong;
+                if from.via == Via::MAIN && core.questions.handle_pong(from.to, &transaction, observed) {
+                    return;
+                }
                 let pong = PongIn { transaction, observed, keyed, incarnation };
                 core.paths.handle_pong(now, from, &pong, verified);
             }
@@ -505,6 +511,7 @@ impl Driver<'_> {
                 }
             }
         }
+        self.send_questions(core);
         while let Some(event) = core.paths.poll_event() {
             self.handle_path_event(now, core, event);
         }

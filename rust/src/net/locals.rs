@@ -33,7 +33,8 @@ struct Local {
 
 impl Locals {
     /// A datagram of the peer at the far end came to `ip`, an address of ours. `firm`: it belongs to a connection, so that this is
-    /// the path that the peer uses; a ping may also be one that it asks beside that. `usual`: what the system would send from.
+    /// the path that the peer uses; a ping may also be one that it asks beside that. `usual`: what the system would send from. `leads`: whether what is sent from an address to another leaves by its interface.
+    /// Otherwise the NAT at the other way out would show the peer an address that it knows nothing of.
     pub fn handle_arrival(
         &mut self,
         now: Time,
@@ -41,6 +42,7 @@ impl Locals {
         ip: IpAddr,
         firm: bool,
         usual: impl FnOnce(SocketAddr) -> Option<IpAddr>,
+        leads: impl FnOnce(SocketAddr, IpAddr) -> bool,
     ) {
         if let Some(known) = self.find(route) {
             if known.ip == ip {
@@ -51,7 +53,7 @@ impl Locals {
                 return;
             }
         }
-        let kept = is_choosable(ip) && usual(route.to).is_some_and(|usual| usual != ip);
+        let kept = is_choosable(ip) && usual(route.to).is_some_and(|usual| usual != ip) && leads(route.to, ip);
         self.older.remove(&route);
         self.newer.insert(route, Local { ip, heard: now, kept });
         if self.newer.len() >= GENERATION {
@@ -63,6 +65,19 @@ impl Locals {
     pub fn source(&self, route: Route) -> Option<IpAddr> {
         let local = self.newer.get(&route).or_else(|| self.older.get(&route))?;
         local.kept.then_some(local.ip)
+    }
+
+    /// The address that an answer to what came to `at` has to come from; `None`: the system may choose.
+    pub fn answer_from(
+        &mut self,
+        route: Route,
+        at: IpAddr,
+        leads: impl FnOnce(SocketAddr, IpAddr) -> bool,
+    ) -> Option<IpAddr> {
+        match self.find(route) {
+            Some(known) if known.ip == at => self.source(route),
+            _ => leads(route.to, at).then_some(at),
+        }
     }
 
     /// The address is none of ours any more.
@@ -139,7 +154,7 @@ mod tests {
     }
 
     fn arrive(locals: &mut Locals, millis: u64, ip: IpAddr, firm: bool) -> Option<IpAddr> {
-        locals.handle_arrival(Time::from_millis(millis), route(1), ip, firm, |_| Some(USUAL));
+        locals.handle_arrival(Time::from_millis(millis), route(1), ip, firm, |_| Some(USUAL), |_, _| true);
         locals.source(route(1))
     }
 
@@ -162,6 +177,13 @@ mod tests {
     }
 
     #[test]
+    fn an_address_whose_interface_does_not_lead_there_is_not_kept_to() {
+        let mut locals = Locals::default();
+        locals.handle_arrival(Time::ZERO, route(1), OTHER, true, |_| Some(USUAL), |_, _| false);
+        assert_eq!(locals.source(route(1)), None);
+    }
+
+    #[test]
     fn a_ping_beside_the_path_in_use_moves_nothing_and_data_does() {
         let mut locals = Locals::default();
         arrive(&mut locals, 0, USUAL, true);
@@ -175,7 +197,7 @@ mod tests {
     fn the_table_has_a_cap_and_keeps_the_newest() {
         let mut locals = Locals::default();
         for n in 0..3 * GENERATION as u16 {
-            locals.handle_arrival(Time::ZERO, route(n), OTHER, true, |_| Some(USUAL));
+            locals.handle_arrival(Time::ZERO, route(n), OTHER, true, |_| Some(USUAL), |_, _| true);
         }
         assert!(locals.newer.len() + locals.older.len() <= 2 * GENERATION);
         assert_eq!(locals.source(route(3 * GENERATION as u16 - 1)), Some(OTHER));

@@ -7,12 +7,14 @@ mod driver;
 mod events;
 mod locals;
 mod meeting;
+mod outside;
 mod police;
 mod refused;
 pub(crate) mod socket;
 mod sockets;
 pub mod stagger;
 mod stream;
+pub mod uplink;
 mod wire;
 
 use std::collections::HashMap;
@@ -38,7 +40,7 @@ use wire::Wires;
 
 pub use crate::addr::Datagrams;
 pub(crate) use clock::Clock;
-pub use locals::{interface_number, source_towards};
+pub use locals::{interface_number, source_towards, usual_source};
 pub use meeting::{Meeting, MeetingState, Met};
 pub use stream::{Helm, UtpStream};
 pub use wire::Wire;

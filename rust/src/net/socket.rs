@@ -13,6 +13,7 @@ use tokio::net::UdpSocket;
 
 use super::locals::is_choosable;
 use super::refused::{self, Refusal};
+use super::uplink::prefer;
 use crate::addr::{mapped, unmapped};
 use crate::config::SocketConfig;
 use crate::error::{Error, Reason, Result, Stage};
@@ -114,6 +115,14 @@ impl Socket {
         self.hops(to, &socket, Some(hops.into()))?;
         let sent = self.send(to, source, contents, None, false);
         self.hops(to, &socket, Some(usual))?;
+        sent
+    }
+
+    /// Sends one datagram by this interface.
+    pub fn send_through(&self, to: SocketAddr, interface: u32, contents: &[u8]) -> io::Result<()> {
+        prefer(&self.io, Some(interface))?;
+        let sent = self.send(to, None, contents, None, false);
+        prefer(&self.io, None)?;
         sent
     }
 

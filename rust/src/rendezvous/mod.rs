@@ -270,6 +270,9 @@ impl Inner {
             }
             if news {
                 inner.look.notify_one();
+                if !inner.surroundings.elsewhere().is_empty() {
+                    inner.surroundings.ask.notify_one();
+                }
             }
         });
     }

@@ -102,6 +102,8 @@ impl Inner {
             let wanted = timeout(pause, self.surroundings.ask.notified()).await.is_ok();
             let answered = self.ask_outside().await;
             pause = match (answered, wanted) {
+                // nothing else keeps that mapping
+                (true, _) if self.surroundings.is_elsewhere() => KEEP_ELSEWHERE,
                 (true, _) => self.config.ask_every,
                 // somebody waits for it, or the network has just changed
                 (false, true) => ASK_AGAIN,
@@ -111,7 +113,7 @@ impl Inner {
     }
 
     /// One round of questions, from the node's own socket. True: somebody has answered.
-    async fn ask_outside(&self) -> bool {
+    async fn ask_outside(self: &Arc<Self>) -> bool {
         let mut asking = JoinSet::new();
         let nobody = Round { began: Instant::now(), servers: 0, answers: 0 };
         let (mut ipv4, mut ipv6) = (nobody, nobody);
@@ -121,6 +123,7 @@ impl Inner {
             let net = self.peers.net.clone();
             asking.spawn(async move { net.punch(vec![server], ASK_TIMEOUT).await });
         }
+        let elsewhere = self.ask_elsewhere();
         let deadline = Instant::now() + ASK_TIMEOUT;
         while let Ok(Some(answer)) = tokio::time::timeout_at(deadline, asking.join_next()).await {
             let Ok(Ok(info)) = answer else { continue };
@@ -130,8 +133,24 @@ impl Inner {
                 self.surroundings.observe(observed, info.address);
             }
         }
+        let _ = elsewhere.join_all().await;
         self.surroundings.asked(ipv4, ipv6);
         ipv4.answers + ipv6.answers > 0
+    }
+
+    /// The same by interfaces that the system takes towards peers and not towards the servers.
+    fn ask_elsewhere(self: &Arc<Self>) -> JoinSet<()> {
+        let mut asking = JoinSet::new();
+        for (exit, interface, server) in self.surroundings.elsewhere() {
+            let inner = self.clone();
+            asking.spawn(async move {
+                if let Some(seen) = inner.peers.net.ask_through(server, interface, ASK_TIMEOUT).await {
+                    tracing::debug!(%exit, %seen, by = %server, "own address by another way out");
+                    inner.surroundings.observe_elsewhere(exit, seen);
+                }
+            });
+        }
+        asking
     }
 
     /// A server that sees us says where.
@@ -153,5 +172,7 @@ const UNKNOWN_RTT: Duration = Duration::from_millis(300);
 const MARGIN: Duration = Duration::from_millis(30);
 /// Pings at 0, 33, 100, 233 ... 1067 ms: a server that has not answered then is down, or not reached.
 const ASK_TIMEOUT: Duration = Duration::from_millis(1_500);
+/// NATs are known that forget a mapping after 30 s.
+const KEEP_ELSEWHERE: Duration = Duration::from_secs(20);
 /// A network that is just coming up loses what is sent first.
 const ASK_AGAIN: Duration = Duration::from_millis(500);

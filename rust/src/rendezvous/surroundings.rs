@@ -1,7 +1,7 @@
 //! Where this node is, as far as it can find out: its interfaces, what servers and peers see of it, what its gateway opened, and
 //! what its NAT does.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -12,7 +12,8 @@ use super::observed::{Observed, OwnAddress, Round};
 use crate::addr::unmapped;
 use crate::config::{DiscoveryConfig, HostConfig};
 use crate::nat::{self, Interfaces, PortMapping, Watch};
-use crate::net::Net;
+use crate::net::uplink::interface_with;
+use crate::net::{usual_source, Net};
 use crate::path::{rank_candidates, sendable, Candidate, CandidateKind, Mapping, NatProfile, Ports, Whereabouts};
 
 /// What is known, and the tasks that find it out.
@@ -47,6 +48,8 @@ struct State {
     servers: Vec<SocketAddr>,
     /// Our own addresses as others saw them.
     observed: Observed,
+    /// The same by interfaces that the system sends to peers by and not to the servers: ours there, and what was seen.
+    elsewhere: Vec<(Ipv4Addr, SocketAddr)>,
     /// Nobody of the family answered when that was asked last: IPv4, IPv6.
     unheard: [bool; 2],
 }
@@ -56,7 +59,8 @@ impl Surroundings {
     pub fn start(net: &Net, port_mapping: bool, searches: bool, host: &HostConfig) -> Self {
         let (local, peers) = (net.local_address(), net.clone());
         let observed = Observed::new(Instant::now());
-        let state = Arc::new(Mutex::new(State { servers: Vec::new(), observed, unheard: [false; 2] }));
+        let state =
+            Arc::new(Mutex::new(State { servers: Vec::new(), observed, elsewhere: Vec::new(), unheard: [false; 2] }));
         let loopback = local.ip().is_loopback();
         let of_watch = state.clone();
         // the ways to those that this node has to do with
@@ -134,6 +138,32 @@ impl Surroundings {
         chosen
     }
 
+    /// Questions by interfaces that peers may be reached by, where the system takes others towards the servers: our address at the
+    /// interface, its number, and the server.
+    pub fn elsewhere(&self) -> Vec<(Ipv4Addr, u32, SocketAddr)> {
+        let servers: Vec<_> = self.observers().into_iter().filter(SocketAddr::is_ipv4).take(SAMPLED).collect();
+        let sources: Vec<_> = servers.iter().filter_map(|server| usual_source(*server)).collect();
+        let exits = self.watch.network().borrow().ways.other_exits(sources);
+        self.lock().elsewhere.retain(|(exit, _)| exits.contains(exit));
+        let numbered = exits.into_iter().filter_map(|exit| Some((exit, interface_with(exit.into())?)));
+        numbered.flat_map(|(exit, number)| servers.iter().map(move |server| (exit, number, *server))).collect()
+    }
+
+    /// A server saw us there by that interface.
+    pub fn observe_elsewhere(&self, exit: Ipv4Addr, address: SocketAddr) {
+        if sendable(address) && !address.ip().is_loopback() {
+            let mut state = self.lock();
+            state.elsewhere.retain(|(known, _)| *known != exit);
+            state.elsewhere.truncate(MAX_ELSEWHERE);
+            state.elsewhere.push((exit, address));
+        }
+    }
+
+    /// Whether peers see us elsewhere than the servers do.
+    pub fn is_elsewhere(&self) -> bool {
+        !self.lock().elsewhere.is_empty()
+    }
+
     /// Somebody saw us come from there. One who is elsewhere cannot have seen us on the loopback, and whoever believed that
     /// would try what peers say of it.
     pub fn observe(&self, address: SocketAddr, by: SocketAddr) {
@@ -207,7 +237,10 @@ impl Surroundings {
     pub async fn discover(&self) {
         let servers = self.lock().servers.clone();
         let (network, number) = (self.generation(), *self.generation().borrow());
-        let profile = nat::discover(&servers, DISCOVERY_DEADLINE, &self.discovery).await;
+        // where there are several, the NAT that peers see counts
+        let interface = self.elsewhere().first().map(|(_, number, _)| *number);
+        let config = DiscoveryConfig { interface, ..self.discovery.clone() };
+        let profile = nat::discover(&servers, DISCOVERY_DEADLINE, &config).await;
         tracing::debug!(%profile, servers = servers.len(), "NAT behaviour");
         // what was asked in another network says nothing of this one
         if *network.borrow() == number {
@@ -247,8 +280,10 @@ impl Surroundings {
     /// The port that the NAT gives now; not every server need be alive.
     async fn sample_port(&self) -> Option<u16> {
         let servers: Vec<_> = self.lock().servers.iter().copied().filter(SocketAddr::is_ipv4).take(SAMPLED).collect();
+        let interface = self.elsewhere().first().map(|(_, number, _)| *number);
+        let config = DiscoveryConfig { interface, ..self.discovery.clone() };
         for server in servers {
-            if let Ok(Some(port)) = timeout(SAMPLE_TIMEOUT, nat::sample_port(server, &self.discovery)).await {
+            if let Ok(Some(port)) = timeout(SAMPLE_TIMEOUT, nat::sample_port(server, &config)).await {
                 return Some(port);
             }
         }
@@ -258,7 +293,7 @@ impl Surroundings {
     /// The addresses at which this node may be reached, the best first.
     pub fn candidates(&self) -> Vec<Candidate> {
         let network = self.watch.network().borrow().clone();
-        let observed = self.lock().observed.addresses();
+        let observed = self.lock().seen();
         let port = self.local.port();
         let mut candidates = Vec::new();
         let host = |ip: IpAddr| Candidate { kind: CandidateKind::Host, address: SocketAddr::new(ip, port) };
@@ -303,10 +338,26 @@ impl Surroundings {
     }
 }
 
+impl State {
+    /// Where others saw us, or would: what peers are likely to see first.
+    fn seen(&self) -> Vec<SocketAddr> {
+        let mut seen: Vec<_> = self.elsewhere.iter().map(|(_, address)| *address).collect();
+        seen.extend(
+            self.observed
+                .addresses()
+                .into_iter()
+                .filter(|one| self.elsewhere.iter().all(|(_, known)| known.ip() != one.ip())),
+        );
+        seen
+    }
+}
+
 /// Each rendezvous node names a few; ten tell no more than four.
 const MAX_SERVERS: usize = 16;
 /// A round trip of a path over a satellite, and one repetition. What is not known then is guessed from the last time.
 const SAMPLE_TIMEOUT: Duration = Duration::from_millis(1_500);
+/// Of interfaces; one more takes the place of the oldest.
+const MAX_ELSEWHERE: usize = 3;
 /// Together less than a peer waits for an answer.
 const SAMPLED: usize = 2;
 /// Asked where they see us, of each family: one that is down, one behind another uplink, and one more.

@@ -10,7 +10,7 @@ from .system import LabError
 
 Mapping = Literal["endpoint-independent", "address-and-port-dependent"]
 Filtering = Literal["endpoint-independent", "address-dependent", "address-and-port-dependent"]
-Ports = Literal["preserved", "random", "sequential"]
+Ports = Literal["preserved", "random", "sequential", "parity"]
 Tcp = Literal["web", "dropped", "rejected"]
 Mapper = Literal["none", "pcp", "upnp", "both"]
 # what `masquerade` and a stateful firewall look like as long as nobody else behind them wants the same port
@@ -28,6 +28,9 @@ class Box:
     mapping: Mapping = _INDEPENDENT
     filtering: Filtering = _STRICT
     ports: Ports = "random"
+    """parity: in order too, an even port for an even one and an odd one for an odd one (RFC 4787 section 4.2.2)."""
+    block: int = 0
+    """Of random ports: so many are all that there are, as carriers give to a customer."""
     hairpin: bool = False
     timeout: int = 30
     """Seconds after which an unused UDP mapping goes: RFC 4787 asks for 120, many routers have 30."""

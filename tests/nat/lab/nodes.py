@@ -55,9 +55,15 @@ class Nat(Node):
             public = "198.51.100" if box.mapper == "none" else "11.0.0"
             self.address, self.address6 = f"{public}.{number}", f"2001:db8:6::{number:x}"
         else:
+            outer.carry()
             self.address, self.address6 = outer.take_address()[0], ""
         if box.ipv6 and outer is not None:
             raise LabError(f"{name}: IPv6 only behind a box that stands at the internet")
+
+    def carry(self) -> None:
+        """It has boxes inside: a carrier has the shared range there (RFC 6598)."""
+        if not self.inside and self.lan.subnet_of(ipaddress.IPv4Network("192.168.0.0/16")):
+            self.lan = ipaddress.IPv4Network(f"100.64.{self.lan.network_address.packed[2]}.0/24")
 
     @property
     def outermost(self) -> Nat:

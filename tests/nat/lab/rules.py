@@ -147,13 +147,33 @@ def _symmetric(box: Box, outside: str) -> str:
     if box.ports == "sequential":
         ports = ", ".join(f"{n} : {LOWEST + n}" for n in range(SEQUENTIAL))
         pick = f"snat ip to {outside} : numgen inc mod {SEQUENTIAL} map {{ {ports} }}"
+    elif box.ports == "parity":
+        return _parity(outside)
     else:
-        pick = f"snat ip to {outside}:{LOWEST}-{HIGHEST} fully-random"
+        highest = LOWEST + box.block - 1 if box.block else HIGHEST
+        pick = f"snat ip to {outside}:{LOWEST}-{highest} fully-random"
     return f"""
 table ip nat {{
   chain post {{
     type nat hook postrouting priority srcnat; policy accept
     oifname "wan0" meta l4proto udp {pick}
+    oifname "wan0" masquerade fully-random
+  }}
+}}"""
+
+
+def _parity(outside: str) -> str:
+    lines = []
+    for odd in (0, 1):
+        ports = ", ".join(f"{n} : {LOWEST + 2 * n + odd}" for n in range(SEQUENTIAL // 2))
+        pick = f"snat ip to {outside} : numgen inc mod {SEQUENTIAL // 2} map {{ {ports} }}"
+        lines.append(f'oifname "wan0" meta l4proto udp udp sport & 1 == {odd} {pick}')
+    return f"""
+table ip nat {{
+  chain post {{
+    type nat hook postrouting priority srcnat; policy accept
+    {lines[0]}
+    {lines[1]}
     oifname "wan0" masquerade fully-random
   }}
 }}"""

@@ -125,7 +125,7 @@ async fn a_socket_for_all_addresses_names_the_one_that_was_asked() {
     for ip in loopbacks() {
         let ip: IpAddr = ip.parse().unwrap();
         let asked = SocketAddr::new(ip, ports[0]);
-        let socket = bind(asked).unwrap();
+        let socket = bind(asked, &quick()).unwrap();
         let seen = ask_all(&socket, &[asked], Duration::from_secs(5), &quick(), |heard| heard[0].is_some()).await;
         let answer = seen[0].answer;
         assert_eq!(answer.observed, SocketAddr::new(ip, socket.local_addr().unwrap().port()));
@@ -137,7 +137,7 @@ async fn a_socket_for_all_addresses_names_the_one_that_was_asked() {
 
 #[tokio::test]
 async fn silence_is_blocked_udp() {
-    let deaf = bind(at("127.0.0.1:1")).unwrap();
+    let deaf = bind(at("127.0.0.1:1"), &quick()).unwrap();
     let address = SocketAddr::new("127.0.0.1".parse().unwrap(), deaf.local_addr().unwrap().port());
     let profile = discover(&[address], DEADLINE, &quick()).await;
     assert!(profile.udp_blocked);
@@ -148,7 +148,7 @@ async fn silence_is_blocked_udp() {
 
 #[tokio::test]
 async fn a_silent_server_holds_up_nobody() {
-    let deaf = bind(at("127.0.0.1:1")).unwrap();
+    let deaf = bind(at("127.0.0.1:1"), &quick()).unwrap();
     let deaf = SocketAddr::new("127.0.0.1".parse().unwrap(), deaf.local_addr().unwrap().port());
     let full = full_server("127.0.0.1", "127.0.0.2");
     let plain = server(&["127.0.0.1:0"]);
@@ -163,7 +163,7 @@ async fn a_silent_server_holds_up_nobody() {
 
 #[tokio::test]
 async fn ipv6_is_asked_when_ipv4_is_silent() {
-    let deaf = bind(at("127.0.0.1:1")).unwrap();
+    let deaf = bind(at("127.0.0.1:1"), &quick()).unwrap();
     if !has_ipv6() {
         return;
     }
@@ -179,9 +179,9 @@ async fn ipv6_is_asked_when_ipv4_is_silent() {
 #[tokio::test]
 async fn answers_of_strangers_are_no_answers() {
     // one who knows the transaction but is not the server
-    let server = bind(at("127.0.0.1:1")).unwrap();
+    let server = bind(at("127.0.0.1:1"), &quick()).unwrap();
     let address = SocketAddr::new("127.0.0.1".parse().unwrap(), server.local_addr().unwrap().port());
-    let stranger = bind(address).unwrap();
+    let stranger = bind(address, &quick()).unwrap();
     let lying = tokio::spawn(async move {
         let mut buffer = [0; BUFFER];
         let (length, from) = server.recv_from(&mut buffer).await.unwrap();
@@ -199,7 +199,7 @@ async fn answers_of_strangers_are_no_answers() {
 #[tokio::test]
 async fn plain_clients_get_a_plain_answer() {
     let server = server(&["127.0.0.1:0"]);
-    let socket = bind(server.addresses()[0]).unwrap();
+    let socket = bind(server.addresses()[0], &quick()).unwrap();
     let header = [&[0, 1, 0, 0, 0x21, 0x12, 0xa4, 0x42][..], b"transaction1"].concat();
     socket.send_to(b"no STUN at all", server.addresses()[0]).await.unwrap();
     socket.send_to(&header, server.addresses()[0]).await.unwrap();

@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 
+use super::super::outside::Question;
 use super::super::refused::Refusal;
 use super::super::socket::may_be_gone;
 use super::*;
@@ -60,6 +61,18 @@ impl Driver<'_> {
             }
         }
         Sent::Other
+    }
+
+    /// Sends what is asked by another interface than the system would take. What does not leave now is asked again.
+    pub(super) fn send_questions(&mut self, core: &mut Core) {
+        while let Some(Question { to, interface, transaction }) = core.questions.poll_transmit() {
+            self.out.clear();
+            stun::encode_ping(&mut self.out, transaction, None);
+            match self.sockets.main().send_through(to, interface, &self.out) {
+                Ok(()) => core.stats.datagrams_out += 1,
+                Err(error) => tracing::debug!(%to, interface, %error, "not asked"),
+            }
+        }
     }
 
     /// The same through a relay.
