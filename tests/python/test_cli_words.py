@@ -299,7 +299,10 @@ os.execv(sys.executable, [sys.executable, "-m", *sys.argv[1:]])
 class Terminal:
     """The command on a terminal of a given width."""
 
-    def __init__(self, *arguments: str, columns: int = 80, rows: int = 24, **environment: str) -> None:
+    def __init__(
+        self, *arguments: str, columns: int = 80, rows: int = 24, program: list[str] | None = None, **environment: str
+    ) -> None:
+        program = program or [sys.executable, "-m", "keynet", *arguments]
         self.child, self.master = pty.fork()
         if self.child == 0:
             variables = {**os.environ, "TERM": "xterm", **environment}
@@ -308,7 +311,7 @@ class Terminal:
             variables.update({name: value for name, value in environment.items() if value})
             fcntl.ioctl(0, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
             try:
-                os.execve(sys.executable, [sys.executable, "-m", "keynet", *arguments], variables)
+                os.execvpe(program[0], program, variables)
             finally:
                 os._exit(127)
         fcntl.ioctl(self.master, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
@@ -393,6 +396,35 @@ def test_watching_redraws_in_a_narrow_window_and_q_ends_it(tmp_path: pathlib.Pat
         assert termios.tcgetattr(objects.master)[3] & (termios.ICANON | termios.ECHO)
         os.kill(objects.child, signal.SIGINT)
         assert objects.end()[0] == 0
+    finally:
+        node.send_signal(signal.SIGINT)
+        node.communicate(timeout=60)
+        shutil.rmtree(runtime)
+
+
+def test_watching_in_the_background_draws_nothing_and_a_stop_restores_the_terminal(
+    tmp_path: pathlib.Path,
+) -> None:
+    runtime = tempfile.mkdtemp(prefix="kn-")
+    home = {"XDG_RUNTIME_DIR": runtime, "HOME": str(tmp_path)}
+    up = [sys.executable, "-m", "keynet", "up", "--identity", str(tmp_path / "n.pem"), "--listen", "127.0.0.1:0"]
+    node = subprocess.Popen([*up, "--json"], stdout=subprocess.PIPE, text=True, env={**os.environ, **home})
+    assert node.stdout is not None
+    try:
+        socket = json.loads(node.stdout.readline())["status_socket"]
+        watch = f"{sys.executable} -m keynet status --socket {socket} --watch --interval 0.1"
+        script = f"set -m; {watch} & sleep 2; echo TO FRONT; fg; echo STOPPED; fg; echo DONE $?"
+        terminal = Terminal(program=["bash", "-c", script], **home)
+        assert "\033[" not in terminal.until("TO FRONT").partition("TO FRONT")[0]
+        terminal.until("\033[H")
+        terminal.press("\x1a")
+        before, _, _ = terminal.until("STOPPED").partition("STOPPED")
+        assert before.count("\033[?1049h") == before.count("\033[?1049l") == 1
+        assert termios.tcgetattr(terminal.master)[3] & (termios.ICANON | termios.ECHO)
+        while "\033[H" not in terminal.shown.partition("STOPPED")[2]:
+            assert terminal._read(60), terminal.shown
+        terminal.press("q")
+        assert "DONE 0" in terminal.end()[1]
     finally:
         node.send_signal(signal.SIGINT)
         node.communicate(timeout=60)
