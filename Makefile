@@ -11,6 +11,8 @@ RUN := $(VENV)/bin/python -m
 export VIRTUAL_ENV := $(CURDIR)/$(VENV)
 export PYO3_PYTHON := $(CURDIR)/$(VENV)/bin/python
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# maturin asks pip for what is installed already, a line for each
+export PIP_QUIET := 1
 # nft, conntrack and miniupnpd are there for the tests; a user's PATH often ends before
 export PATH := $(PATH):/usr/local/sbin:/usr/sbin:/sbin
 unexport CONDA_PREFIX PYTHONHOME PIP_USER PIP_TARGET PIP_PREFIX

@@ -69,7 +69,7 @@ def _split(allow: Allow | None) -> tuple[object, AccessCallable | None]:
 class _Gatekeeper:
     """Threads that ask the user's function, off the data path.
 
-    An answer that is not truthy, an exception of any kind (logged) and silence for `allow_timeout` (kept by the core)
+    An answer that is not True (a generator is not, nor is "no"), an exception of any kind (both logged) and silence for `allow_timeout` (kept by the core)
     all deny. No exception ends a thread: `SystemExit` of a plug-in must not deny everybody who comes later.
     """
 
@@ -91,7 +91,7 @@ class _Gatekeeper:
                 if inspect.isawaitable(verdict):
                     self._answer_later(number, request, verdict)
                 else:
-                    self._requests.answer(number, bool(verdict))
+                    self._requests.answer(number, _is_yes(verdict))
             except BaseException as error:
                 self._failed(number, node_id, error)
 
@@ -104,7 +104,7 @@ class _Gatekeeper:
     def _answer_later(self, number: int, request: AccessRequest, verdict: Awaitable[bool]) -> None:
         async def judge() -> None:
             try:
-                allowed = bool(await verdict)
+                allowed = _is_yes(await verdict)
             except asyncio.CancelledError as error:
                 self._failed(number, request.node_id, error)
                 raise
@@ -124,6 +124,16 @@ class _Gatekeeper:
         except RuntimeError:  # closed in between
             judgement.close()
             raise
+
+
+def _is_yes(verdict: object) -> bool:
+    """True lets in; False and None do not. Anything else is a mistake, by which nobody gets in."""
+    if verdict is None:
+        return False
+    # numpy has a kind of its own
+    if isinstance(verdict, bool) or type(verdict).__name__ == "bool_":
+        return bool(verdict)
+    raise TypeError(f"allow= has to return True or False, not an object of type {type(verdict).__name__}")
 
 
 class _Complaints:

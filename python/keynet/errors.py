@@ -28,6 +28,7 @@ that too.
 
 from __future__ import annotations
 
+from ._keynet import without_keys
 from ._node import NodeId
 from ._reasons import Culprit, Reason, Stage
 from ._text import printable
@@ -87,6 +88,11 @@ _MAX_DETAIL = 2_100
 _MAX_MESSAGE = 4_096
 
 
+def _encodable(text: str) -> str:
+    """A name of a file that is not UTF-8 has surrogates in it, which the core does not take."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
 class KeynetError(Exception):
     """A failure with what one needs to act on it.
 
@@ -117,8 +123,9 @@ class KeynetError(Exception):
         if reason is None:
             # raised by Python with a plain text
             reason, detail = _default_reason(type(self)), detail or message
-        # both may quote what others say: a name of a file, a peer's refusal
-        detail, message = printable(detail, _MAX_DETAIL), printable(message, _MAX_MESSAGE)
+        # both may quote what others say (a peer's refusal), and keys in the place of names of files
+        detail = printable(without_keys(_encodable(detail)), _MAX_DETAIL)
+        message = printable(without_keys(_encodable(message)), _MAX_MESSAGE)
         super().__init__(message or _sentence(reason, stage, node_id, address, detail))
         self.reason, self.stage, self.node_id, self.address, self.detail = (
             reason,

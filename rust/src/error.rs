@@ -293,9 +293,9 @@ pub struct Error {
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 impl Error {
-    /// `detail` may quote what came from outside: it is made printable, and cut.
+    /// `detail` may quote what came from outside: keys are taken out, the rest is made printable, and cut.
     pub fn new(reason: Reason, stage: Stage, detail: impl Into<String>) -> Self {
-        Self { reason, stage, node: None, address: None, detail: printable(detail.into(), MAX_DETAIL) }
+        Self { reason, stage, node: None, address: None, detail: printable(without_keys(detail.into()), MAX_DETAIL) }
     }
 
     /// Names the peer, unless it is named already.
@@ -358,6 +358,78 @@ fn is_plain(c: char) -> bool {
     matches!(c, ' '..='~') || (c > '~' && c.escape_debug().len() == 1)
 }
 
+/// The text without what looks like the body of a private key or a certificate: a PEM block, or a long run of base64. Whoever
+/// gives a key where the name of a file is wanted does not find it in the message.
+pub fn without_keys(text: String) -> String {
+    let mut hidden: Vec<(usize, usize)> = Vec::new();
+    let mut runs = text.as_bytes().iter().enumerate().filter(|(_, byte)| !is_base64(**byte)).map(|(at, _)| at);
+    let mut from = 0;
+    let mut goes_on = false;
+    loop {
+        let to = runs.next().unwrap_or(text.len());
+        let run = &text[from..to];
+        // the last line of a body is short
+        if looks_like_a_key(run) || (goes_on && run.len() > 1 && is_mixed(run)) {
+            hidden.push((from, to));
+            goes_on = true;
+        } else if from < to {
+            // "\n" in letters, as from a shell or YAML, is a break of lines as well
+            goes_on &= run == "n" || run == "r";
+        }
+        if to == text.len() {
+            break;
+        }
+        goes_on &= text.as_bytes()[to].is_ascii_whitespace() || text.as_bytes()[to] == b'\\';
+        from = to + 1;
+    }
+    if let (Some(first), Some(last)) = (text.find(DASHES), text.rfind(DASHES)) {
+        // what stands directly before and behind them belongs to a body that was cut
+        let body = |c: char| c.is_ascii() && is_base64(c as u8);
+        let before = without_breaks(&text[..first], |text| text.strip_suffix("\\n").or(text.strip_suffix("\\r")));
+        let start = before.trim_end().trim_end_matches(body).len();
+        let end = text.len() - text[last..].trim_start_matches('-').len();
+        let behind = without_breaks(&text[end..], |text| text.strip_prefix("\\n").or(text.strip_prefix("\\r")));
+        let behind = behind.trim_start();
+        let word = &behind[..behind.len() - behind.trim_start_matches(body).len()];
+        let is_word = word.bytes().all(|byte| byte.is_ascii_lowercase());
+        hidden.push((start, if is_word { end } else { text.len() - behind.len() + word.len() }));
+    }
+    let (Some(start), Some(end)) = (hidden.iter().map(|part| part.0).min(), hidden.iter().map(|part| part.1).max())
+    else {
+        return text;
+    };
+    format!("{}(a key or certificate, not shown){}", &text[..start], &text[end..])
+}
+
+/// A break of lines as a shell or YAML may leave it: in letters.
+fn without_breaks(mut text: &str, strip: impl Fn(&str) -> Option<&str>) -> &str {
+    while let Some(rest) = strip(text) {
+        text = rest;
+    }
+    text
+}
+
+fn is_base64(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || matches!(byte, b'+' | b'/' | b'=')
+}
+
+/// Names of files and nodes are of one case, or short, or have other characters in between.
+fn looks_like_a_key(run: &str) -> bool {
+    run.len() >= KEY_RUN && run.split('/').any(|part| part.len() >= KEY_PART && is_mixed(part))
+}
+
+fn is_mixed(run: &str) -> bool {
+    let has = |class: fn(&u8) -> bool| run.as_bytes().iter().any(class);
+    has(u8::is_ascii_uppercase) && has(u8::is_ascii_lowercase) && (run.len() < KEY_PART || has(u8::is_ascii_digit))
+}
+
+/// Before and behind the label of a PEM block (RFC 7468), which has five.
+const DASHES: &str = "----";
+/// Characters of 256 bits in base64 are 43.
+const KEY_RUN: usize = 40;
+/// A body of 64 random characters has a slash in it more often than not, and nearly always so many without one.
+const KEY_PART: usize = 16;
+
 /// Bytes of a text from outside that are shown: some lines of a terminal.
 pub const MAX_OUTSIDE: usize = 256;
 /// Bytes of an error's detail: 32 addresses that were tried fit, and what a peer says of its refusal (512).
@@ -390,6 +462,41 @@ mod tests {
         assert!(error.detail.starts_with(r"a\r\nb\u{1b}[2J\u{9b}2J\u{7}\u{202e}gpj"), "{}", error.detail);
         assert!(error.detail.ends_with("\"é\" 世"), "what prints stays: {}", error.detail);
         assert_eq!(printable(error.detail.clone(), MAX_DETAIL), error.detail, "twice is once");
+    }
+
+    #[test]
+    fn a_key_in_place_of_a_name_is_not_shown() {
+        let body = "MC4CAQAwBQYDK2VwBCIEIHSS3X/jeEsZIJahAEK5lYdMLB7MFbDcRnOutFvZHg0W";
+        let pem = format!("-----BEGIN PRIVATE KEY-----\n{body}\n-----END PRIVATE KEY-----\n");
+        let rsa = format!("{body}\n{body}\nHSS3X/jeEsZ==");
+        let pieces: Vec<&str> = (0..body.len() - 7).map(|at| &body[at..at + 8]).collect();
+        let mut given = vec![body.to_owned(), rsa.clone(), rsa.replace('\n', "\\n"), rsa.replace('\n', " ")];
+        for text in [&pem, &pem.replace('\n', "\\n"), &pem.replace('\n', " "), &pem.replace("-----", "----")] {
+            given.extend((0..text.len()).flat_map(|at| [text[at..].to_owned(), text[..at].to_owned()]));
+        }
+        for text in given {
+            let shown =
+                Error::new(Reason::IdentityInvalid, Stage::Setup, format!("{text} cannot be read: No such file"));
+            assert!(shown.detail.ends_with(" cannot be read: No such file"), "{}", shown.detail);
+            // a part without any mark of its kind is a name like others
+            if text.contains("----") || text.len() >= KEY_RUN {
+                assert!(!pieces.iter().any(|piece| shown.detail.contains(piece)), "{text:?}: {}", shown.detail);
+            }
+        }
+    }
+
+    #[test]
+    fn names_are_shown() {
+        let node = NodeId::from_public_key([7; 32]).to_string();
+        for name in [
+            "/home/Alice/Documents/Projects/2026/Keynet/Identities/node.pem",
+            "/nix/store/0c5b5nfq8fxq6yd3k4vvnvjgd9p0bplm-python3-3.11.7/lib",
+            "/var/lib/kubelet/pods/5b0f6a2e-3e1c-4a53-9d7e-1f0c2b3a4d5e/volumes/secret",
+            "Users/Alice/Documents/Projects/Work/Network/Identities",
+            &node,
+        ] {
+            assert_eq!(without_keys(name.to_owned()), name);
+        }
     }
 
     #[test]

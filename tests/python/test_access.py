@@ -101,7 +101,33 @@ def says_nothing(request: keynet.AccessRequest) -> Any:
     return None
 
 
-@pytest.mark.parametrize("allow", [raises, says_nothing])
+def yields(request: keynet.AccessRequest) -> Any:
+    yield True
+
+
+async def yields_later(request: keynet.AccessRequest) -> Any:
+    yield True
+
+
+def quibbles(verdict: Any) -> Any:
+    return lambda request: verdict
+
+
+class Undecided:
+    def __bool__(self) -> bool:
+        raise SystemExit("a bug in a plug-in")
+
+
+@pytest.mark.parametrize(
+    "allow",
+    [
+        raises,
+        says_nothing,
+        yields,
+        yields_later,
+        *map(quibbles, ("no", "false", 1, [False], object(), bool, NotImplemented, Undecided())),
+    ],
+)
 def test_anything_but_yes_denies(
     alice: keynet.Identity, bob: keynet.Identity, allow: Any, caplog: pytest.LogCaptureFixture
 ) -> None:

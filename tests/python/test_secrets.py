@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import os
@@ -16,6 +17,7 @@ import pytest
 
 import keynet
 import keynet.relay
+from keynet.cli import main
 from keynet.rendezvous import Relay, Server
 
 PIECE = 8
@@ -70,6 +72,12 @@ def everything(password: str, key: str, pem: str, random: random.Random) -> Iter
     tls = mangled(random, f"turns:alice:{password}@relay.example.org?key=x")
     url = mangled(random, f"tls://alice:{password}@nats.example.org:4222")
     yield lambda: repr(keynet.Identity.from_pem(mangled(random, pem))), key
+    # a key in the place of the name of a file
+    for text in (pem, pem.replace("\n", "\\n"), pem.replace("\n", " "), key, mangled(random, pem)):
+        if len(text) > 40:
+            yield lambda text=text: repr(keynet.Identity.load(text)), key
+            yield lambda text=text: repr(keynet.Identity.load_or_create(f"nowhere/{text}")), key
+            yield lambda text=text: asyncio.run(relay((text, text))), key
     for given in (uri, tls, url):
         yield proxy(relays=[given]), password
         yield proxy(rendezvous=[given]), password
@@ -87,6 +95,12 @@ def everything(password: str, key: str, pem: str, random: random.Random) -> Iter
     yield lambda: keynet.NodeId(mangled(random, pem)), key
     yield lambda: repr(Server(identity, nats=url)), password
     yield lambda: repr(Relay(["turn:relay"], password)), password
+
+
+async def relay(certificate: tuple[str, str]) -> None:
+    options = {"listen": "127.0.0.1:0", "tls": ["127.0.0.1:0"], "users": {"a": "b"}}
+    async with keynet.relay.RelayServer(certificate=certificate, **options):  # type: ignore[arg-type]
+        pass
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -160,6 +174,39 @@ def test_no_complaint_of_the_command_shows_a_password(
         assert "Traceback" not in done.stderr
         if more:
             assert json.loads(done.stdout)["error"]["reason"] == "invalid_argument"
+
+
+FILES = (
+    "id",
+    "id --show",
+    "up --identity",
+    "up --config",
+    "status --identity",
+    "status --socket",
+    "relay --secret-file",
+    "relay --user a=b --tls 127.0.0.1:0 --identity",
+)
+
+
+@pytest.mark.parametrize("arguments", FILES)
+@pytest.mark.parametrize("form", ["as it is", "one line", "escaped", "body"])
+def test_a_key_in_the_place_of_the_name_of_its_file_is_not_shown(
+    arguments: str,
+    form: str,
+    tmp_path: pathlib.Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pem = keynet.Identity.generate().to_pem()
+    key = pem.split("-----")[2].strip()
+    forms = {"one line": pem.replace("\n", " "), "escaped": pem.replace("\n", "\\n"), "body": f"x/{key}"}
+    monkeypatch.chdir(tmp_path)
+    for more in ([], ["--json"]):
+        assert main([*arguments.split(), forms.get(form, pem), *more]) in (1, 2, 3)
+    said = capsys.readouterr()
+    assert "cannot be" in said.err or "No such" in said.err or "too long" in said.err
+    assert not shows(said.out + said.err, key)
+    assert "Traceback" not in said.err
 
 
 async def test_a_status_names_relays_without_their_passwords() -> None:

@@ -86,7 +86,9 @@ fn addressed(authority: &str, rest: &str) -> Result<Target> {
 
 /// Whether `text` is `host:port` or `[v6]:port` with a port other than 0; the error says what is wrong with it.
 pub fn check_address(text: &str) -> Result<(), String> {
-    let (host, port) = text.rsplit_once(':').ok_or_else(|| format!("'{}' has no port", excerpt(text)))?;
+    // the last colon of [::1] is none before a port
+    let parts = text.rsplit_once(':').filter(|(_, port)| !port.ends_with(']'));
+    let (host, port) = parts.ok_or_else(|| format!("'{}' has no port", excerpt(text)))?;
     let good = match host.strip_prefix('[') {
         Some(v6) => match v6.strip_suffix(']').map(|v6| (v6, split_zone(v6))) {
             Some((text, (v6, zone))) => {

@@ -44,7 +44,7 @@ mod _keynet {
     #[pymodule_export]
     use super::{
         check_http_proxy, drain_timeout, excerpt, node_id_from_key, node_id_key, parse_node_id, reasons, shutdown,
-        stages,
+        stages, without_keys,
     };
 
     /// Whether the core was built with optimisation; benchmarks refuse a debug one.
@@ -95,6 +95,12 @@ fn node_id_key(py: Python<'_>, text: &str) -> PyResult<[u8; 32]> {
 #[pyfunction]
 fn excerpt(text: &str) -> String {
     crate::http_connect::excerpt(text)
+}
+
+/// A text without private keys and certificates.
+#[pyfunction]
+fn without_keys(text: &str) -> String {
+    crate::error::without_keys(text.to_owned())
 }
 
 /// Seconds that open connections have at the end, unless the limits say otherwise.
