@@ -69,8 +69,9 @@ def _split(allow: Allow | None) -> tuple[object, AccessCallable | None]:
 class _Gatekeeper:
     """Threads that ask the user's function, off the data path.
 
-    An answer that is not True (a generator is not, nor is "no"), an exception of any kind (both logged) and silence for `allow_timeout` (kept by the core)
-    all deny. No exception ends a thread: `SystemExit` of a plug-in must not deny everybody who comes later.
+    An answer that is not True (a generator is not, nor is "no"; logged), an exception of any kind (logged) and silence
+    for `allow_timeout` (kept by the core) all deny. No exception ends a thread: `SystemExit` of a plug-in must not deny
+    everybody who comes later.
     """
 
     def __init__(

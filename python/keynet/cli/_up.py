@@ -102,6 +102,17 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
         "that by itself",
     )
     add_finding(parser)
+    _add_metrics(parser)
+    parser.add_argument(
+        "--patience",
+        metavar="SECONDS",
+        type=duration,
+        help="seconds of silence of a peer that connections outlive (default 75)",
+    )
+    parser.set_defaults(run=run)
+
+
+def _add_metrics(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--metrics", metavar="ADDRESS", help=f"answer Prometheus at this TCP address ({install('metrics')})"
     )
@@ -112,13 +123,6 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
         default=[],
         help="a name by which Prometheus asks, beside addresses and the name of this machine; repeatable, * for any",
     )
-    parser.add_argument(
-        "--patience",
-        metavar="SECONDS",
-        type=duration,
-        help="seconds of silence of a peer that connections outlive (default 75)",
-    )
-    parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace, out: Output) -> int:
