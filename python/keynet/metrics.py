@@ -8,6 +8,8 @@ dashboard of them.
 
 from __future__ import annotations
 
+import ipaddress
+import re
 import socket
 import socketserver
 import threading
@@ -121,15 +123,13 @@ def serve(listen: str, *collectors: Collector, hosts: Sequence[str] = ()) -> Met
     what asks for it by a name that is neither `localhost` nor that of the machine nor among `hosts`, or says that it
     comes from another site. `hosts=["*"]` answers everybody.
     """
-    host, _, port = listen.rpartition(":")
-    if not host or not port.isdecimal() or int(port) > 65_535:
-        raise _malformed(listen)
+    host, port = _host_and_port(listen)
     registry = prometheus_client.CollectorRegistry()
     for collector in collectors:
         registry.register(collector)
     app = _guarded(prometheus_client.make_wsgi_app(registry), hosts)
     try:
-        server = _listening(host.strip("[]"), int(port), app)
+        server = _listening(host, port, app)
     except UnicodeError:
         # what cannot be a name: an empty label, or one of more than 63 characters
         raise _malformed(listen) from None
@@ -140,6 +140,24 @@ def serve(listen: str, *collectors: Collector, hosts: Sequence[str] = ()) -> Met
     thread = threading.Thread(target=server.serve_forever, name="keynet-metrics", daemon=True)
     thread.start()
     return MetricsServer(server, thread)
+
+
+def _host_and_port(listen: str) -> tuple[str, int]:
+    host, _, port = listen.rpartition(":")
+    if not (port.isascii() and port.isdecimal() and int(port) <= 65_535):
+        raise _malformed(listen)
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+        try:
+            ip = ipaddress.IPv6Address(host)
+        except ValueError:
+            raise _malformed(listen) from None
+        if ip.is_link_local and ip.scope_id is None:
+            detail = f'metrics: {ip} is link-local: say by which interface, "[{ip}%eth0]:{port}"'
+            raise InvalidArgument(reason=Reason.INVALID_ARGUMENT, stage=Stage.SETUP, detail=detail)
+    elif not re.fullmatch(r"[\w.-]+", host):
+        raise _malformed(listen)
+    return host, int(port)
 
 
 def _malformed(listen: str) -> InvalidArgument:

@@ -25,7 +25,7 @@ import pytest
 from test_secrets import command
 
 import keynet
-from keynet.cli import ExitCode, _completion, parser
+from keynet.cli import ExitCode, _completion, main, parser
 from keynet.cli._output import Output
 from keynet.cli._run import Refusals, _line, say_waiting
 from keynet.cli._watch import drawn
@@ -127,6 +127,20 @@ def test_a_complaint_speaks_of_flags(arguments: list[str], said: str, tmp_path: 
     assert (done.returncode, done.stdout) == (ExitCode.USAGE, "")
     assert said in done.stderr
     assert not re.search(r"\b(services|allow|relays|users|secret|introduction_peers)=", done.stderr)
+
+
+@pytest.mark.parametrize(
+    "value", ["", " ", "[::1", "[::1:80", "*:80", "::1:80", "127.0.0.1:\uff18", "host:80:80", "a b:1"]
+)
+@pytest.mark.parametrize("flag", ["--listen", "--forward", "--metrics", "--rendezvous", "--stun", "--peer", "--relay"])
+def test_what_is_no_address_is_refused(
+    flag: str, value: str, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """None is passed over, and none is taken for something else."""
+    given = f"{NODE}{'=' if flag == '--peer' else '@'}{value}" if flag in ("--rendezvous", "--peer") else value
+    code = main(["up", "--identity", str(tmp_path / "n.pem"), "--no-port-mapping", flag, given])
+    assert code == ExitCode.USAGE
+    assert "keynet: invalid argument: " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("text", ["nonsense", "http://", "http://a b:1", "http://proxy:port"])

@@ -223,7 +223,7 @@ def node_id(text: str) -> NodeId:
 
 def port(text: str) -> int:
     """A service port."""
-    if text.isdecimal() and 0 < int(text) < 65536:
+    if text.isascii() and text.isdecimal() and 0 < int(text) < 65536:
         return int(text)
     raise argparse.ArgumentTypeError(f"'{_keynet.excerpt(text)}' is not a port between 1 and 65535")
 
@@ -249,7 +249,7 @@ def duration(text: str) -> float:
 
 def count(text: str) -> int:
     """A whole number above 0."""
-    if text.isdecimal() and 0 < int(text) < 2**53:
+    if text.isascii() and text.isdecimal() and 0 < int(text) < 2**53:
         return int(text)
     raise argparse.ArgumentTypeError(f"'{_keynet.excerpt(text)}' is not a whole number above 0")
 

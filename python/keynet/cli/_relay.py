@@ -213,6 +213,6 @@ def _limits(options: argparse.Namespace) -> RelayLimits:
 
 def _ports(text: str) -> tuple[int, int]:
     first, dash, last = text.partition("-")
-    if dash and first.isdecimal() and last.isdecimal() and 0 < int(first) <= int(last) < 65536:
+    if dash and text.isascii() and first.isdecimal() and last.isdecimal() and 0 < int(first) <= int(last) < 65536:
         return int(first), int(last)
     raise argparse.ArgumentTypeError(f"'{_keynet.excerpt(text)}' is not of the form FIRST-LAST, like 49152-65535")

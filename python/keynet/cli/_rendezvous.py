@@ -133,7 +133,7 @@ def run(options: argparse.Namespace, out: Output) -> int:
             public_stun=options.public_stun,
             relays=relays,
             relay=relay,
-            nats=options.nats or os.environ.get("KEYNET_NATS"),
+            nats=(os.environ.get("KEYNET_NATS") or None) if options.nats is None else options.nats,
             settings=settings,
         )
         async with server:
@@ -169,7 +169,7 @@ def _turn(text: str, secret: str) -> TurnRelay:
 
 
 def _weight(text: str) -> int:
-    if text.isdecimal() and len(text) < 6:
+    if text.isascii() and text.isdecimal() and len(text) < 6:
         return int(text)
     raise argparse.ArgumentTypeError(f"'{_keynet.excerpt(text)}' is not a whole number")
 

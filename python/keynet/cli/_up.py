@@ -230,7 +230,9 @@ def _settings(options: argparse.Namespace) -> dict[str, Any]:
         # relative to the file that names it
         settings["identity"] = options.config.parent / str(table["identity"])
     for name in ("listen", "forward", "controller", "limits"):
-        value = getattr(options, name, None) or table.get(name)
+        value = getattr(options, name, None)
+        if value is None:
+            value = table.get(name)
         if value is not None:
             settings[name] = value
     patience = options.patience if options.patience is not None else table.get("patience")
@@ -242,7 +244,7 @@ def _settings(options: argparse.Namespace) -> dict[str, Any]:
     settings.update(finding(options, table))
     if "search_ports" in table:
         settings["search_ports"] = table["search_ports"]
-    settings["metrics"] = options.metrics or table.get("metrics")
+    settings["metrics"] = table.get("metrics") if options.metrics is None else options.metrics
     settings["metrics_hosts"] = [*table.get("metrics_hosts", []), *options.metrics_host]
     settings["allow"] = [*table.get("allow", []), *options.allow]
     if services and not settings["allow"]:
