@@ -409,8 +409,9 @@ fn without_breaks(mut text: &str, strip: impl Fn(&str) -> Option<&str>) -> &str 
     text
 }
 
+/// Without the padding, which stands between names and values as well.
 fn is_base64(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || matches!(byte, b'+' | b'/' | b'=')
+    byte.is_ascii_alphanumeric() || matches!(byte, b'+' | b'/')
 }
 
 /// Names of files and nodes are of one case, or short, or have other characters in between.
@@ -494,6 +495,7 @@ mod tests {
             "/var/lib/kubelet/pods/5b0f6a2e-3e1c-4a53-9d7e-1f0c2b3a4d5e/volumes/secret",
             "Users/Alice/Documents/Projects/Work/Network/Identities",
             &node,
+            &format!("{node}=HOST:PORT or {node}@Rendezvous1.example.org:7348"),
         ] {
             assert_eq!(without_keys(name.to_owned()), name);
         }
