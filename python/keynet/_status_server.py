@@ -194,7 +194,7 @@ class StatusClient:
             raise _nobody(f"the node at {self._path} has gone or hangs: {error.strerror or error}") from None
         if not line.endswith(b"\n"):
             raise _nobody(f"the node at {self._path} has gone")
-        answer: dict[str, Any] = self._read(json.loads, line, None)
+        answer: dict[str, Any] = self._read(_object, line, None)
         if (failure := answer.get("error")) is not None:
             raise self._read(_error, failure, None)
         return answer
@@ -202,9 +202,16 @@ class StatusClient:
     def _read(self, convert: Any, raw: Any, key: str | None) -> Any:
         try:
             return convert(raw if key is None else raw[key])
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             detail = f"what {self._path} answers is not understood ({error!r}): is the node of another version?"
             raise InternalError(reason=Reason.INTERNAL, stage=Stage.SETUP, detail=detail) from None
+
+
+def _object(line: bytes) -> dict[str, Any]:
+    answer = json.loads(line)
+    if not isinstance(answer, dict):
+        raise TypeError(f"{type(answer).__name__} in place of an object")
+    return answer
 
 
 def _error(raw: dict[str, Any]) -> KeynetError:

@@ -126,6 +126,7 @@ class KeynetError(Exception):
         # both may quote what others say (a peer's refusal), and keys in the place of names of files
         detail = printable(without_keys(_encodable(detail)), _MAX_DETAIL)
         message = printable(without_keys(_encodable(message)), _MAX_MESSAGE)
+        address = None if address is None else printable(address)
         super().__init__(message or _sentence(reason, stage, node_id, address, detail))
         self.reason, self.stage, self.node_id, self.address, self.detail = (
             reason,

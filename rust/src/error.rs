@@ -367,7 +367,8 @@ pub fn without_keys(text: String) -> String {
     let mut goes_on = false;
     loop {
         let to = runs.next().unwrap_or(text.len());
-        let run = &text[from..to];
+        // between the bytes of one character there is no run
+        let run = text.get(from..to).unwrap_or_default();
         // the last line of a body is short
         if looks_like_a_key(run) || (goes_on && run.len() > 1 && is_mixed(run)) {
             hidden.push((from, to));
@@ -482,6 +483,23 @@ mod tests {
             // a part without any mark of its kind is a name like others
             if text.contains("----") || text.len() >= KEY_RUN {
                 assert!(!pieces.iter().any(|piece| shown.detail.contains(piece)), "{text:?}: {}", shown.detail);
+            }
+        }
+    }
+
+    #[test]
+    fn keys_are_looked_for_in_texts_of_every_kind() {
+        let body = "MC4CAQAwBQYDK2VwBCIEIHSS3X/jeEsZIJahAEK5lYdMLB7MFbDcRnOutFvZHg0W";
+        for odd in ["é", "\u{9b}", "世", "\u{202e}", "😀", "-", "----", "\\", "\n", " ", "=", "", "MC4"] {
+            for text in
+                [odd.to_owned(), format!("{odd}{odd}"), format!("a{odd}----{odd}b"), format!("----{odd}----{odd}é")]
+            {
+                let _ = without_keys(text.clone());
+                for mixed in
+                    [format!("{text}{body}"), format!("{body}{text}"), format!("{text}{body}{text}{body}{text}")]
+                {
+                    assert!(!without_keys(mixed.clone()).contains(&body[8..]), "{mixed}");
+                }
             }
         }
     }

@@ -12,6 +12,7 @@ import stat
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -21,7 +22,7 @@ import keynet
 from keynet import _status_server
 from keynet._status import _explanation, _status
 from keynet._status_server import StatusClient, running_sockets, sweep
-from keynet.cli import ExitCode
+from keynet.cli import ExitCode, main
 from keynet.cli._status import Rate, compare, table
 from keynet.demo.run import Process
 from keynet.errors import _from_core
@@ -409,3 +410,46 @@ async def test_status_and_explain_of_two_nodes(alice: keynet.Identity, bob: keyn
         assert explanation.known_addresses == (server.proxy_address,)
         assert f"is reached at {server.proxy_address}" in explanation.text
         assert "the only one that answered" in explanation.text
+
+
+HOSTILE = "\r\nINJECTED\x1b[2J\x9b31m\u202egpj" + "x" * 5000
+FAILURE = {"reason": "internal", "stage": "setup", "node_id": None, "address": HOSTILE, "detail": HOSTILE}
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"[]",
+        b"null",
+        b'"text"',
+        b"[" * 100_000,
+        json.dumps({"error": {**FAILURE, "message": HOSTILE}}).encode(),
+        json.dumps({"error": {**FAILURE, "reason": HOSTILE, "message": ""}}).encode(),
+        json.dumps({"error": HOSTILE}).encode(),
+        json.dumps({"status": {HOSTILE: HOSTILE}}).encode(),
+        json.dumps({"status": HOSTILE, "explanation": HOSTILE}).encode(),
+    ],
+    ids=lambda answer: answer[:12].decode(),
+)
+@pytest.mark.parametrize("more", [[], [PEER]], ids=["status", "explain"])
+def test_whatever_a_socket_answers_is_a_failure_in_words(
+    answer: bytes, more: list[str], tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "s"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(os.path.relpath(path))
+        listener.listen()
+
+        def serve() -> None:
+            reader, _ = listener.accept()
+            with reader, reader.makefile("rwb") as file:
+                file.readline()
+                file.write(answer + b"\n")
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        assert main(["status", "--socket", os.path.relpath(path), *more]) == ExitCode.INTERNAL
+        thread.join()
+    said = capsys.readouterr().err
+    assert all(line.isprintable() and not line.startswith("INJECTED") for line in said.split("\n")), ascii(said[:500])
+    assert "the log says where" not in said
