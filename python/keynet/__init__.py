@@ -37,6 +37,7 @@ from ._keynet import __version__
 from ._node import NodeId
 from ._proxy import BaseProxy, EventStream, Forward, Proxy
 from ._reasons import Culprit, Reason, Stage
+from ._service import Service
 from ._status import (
     Answer,
     Candidate,
@@ -131,6 +132,7 @@ __all__ = [
     "Limits",
     "NodeId",
     "Proxy",
+    "Service",
     "sync",
     # what it tells
     "Answer",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import threading
 import types
 import urllib.parse
@@ -13,7 +12,7 @@ import weakref
 from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
-from . import _keynet
+from . import _keynet, _service
 from ._access import AccessCallable, Allow, _Gatekeeper, _split
 from ._channels import Drains
 from ._events import Event, _event
@@ -23,6 +22,7 @@ from ._lock import IdentityLock
 from ._node import NodeId
 from ._repr import shown
 from ._runtime import call
+from ._service import Service
 from ._status import PathExplanation, Status, _explanation, _status
 from .errors import ForkedError, InvalidArgument, KeynetError, ProxyClosedError
 
@@ -43,7 +43,7 @@ class BaseProxy:
         self,
         identity: Identity,
         *,
-        services: Mapping[int, str] | None = None,
+        services: Mapping[int, str | Service] | None = None,
         allow: Allow | None = None,
         allow_timeout: float = 5.0,
         listen: str = "[::]:0",
@@ -62,7 +62,8 @@ class BaseProxy:
     ) -> None:
         """Describes a proxy; it runs from `start` (or entering its context) until `close`.
 
-        - `services`: what peers may reach: service port -> "host:port" or "unix:/path". Needs `allow`.
+        - `services`: what peers may reach: service port -> "host:port" or "unix:/path", or a `keynet.Service` with a
+          `patience` of its own. Needs `allow`.
         - `allow`: who may: node ids, `keynet.ANYONE`, or a function `AccessRequest -> bool`, plain or async. It is
           asked off the data path; an exception, or no answer in `allow_timeout` seconds, denies.
         - `listen`: the UDP socket "address:port". "[::]:0" is IPv4 and IPv6 on a free port; nodes that are dialled need
@@ -84,8 +85,9 @@ class BaseProxy:
         - `direct_only`: use no relay, of neither side: True, or the node ids for which that holds.
         - `patience`: how many seconds of silence of a peer a connection outlives: an outage, or a laptop's lid. 75
           unless given; 300 is fine too. The more patient of the two nodes counts, up to 300 s that the other asks for;
-          0: not at all. Meanwhile reads wait, and so do writes when the buffers are full. That the peer is silent,
-          `PeerLost` says after ten seconds all the same.
+          0: not at all. A `Service` may have its own, and so may a CONNECT (`Keynet-Patience: SECONDS`). Meanwhile
+          reads wait, and so do writes when the buffers are full. That the peer is silent, `PeerLost` says after ten
+          seconds all the same.
         - `limits`: see `keynet.Limits`.
 
         Raises `InvalidArgument` for what is out of range; some of it only on start.
@@ -95,7 +97,7 @@ class BaseProxy:
         self._identity = identity
         core_allow, self._ask = _split(allow)
         self._settings: dict[str, Any] = {
-            "services": {int(port): os.fspath(backend) for port, backend in (services or {}).items()},
+            "services": {int(port): _service.text(service) for port, service in (services or {}).items()},
             "allow": core_allow,
             "allow_timeout": float(allow_timeout),
             "listen": listen,
@@ -193,9 +195,9 @@ class BaseProxy:
         self._identity = identity
         self._node_id = identity.node_id
 
-    def set_service(self, port: int, backend: str | None) -> None:
+    def set_service(self, port: int, backend: str | Service | None) -> None:
         """Offers a service at this port, in place of an earlier one; None takes it away. What stands goes on."""
-        self._running.set_service(port, None if backend is None else os.fspath(backend))
+        self._running.set_service(port, None if backend is None else _service.text(backend))
 
     def set_allow(self, allow: Allow, *, cut: bool = True) -> None:
         """Replaces the access list.

@@ -213,7 +213,7 @@ fn services_that_are_absent_or_refuse_are_told_apart() {
         far.set_service(SERVICE, None);
         assert_eq!(refused(&near, &far.node_id(), Reason::ServiceNotFound).await.status, 404);
         let service = echo(family).await;
-        far.set_service(SERVICE, Some(keynet::proxy::Backend::Tcp(service.address.to_string())));
+        far.set_service(SERVICE, Some(keynet::proxy::Backend::Tcp(service.address.to_string()).into()));
         drop(tunnel(&near, &far).await);
         until("nothing is left", || far.stats().tasks == 0 && near.stats().tasks == 0).await;
     });

@@ -164,7 +164,7 @@ fn a_service_that_does_not_accept_is_a_timeout() {
 fn arguments_that_cannot_work_are_refused_at_the_start() {
     both(|family| async move {
         let mut builder = node(family);
-        builder.config.services.insert(1, Backend::Tcp("127.0.0.1:1".to_owned()));
+        builder.config.services.insert(1, Backend::Tcp("127.0.0.1:1".to_owned()).into());
         let error = Proxy::start(builder.identity, builder.config).await.unwrap_err();
         assert_eq!(error.reason, Reason::InvalidArgument);
         assert!(error.detail.contains("allow"), "{error}");

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use keynet::error::Reason;
-use keynet::proxy::{Close, Event};
+use keynet::proxy::{self, Backend, Close, Event};
 use tokio::io::AsyncWriteExt;
 use tokio::net::UdpSocket;
 use tokio::task::JoinHandle;
@@ -122,6 +122,49 @@ fn a_tunnel_without_patience_ends_with_the_report() {
         far.close(Close::Abort).await;
     });
 }
+
+#[test]
+fn a_service_and_a_connection_may_have_a_patience_of_their_own() {
+    both(|family| async move {
+        let echo = echo(family).await;
+        let (little, much) = (Duration::from_secs(2), Duration::from_secs(60));
+        let mut builder = impatient(node(family).service(SERVICE, echo.address), little);
+        let backend = Backend::Tcp(echo.address.to_string());
+        builder.config.services.insert(PATIENT, proxy::Service { backend, patience: Some(much) });
+        let far = builder.start().await;
+        let near = impatient(node(family), little).start().await;
+        let cable = Cable::start(family, far.proxy_address()).await;
+        near.add_peer(far.node_id(), vec![cable.inside.to_string()]).unwrap();
+        let mut usual = tunnel(&near, &far).await;
+        let patient = connect_request(&near, &target(&far.node_id(), PATIENT));
+        let asking = connect_request(&near, &target(&far.node_id(), SERVICE));
+        let asking = asking.replacen("\r\n", "\r\nKeynet-Patience: 60\r\n", 1);
+        let mut others = Vec::new();
+        for request in [patient, asking] {
+            let answer = ask(&near, request.as_bytes()).await;
+            assert_eq!(answer.status, 200, "{}", answer.head);
+            others.push(answer.stream);
+        }
+        for client in others.iter_mut().chain([&mut usual]) {
+            client.write_all(b"before").await.unwrap();
+            assert_eq!(read_exactly(client, 6).await, b"before");
+        }
+
+        cable.cut.store(true, Ordering::Relaxed);
+        expect_reset(&mut usual).await;
+        until("it ends there too", || far.connections().len() == 2).await;
+        cable.cut.store(false, Ordering::Relaxed);
+        for client in &mut others {
+            client.write_all(b"and after").await.unwrap();
+            assert_eq!(read_exactly(client, 9).await, b"and after");
+        }
+        near.close(Close::Abort).await;
+        far.close(Close::Abort).await;
+    });
+}
+
+/// A service that is more patient than its node.
+const PATIENT: u16 = SERVICE + 1;
 
 /// The same key, from another port, while the first one is still believed to be there.
 #[test]

@@ -94,13 +94,13 @@ impl Builder {
     }
 
     pub fn service(mut self, port: u16, address: SocketAddr) -> Self {
-        self.config.services.insert(port, Backend::Tcp(address.to_string()));
+        self.config.services.insert(port, Backend::Tcp(address.to_string()).into());
         self.config.allow.get_or_insert(Allow::Anyone);
         self
     }
 
     pub fn backend(mut self, port: u16, backend: Backend) -> Self {
-        self.config.services = BTreeMap::from([(port, backend)]);
+        self.config.services = BTreeMap::from([(port, backend.into())]);
         self.config.allow.get_or_insert(Allow::Anyone);
         self
     }

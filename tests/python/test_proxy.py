@@ -303,3 +303,17 @@ def test_waiting_for_an_event_has_an_end(alice: keynet.Identity) -> None:
         node.close()
         assert isinstance(events.next(5), keynet.Closed)
         assert events.next(5) is None
+
+
+def test_a_service_with_a_patience_of_its_own_is_given_as_an_object_or_as_text() -> None:
+    service = keynet.Service("unix:/run/web.sock", patience=300)
+    assert str(service) == "unix:/run/web.sock,patience=300"
+    assert str(keynet.Service("127.0.0.1:8000")) == "127.0.0.1:8000"
+    keynet.Proxy(keynet.Identity.generate(), services={1: service, 2: str(service)}, allow=keynet.ANYONE)
+    for wrong in (
+        keynet.Service("127.0.0.1:8000", patience=1.5),
+        keynet.Service("127.0.0.1:8000", patience=-1),
+        "x,patience=3",
+    ):
+        with pytest.raises(keynet.InvalidArgument):
+            keynet.Proxy(keynet.Identity.generate(), services={1: wrong}, allow=keynet.ANYONE)

@@ -209,7 +209,7 @@ async fn bare(identity: &Identity, counters: &Arc<Counters>, count: usize, clien
 
 async fn far(identity: Identity, counters: &Arc<Counters>, service: &str) {
     let config = ProxyConfig {
-        services: BTreeMap::from([(SERVICE, Backend::Tcp(service.to_owned()))]),
+        services: BTreeMap::from([(SERVICE, Backend::Tcp(service.to_owned()).into())]),
         allow: Some(Allow::Anyone),
         ..proxy_config()
     };

@@ -47,6 +47,7 @@ the configuration file (TOML); flags override it, repeatable ones add to it:
                                        # outlive; 75 unless given
   [services]
   50051 = "127.0.0.1:50051"            # or "unix:/run/greeter.sock"
+  8000 = "127.0.0.1:8000,patience=300" # its connections are more patient
   [peers]
   "v..." = ["198.51.100.7:4433"]
   [limits]                             # as keynet.Limits, times in seconds
@@ -77,7 +78,8 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
         metavar="PORT=BACKEND",
         action="append",
         default=[],
-        help="offer a service: 50051=127.0.0.1:50051 or =unix:/path",
+        help="offer a service: 50051=127.0.0.1:50051 or =unix:/path; with ,patience=SECONDS behind it, its connections "
+        "outlive so much silence",
     )
     parser.add_argument(
         "--allow",

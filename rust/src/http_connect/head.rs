@@ -1,5 +1,7 @@
 //! The head of a request: collected within a cap, then judged in the order of docs/protocol.md section 6.
 
+use std::time::Duration;
+
 use base64::engine::general_purpose::{GeneralPurpose, GeneralPurposeConfig};
 use base64::engine::DecodePaddingMode;
 use base64::{alphabet, Engine};
@@ -128,6 +130,8 @@ pub struct Request {
     pub target: Target,
     /// `Keynet-Priority: background` was asked for.
     pub background: bool,
+    /// `Keynet-Patience`: how long a silence of the peer the connection outlives.
+    pub patience: Option<Duration>,
 }
 
 impl Request {
@@ -135,7 +139,7 @@ impl Request {
     ///
     /// Errors, in this order: [`Reason::BadRequest`] (not HTTP), [`Reason::HeadTooLarge`] (too many fields), [`Reason::BadRequest`]
     /// (sent by a page),
-    /// [`Reason::CredentialsRequired`], [`Reason::MethodNotAllowed`], [`Reason::BadRequest`] (version, priority),
+    /// [`Reason::CredentialsRequired`], [`Reason::MethodNotAllowed`], [`Reason::BadRequest`] (version, priority, patience),
     /// [`Reason::BadTarget`].
     pub fn parse(head: &[u8], credentials: &Credentials) -> Result<Self> {
         let (line, rest) = split_once(head, b'\n').ok_or_else(|| bad_request("the request line does not end"))?;
@@ -150,10 +154,10 @@ impl Request {
         if !matches!(version, b"HTTP/1.1" | b"HTTP/1.0") {
             return Err(bad_request("only HTTP/1.1 and HTTP/1.0 are spoken here"));
         }
-        let background = background(fields)?;
+        let (background, patience) = (background(fields)?, patience(fields)?);
         let target = std::str::from_utf8(target)
             .map_err(|_| Error::new(Reason::BadTarget, Stage::Request, "the target is not ASCII"))?;
-        Ok(Self { target: target.parse()?, background })
+        Ok(Self { target: target.parse()?, background, patience })
     }
 }
 
@@ -227,6 +231,17 @@ fn background(fields: &[httparse::Header<'_>]) -> Result<bool> {
             value if value.eq_ignore_ascii_case(b"interactive") => false,
             _ => return Err(bad_request("Keynet-Priority is 'interactive' or 'background'")),
         };
+    }
+    Ok(asked)
+}
+
+/// Whole seconds, as the wire has them.
+fn patience(fields: &[httparse::Header<'_>]) -> Result<Option<Duration>> {
+    let mut asked = None;
+    for field in named(fields, "keynet-patience") {
+        let seconds = std::str::from_utf8(trim(field.value)).ok().and_then(|text| text.parse::<u16>().ok());
+        let seconds = seconds.ok_or_else(|| bad_request("Keynet-Patience is a number of seconds from 0 to 65535"))?;
+        asked = Some(Duration::from_secs(seconds.into()));
     }
     Ok(asked)
 }

@@ -73,7 +73,7 @@ fn credentials_are_the_whole_of_them() {
 fn what_real_clients_send() {
     let id = node();
     let target = Target { node: id, service_port: 50051, address: None };
-    let good = Request { target, background: false };
+    let good = Request { target, background: false, patience: None };
     let host = format!("{id}.keynet:50051");
     // grpc-core 1.85; grpc-go 1.6x; curl 8; requests (Python 3.11: HTTP/1.0, no Host); bare line feeds by hand
     let requests = [
@@ -98,6 +98,17 @@ fn priority_can_be_asked_for() {
     assert!(judge(request("Background").as_bytes()).unwrap().0.background);
     assert!(!judge(request("interactive").as_bytes()).unwrap().0.background);
     assert_eq!(reason(request("urgent")), Reason::BadRequest);
+}
+
+#[test]
+fn patience_can_be_asked_for() {
+    let request =
+        |value: &str| format!("CONNECT {}.keynet:1 HTTP/1.1\r\n{AUTH}Keynet-Patience: {value}\r\n\r\n", node());
+    let asked = |value: &str| judge(request(value).as_bytes()).unwrap().0.patience;
+    assert_eq!((asked("300"), asked(" 0 ")), (Some(Duration::from_secs(300)), Some(Duration::ZERO)));
+    for bad in ["", "-1", "1.5", "65536", "long", "300 s"] {
+        assert_eq!(reason(request(bad)), Reason::BadRequest, "{bad}");
+    }
 }
 
 #[test]

@@ -79,6 +79,16 @@ impl Link {
         if let Some(incarnation) = theirs.incarnation {
             self.utp().note_life(self.peer.leaf, &self.session, incarnation);
         }
+        self.note_patience(theirs);
+    }
+
+    /// Acceptor: this is how long a silence of the peer the stream outlives, in place of what holds for the node.
+    pub fn wait_for(&self, patience: Duration, theirs: &Terms) {
+        self.utp().set_patience(patience);
+        self.note_patience(theirs);
+    }
+
+    fn note_patience(&self, theirs: &Terms) {
         let own = self.utp().patience();
         match theirs.patience {
             Some(asked) if asked.is_zero() => self.utp().set_patience(asked),

@@ -158,13 +158,14 @@ async fn prepare(
         let wanted = match serves {
             Serves::Static { node, service_port, .. } => {
                 let (node, service_port) = (*node, *service_port);
-                Wanted { node, service_port, address: None, priority: Priority::Interactive }
+                Wanted { node, service_port, address: None, priority: Priority::Interactive, patience: None }
             }
             Serves::Connect => {
                 let request = read_request(shared, client, early).await?;
-                let Request { target, background } = request;
+                let Request { target, background, patience } = request;
                 let priority = if background { Priority::Background } else { Priority::Interactive };
-                Wanted { node: target.node, service_port: target.service_port, address: target.address, priority }
+                let (node, service_port) = (target.node, target.service_port);
+                Wanted { node, service_port, address: target.address, priority, patience }
             }
         };
         *service_port = Some(wanted.service_port);
@@ -212,6 +213,8 @@ pub(super) struct Wanted {
     pub service_port: u16,
     pub address: Option<String>,
     pub priority: Priority,
+    /// How long a silence of the peer it outlives, in place of what holds for the node.
+    pub patience: Option<Duration>,
 }
 
 /// Dials the node and opens the service; enters the connection, and remembers for the node how it went.
@@ -233,11 +236,14 @@ pub(super) async fn connect(shared: &Arc<Shared>, wanted: &Wanted, from: Option<
 /// With how long each stage took.
 async fn dial_and_open(shared: &Arc<Shared>, wanted: &Wanted) -> Result<(Link, Vec<(&'static str, Duration)>)> {
     let begin = Instant::now();
-    let Wanted { node, service_port, ref address, priority } = *wanted;
+    let Wanted { node, service_port, ref address, priority, patience } = *wanted;
     let deadline = Instant::now() + shared.limits.dial_timeout;
     let mut link = shared.peers.dial(&Dial { node, address: address.clone(), priority, deadline }).await?;
     shared.met(&link);
     let dialled = begin.elapsed();
+    if let Some(patience) = patience {
+        link.utp().set_patience(patience);
+    }
     link.open(&Open { service_port, node: Some(node), priority, ..Open::default() }, deadline).await?;
     let (utp, tls) = link.took();
     // a link that another dial has made took its time before this one began

@@ -47,7 +47,7 @@ pub use finding::{Explanation, NodeStatus, PeerStatus};
 pub use local::LocalListener;
 pub use quiet::Quiet;
 pub use registry::{ConnectionInfo, PacketSize, Role};
-pub use settings::{AccessRequest, Allow, Backend, BoxFuture, Close, ProxyConfig};
+pub use settings::{AccessRequest, Allow, Backend, BoxFuture, Close, ProxyConfig, Service};
 pub use tunnel::Tunnel;
 
 use crate::addr::{unmapped, NodeId};
@@ -85,7 +85,7 @@ struct Shared {
     credentials: (String, String),
     check: Credentials,
     forward_address: SocketAddr,
-    services: RwLock<BTreeMap<u16, Backend>>,
+    services: RwLock<BTreeMap<u16, Service>>,
     access: Access,
     registry: Registry,
     publisher: Publisher,
@@ -227,7 +227,7 @@ impl Proxy {
     /// A stream to a service of another node. Errors: as a CONNECT.
     pub async fn connect(&self, node: NodeId, service_port: u16) -> Result<Tunnel> {
         let shared = self.shared();
-        let wanted = Wanted { node, service_port, address: None, priority: Priority::Interactive };
+        let wanted = Wanted { node, service_port, address: None, priority: Priority::Interactive, patience: None };
         let (link, mut entry) = self.unless_closed(forward::connect(shared, &wanted, None)).await?;
         entry.open();
         Ok(Tunnel::new(link, entry, shared.limits.linger))
@@ -277,10 +277,10 @@ impl Proxy {
     }
 
     /// Adds or replaces a service, or takes it away; live connections to it go on.
-    pub fn set_service(&self, port: u16, backend: Option<Backend>) {
+    pub fn set_service(&self, port: u16, service: Option<Service>) {
         let mut services = self.shared().services.write().unwrap_or_else(PoisonError::into_inner);
-        match backend {
-            Some(backend) => services.insert(port, backend),
+        match service {
+            Some(service) => services.insert(port, service),
             None => services.remove(&port),
         };
     }

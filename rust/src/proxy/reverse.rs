@@ -11,7 +11,7 @@ use super::events::Event;
 use super::lifecycle::Phase;
 use super::local::LocalStream;
 use super::registry::{ConnectionInfo, Entry, Place as StreamPlace, Role};
-use super::settings::{AccessRequest, Backend};
+use super::settings::{AccessRequest, Service};
 use super::tunnel::carry;
 use super::Shared;
 use crate::error::{Error, Reason, Result, Stage};
@@ -162,13 +162,16 @@ async fn connect(
     shared.met(link);
     shared.peers.let_in(&link.peer, if admitted.listed { &admitted.names } else { &[] });
     *handshake = None;
-    let Some((service_port, backend)) = service else {
+    let Some((service_port, service)) = service else {
         let text = match open.service_port {
             0 => "there is not exactly one service here, so its port must be named".to_owned(),
             port => format!("no service {port} here"),
         };
         return Err(Error::new(Reason::ServiceNotFound, Stage::Open, text));
     };
+    if let Some(patience) = service.patience {
+        link.wait_for(patience, &open.terms);
+    }
     let place = shared
         .registry
         .reserve(&admitted.names, limits.max_streams, limits.max_streams_per_node)
@@ -176,7 +179,8 @@ async fn connect(
     let info = ConnectionInfo::of(Role::Reverse, link, service_port, shared.peers.net.local_address());
     let info = ConnectionInfo { priority: open.priority, ..info };
     let own = shared.peers.identity().node_id();
-    let (local, entry) = backend::connect(backend, info, &shared.registry, &own, limits.service_timeout).await?;
+    let (local, entry) =
+        backend::connect(&service.backend, info, &shared.registry, &own, limits.service_timeout).await?;
     entry.connection.steered_by(link.utp().helm());
     // the list may have changed meanwhile: whoever changed it has not seen this connection then
     if shared.access.has_changed(admitted.list) {
@@ -185,10 +189,10 @@ async fn connect(
     Ok((local, entry, place))
 }
 
-fn find(services: &BTreeMap<u16, Backend>, port: u16) -> Option<(u16, &Backend)> {
+fn find(services: &BTreeMap<u16, Service>, port: u16) -> Option<(u16, &Service)> {
     match port {
-        0 if services.len() == 1 => services.first_key_value().map(|(port, backend)| (*port, backend)),
-        port => services.get(&port).map(|backend| (port, backend)),
+        0 if services.len() == 1 => services.first_key_value().map(|(port, service)| (*port, service)),
+        port => services.get(&port).map(|service| (port, service)),
     }
 }
 

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::pin::Pin;
 use std::str::FromStr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::addr::NodeId;
 use crate::config::{ProxyLimits, TlsConfig};
@@ -26,7 +27,7 @@ pub struct ProxyConfig {
     /// User and password of the forward proxy; `None` makes random ones.
     pub credentials: Option<(String, String)>,
     /// The services behind this node, by the port that peers ask for.
-    pub services: BTreeMap<u16, Backend>,
+    pub services: BTreeMap<u16, Service>,
     /// Who may use them. Must be given when there are services.
     pub allow: Option<Allow>,
     /// How other nodes are found by their key.
@@ -83,7 +84,43 @@ impl ProxyConfig {
     }
 }
 
-/// A service that peers can reach.
+/// A service that peers can reach, and what is special about it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Service {
+    pub backend: Backend,
+    /// How long its connections outlive a silence of the peer, in place of `UtpConfig::patience`.
+    pub patience: Option<Duration>,
+}
+
+impl From<Backend> for Service {
+    fn from(backend: Backend) -> Self {
+        Self { backend, patience: None }
+    }
+}
+
+impl FromStr for Service {
+    type Err = Error;
+
+    /// Takes what [`Backend`] takes, and `,patience=SECONDS` behind it. Errors: [`Reason::InvalidArgument`].
+    fn from_str(text: &str) -> Result<Self> {
+        let (backend, patience) = match text.rsplit_once(PATIENCE) {
+            Some((backend, seconds)) => (backend, Some(patience(seconds).map_err(invalid)?)),
+            None => (text, None),
+        };
+        Ok(Self { backend: backend.parse()?, patience })
+    }
+}
+
+/// Seconds, as the wire has them (docs/protocol.md section 5). Errors: what is wrong with it.
+pub fn patience(text: &str) -> std::result::Result<Duration, String> {
+    let seconds =
+        text.parse::<u16>().map_err(|_| "patience is a whole number of seconds from 0 to 65535".to_owned())?;
+    Ok(Duration::from_secs(seconds.into()))
+}
+
+const PATIENCE: &str = ",patience=";
+
+/// Where a service is.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Backend {
     /// `host:port`; a name is resolved for each connection.
@@ -171,12 +208,26 @@ mod tests {
     fn services_ask_for_an_access_list() {
         let mut config = ProxyConfig::default();
         assert!(config.check().is_ok());
-        config.services.insert(1, Backend::Tcp("127.0.0.1:1".to_owned()));
+        config.services.insert(1, Backend::Tcp("127.0.0.1:1".to_owned()).into());
         assert_eq!(config.check().unwrap_err().reason, Reason::InvalidArgument);
         config.allow = Some(Allow::Anyone);
         assert!(config.check().is_ok());
-        config.services.insert(0, Backend::Tcp("127.0.0.1:1".to_owned()));
+        config.services.insert(0, Backend::Tcp("127.0.0.1:1".to_owned()).into());
         assert!(config.check().is_err());
+    }
+
+    #[test]
+    fn services_are_read_from_text() {
+        let read = |text: &str| text.parse::<Service>();
+        assert_eq!(read("127.0.0.1:80").unwrap().patience, None);
+        for (text, backend) in [("[::1]:80,patience=300", "[::1]:80"), ("unix:/a,b,patience=300", "unix:/a,b")] {
+            let service = read(text).unwrap();
+            assert_eq!(service.backend.to_string(), backend);
+            assert_eq!(service.patience, Some(Duration::from_secs(300)));
+        }
+        for bad in ["127.0.0.1:80,patience=", "127.0.0.1:80,patience=-1", "127.0.0.1:80,x=1", ",patience=3"] {
+            assert_eq!(read(bad).unwrap_err().reason, Reason::InvalidArgument, "{bad}");
+        }
     }
 
     #[test]

@@ -123,8 +123,8 @@ impl Proxy {
     }
 
     fn set_service(&self, py: Python<'_>, port: i64, backend: Option<&str>) -> PyResult<()> {
-        let backend = backend.map(settings::backend).transpose().or_raise(py)?;
-        self.core(py)?.set_service(settings::service_port(port).or_raise(py)?, backend);
+        let service = backend.map(settings::service).transpose().or_raise(py)?;
+        self.core(py)?.set_service(settings::service_port(port).or_raise(py)?, service);
         Ok(())
     }
 

@@ -11,7 +11,7 @@ use super::errors::{to_py, OrRaise};
 use crate::config::ControllerKind;
 use crate::error::{Error, Result};
 use crate::http_connect::{check_address, excerpt};
-use crate::proxy::{Allow, Backend, ProxyConfig};
+use crate::proxy::{Allow, ProxyConfig, Service};
 use crate::relay::client::RelaySpec;
 use crate::relay::RelayUri;
 use crate::rendezvous::{DirectOnly, Server};
@@ -70,7 +70,7 @@ impl Settings {
         let services = self
             .services
             .iter()
-            .map(|(port, text)| Ok((service_port(*port)?, backend(text)?)))
+            .map(|(port, text)| Ok((service_port(*port)?, service(text)?)))
             .collect::<Result<_>>()?;
         let (allow, requests) = match self.allow {
             Some(setting) => {
@@ -149,7 +149,7 @@ fn relay(text: &str) -> Result<RelaySpec> {
     Ok(RelaySpec::new(uri))
 }
 
-pub(super) fn backend(text: &str) -> Result<Backend> {
+pub(super) fn service(text: &str) -> Result<Service> {
     let named =
         |error: Error| invalid(format!("service '{}': {}; write host:port or unix:/path", excerpt(text), error.detail));
     text.parse().map_err(named)
