@@ -7,6 +7,7 @@ python tests/nat/matrix.py --write                    # docs/nat-matrix.md, as K
 from __future__ import annotations
 
 import argparse
+import datetime
 import re
 import statistics
 import sys
@@ -27,9 +28,9 @@ NAT that nftables makes ([tests/nat/lab](../tests/nat/lab)), and knows nothing o
 registered at one rendezvous on a public host. The row dials the column, anew for every run: new nodes, and NATs that
 have forgotten the last ones. When it dials, both are registered and know what their NATs do.
 
-A cell has the median and the longest time from CONNECT to 200 in milliseconds, over {runs} runs; or the reason why
-there is no direct path. The nodes share two processors with other pairs of the matrix, so small numbers say more about
-these than about the network.
+A cell has the median and the longest time from CONNECT to 200 in milliseconds, over {runs} runs on {day}; or the
+reason why there is no direct path. The nodes share two processors with other pairs of the matrix, so small numbers say
+more about these than about the network.
 """
 
 _RELAYED = "# The same with a relay: "
@@ -46,7 +47,7 @@ def write(results: Iterable[Result]) -> None:
     """Writes the document."""
     results = list(results)
     runs = max(len(result.outcomes) for result in results)
-    parts = [_HEAD.format(runs=runs)]
+    parts = [_HEAD.format(runs=runs, day=datetime.datetime.now(datetime.timezone.utc).date())]
     parts += [
         f"## {rtt_ms} ms between the nodes, half of it to the rendezvous\n\n{table(results, rtt_ms)}\n"
         for rtt_ms in sorted({result.case.rtt_ms for result in results})

@@ -33,6 +33,8 @@ EVERY_SECONDS = 0.01
 FLOWING = 20
 # without any network, as a telephone is between two
 HANDOVER_SECONDS = 0.5
+# both networks are there
+OVERLAP_SECONDS = 2.0
 # a program that ends, until it is started again
 AWAY_SECONDS = 1.0
 AT_ONCE = 4
@@ -110,7 +112,15 @@ class Case:
         self.host.nat.set_address("198.51.100.200")
 
     def make_before_break(self) -> None:
-        """To another network, while the first one is still there."""
+        """To another network, while the first one is still there for a moment."""
+        self.host.run("ip", "link", "set", "eth1", "up")
+        for line in self.lab.uplink_routes(self.host, 1):
+            self.host.run("ip", *line.split())
+        time.sleep(OVERLAP_SECONDS)
+        self.host.run("ip", "link", "set", "eth0", "down")
+
+    def hard_switch(self) -> None:
+        """To another network, when the first one goes."""
         self.host.use_uplink(1)
 
     def break_before_make(self) -> None:
@@ -167,6 +177,7 @@ EVENTS = {
     "rebinding": Event(Case.forgets, kinds=BEHIND_NAT),
     "address change": Event(Case.gets_address, kinds=BEHIND_NAT),
     "make before break": Event(Case.make_before_break, moves_to=SAME, kinds=BEHIND_NAT),
+    "hard switch": Event(Case.hard_switch, moves_to=SAME, kinds=BEHIND_NAT),
     "Wi-Fi to LTE": Event(Case.break_before_make, HANDOVER_SECONDS, LTE, BEHIND_NAT),
     "to TCP 443 only": Event(Case.break_before_make, HANDOVER_SECONDS, "udp-blocked", BEHIND_NAT),
     "rendezvous restart": Event(Case.rendezvous_restarts),
@@ -303,12 +314,14 @@ restart" it is a program of its own. Made by `python tests/nat/survival.py --sec
 which goes on where it stopped; each cell is of one run.
 
 """
-TAIL = """
+TAIL = f"""
 "peer restart": the called node is killed and starts again with its identity. Its calls end, as they
 must; the time is until a new connection works, from when it is registered again. "Wi-Fi to LTE"
-leads behind a carrier's symmetric NAT, "to TCP 443 only" to a network without UDP. — cannot happen:
-there is no NAT that forgets, the laboratory gives a host without NAT one network only, and without
-UDP the relay is the way to the rendezvous too.
+leads behind a carrier's symmetric NAT, "to TCP 443 only" to a network without UDP, both with
+{HANDOVER_SECONDS} s without any network in between; in a "hard switch" there is no such time, and in "make
+before break" both networks are there for {OVERLAP_SECONDS:.0f} s. — cannot happen: there is no NAT that
+forgets, the laboratory gives a host without NAT one network only, and without UDP the relay is the
+way to the rendezvous too.
 """
 
 
