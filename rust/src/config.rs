@@ -465,6 +465,8 @@ pub struct RelayConfig {
     /// A relay that failed is tried again after this, and then after twice as long each time.
     pub retry_after: Duration,
     pub retry_most: Duration,
+    /// The same for one that is not reached: an outage ends at any moment, and it may be the only way out.
+    pub retry_most_unreached: Duration,
     /// A dial that comes before any relay is in use waits so long for one.
     pub patience: Duration,
     /// A rendezvous node from which nothing has come is looked for through relays as well after this (RFC 8305 section 5).
@@ -484,6 +486,7 @@ impl Default for RelayConfig {
             deadline: Duration::from_secs(10),
             retry_after: Duration::from_secs(1),
             retry_most: Duration::from_secs(60),
+            retry_most_unreached: Duration::from_secs(3),
             patience: Duration::from_secs(2),
             head_start: Duration::from_millis(250),
             head_start_heard: Duration::from_secs(2),

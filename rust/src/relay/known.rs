@@ -177,7 +177,11 @@ impl Known {
                     Reason::RelayLost if self.failures == 0 => config.retry_after / SOONER,
                     _ => config.retry_after.saturating_mul(1 << self.failures.min(MOST_DOUBLINGS)),
                 };
-                self.retry = Some(Instant::now() + pause.min(config.retry_most));
+                let most = match error.reason {
+                    Reason::RelayUnreachable | Reason::RelayLost => config.retry_most_unreached,
+                    _ => config.retry_most,
+                };
+                self.retry = Some(Instant::now() + pause.min(most));
                 self.failures = self.failures.saturating_add(1);
                 self.error = Some(error);
                 self.failed = Some(Instant::now());
@@ -234,7 +238,7 @@ mod tests {
     fn a_relay_that_fails_is_tried_less_and_less_often() {
         let config = RelayConfig::default();
         let mut known = Known::group(specs(&["turn:a.example"]), None).remove(0);
-        let fail = || Err(Error::new(crate::error::Reason::RelayUnreachable, crate::error::Stage::Relay, ""));
+        let fail = || Err(Error::new(crate::error::Reason::RelayRefused, crate::error::Stage::Relay, ""));
         let mut pauses = Vec::new();
         for _ in 0..40 {
             known.note(fail(), &config);
@@ -242,7 +246,10 @@ mod tests {
             pauses.push(known.retry_at().unwrap().saturating_duration_since(Instant::now()));
         }
         assert!(pauses.windows(2).all(|two| two[0] <= two[1] + Duration::from_millis(100)), "{pauses:?}");
-        assert!(pauses[39] <= config.retry_most);
+        assert!(pauses[39] <= config.retry_most && pauses[39] > config.retry_most_unreached);
+        let unreached = Error::new(crate::error::Reason::RelayUnreachable, crate::error::Stage::Relay, "");
+        known.note(Err(unreached), &config);
+        assert!(known.is_due(Instant::now() + config.retry_most_unreached), "an outage may end at any moment");
         known.forgive();
         assert!(known.is_due(Instant::now()));
     }

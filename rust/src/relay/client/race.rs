@@ -31,8 +31,13 @@ pub async fn reach(ways: Vec<RelaySpec>, options: &Options) -> Result<Allocation
         }
         loop {
             sleep(AGAIN).await;
-            if let Ok(allocation) = tried(&streams, options, deadline).await {
-                return allocation;
+            // a kernel whose packets get lost repeats them less and less often: a new connection begins at once
+            let until = deadline.min(Instant::now() + AFRESH);
+            match tried(&streams, options, until).await {
+                Ok(allocation) => return allocation,
+                Err(errors) if errors.iter().all(is_of_the_way) => {}
+                // who refuses us would do so again
+                Err(_) => std::future::pending::<()>().await,
             }
         }
     };
@@ -40,6 +45,10 @@ pub async fn reach(ways: Vec<RelaySpec>, options: &Options) -> Result<Allocation
         ended = &mut first => ended.map_err(most_telling),
         allocation = again => Ok(allocation),
     }
+}
+
+fn is_of_the_way(error: &Error) -> bool {
+    matches!(error.reason, Reason::RelayUnreachable | Reason::RelayLost)
 }
 
 /// One way after the other, without waiting long for each.
@@ -139,6 +148,8 @@ fn most_telling(errors: Vec<Error>) -> Error {
 
 /// A way over TCP that has failed is tried again after this, while one over UDP is waited for: a connection each time.
 const AGAIN: Duration = Duration::from_secs(1);
+/// What has come to nothing by then is begun afresh; TCP, TLS and an allocation take six round trips.
+const AFRESH: Duration = Duration::from_secs(2);
 /// Round trips that differ by less say nothing about distance.
 const ABOUT: Duration = Duration::from_millis(2);
 /// UDP, TCP, TLS, TLS through a proxy, and as many on other ports.
