@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use keynet::config::UtpConfig;
-use keynet::utp::End;
+use keynet::config::{EndpointConfig, UtpConfig};
+use keynet::utp::{End, Endpoint};
 
 use crate::support::link::LinkConfig;
 use crate::support::pair::{App, Pair, A, B};
@@ -104,6 +104,27 @@ fn order_does_not_matter() {
         pair.arrive(host, &first);
         pair.pump(host);
         run(&mut pair);
+    }
+}
+
+/// A flood has filled the table of those who are still to confirm. With a cookie the two sides would count from different
+/// numbers: one from the cookie's, the other from the one that came with the early data.
+#[test]
+fn a_full_table_does_not_part_those_who_agreed_on_a_number() {
+    for (n, lost) in [None, Some(0), Some(1)].into_iter().enumerate() {
+        let mut pair = pair([Some(KEY); 2]);
+        let config = EndpointConfig { max_half_open: 0, ..EndpointConfig::default() };
+        pair.hosts[B].endpoint = Endpoint::new(config, UtpConfig::default(), [n as u8; 32]);
+        let start = pair.now;
+        dial(&mut pair);
+        if let Some(lost) = lost {
+            pair.intercept(lost);
+        }
+        run(&mut pair);
+        if lost.is_none() {
+            assert_eq!(first_bytes(&mut pair, start), (20, 40));
+            assert_eq!(pair.stats(A, 0).resent, 0);
+        }
     }
 }
 

@@ -9,7 +9,7 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
 use super::connection::{Connection, Start};
-use super::half_open::{agree, Greeted, HalfOpen, Spent};
+use super::half_open::{agree, Greeted, HalfOpen, Number, Spent};
 use super::packet::{Capability, Early, Header, Kind, Packet, HEADER_LEN, OFFER_LEN};
 use crate::addr::{Origin, RemoteId};
 use crate::config::{EndpointConfig, UtpConfig};
@@ -242,11 +242,11 @@ impl Endpoint {
         // an answer longer than the question would make others pay for a forged address
         let capability = packet.capability.filter(|_| size >= HEADER_LEN + OFFER_LEN);
         let syn_seq = packet.header.seq;
-        let fresh = match key.filter(|_| !self.spent.holds((origin, id), syn_seq)) {
-            Some(key) => agree(key, id, syn_seq).our_seq,
-            None => self.rng.random(),
+        let number = match key.filter(|_| !self.spent.holds((origin, id), syn_seq)) {
+            Some(key) => Number::Agreed(agree(key, id, syn_seq).our_seq),
+            None => Number::Fresh(self.rng.random()),
         };
-        let greeted = self.half_open.greet(now, &self.config, (origin, id), packet.header.seq, capability, fresh);
+        let greeted = self.half_open.greet(now, &self.config, (origin, id), syn_seq, capability, number);
         if greeted.capability.is_some() && capability.is_none() {
             // not a copy of the SYN that was answered, and too short for its answer
             return Routed::Dropped(Dropped::Unknown);
@@ -287,7 +287,7 @@ impl Endpoint {
         let row = (origin, syn_id);
         let known = match &packet.early {
             Some(early) => self.recognise_early(early, row, key),
-            None => self.half_open.take(&row, &packet).or_else(|| self.recognise(now, &row, &packet)),
+            None => self.half_open.take(&row, &packet).or_else(|| self.recognise(now, &row, &packet, key)),
         };
         let Some(greeted) = known else {
             // no RESET for a dialler whose cookie is in a packet that was lost or comes later, nor for one that knew a number
@@ -329,9 +329,31 @@ impl Endpoint {
     }
 
     /// Somebody who sends forged packets without end guesses a cookie now and then: so many a second, and not more.
-    fn recognise(&mut self, now: Time, key: &(Origin, u16), packet: &Packet<'_>) -> Option<Greeted> {
-        let greeted = self.half_open.recognise(now, key, packet)?;
+    fn recognise(
+        &mut self,
+        now: Time,
+        row: &(Origin, u16),
+        packet: &Packet<'_>,
+        key: Option<&[u8; 32]>,
+    ) -> Option<Greeted> {
+        let cookie = self.half_open.recognise(now, row, packet);
+        let greeted = cookie.or_else(|| self.recognise_agreed(now, row, packet, key))?;
         self.by_cookie.take(now, self.config.cookies_per_second).then_some(greeted)
+    }
+
+    /// The first packet of a dialler whose SYN found the table full, and was answered with the number that both know.
+    fn recognise_agreed(
+        &self,
+        now: Time,
+        row: &(Origin, u16),
+        packet: &Packet<'_>,
+        key: Option<&[u8; 32]>,
+    ) -> Option<Greeted> {
+        let key = key.filter(|_| self.half_open.has_given_cookies(now))?;
+        let syn_seq = packet.header.seq.wrapping_sub(1);
+        let our_seq = agree(key, row.1, syn_seq).our_seq;
+        let is_right = packet.header.ack == our_seq.wrapping_sub(1) && !self.spent.holds(*row, syn_seq);
+        is_right.then(|| Greeted { syn_seq, our_seq, capability: Some(Capability::new(None)) })
     }
 
     /// What we say of ourselves.

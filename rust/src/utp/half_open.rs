@@ -22,6 +22,15 @@ pub struct Greeted {
     pub capability: Option<Capability>,
 }
 
+/// Which number a SYN-ACK may have.
+#[derive(Clone, Copy, Debug)]
+pub enum Number {
+    /// Both know it beforehand ([`agree`]): no other will do, for data may have come with the SYN that relies on it.
+    Agreed(u16),
+    /// Random.
+    Fresh(u16),
+}
+
 /// Who sent a SYN, and its connection id.
 type Key = (Origin, u16);
 
@@ -87,8 +96,8 @@ impl HalfOpen {
         self.rows.len()
     }
 
-    /// Answers a SYN: with the number it was answered with before (or data is lost: UTP.md 2.3), with `fresh` if there is room
-    /// in the table, with a cookie otherwise.
+    /// Answers a SYN: with the number it was answered with before (or data is lost: UTP.md 2.3), with `number` if there is room
+    /// in the table, with a cookie otherwise. An agreed number needs no cookie: it is computed again from what confirms it.
     pub fn greet(
         &mut self,
         now: Time,
@@ -96,7 +105,7 @@ impl HalfOpen {
         key: Key,
         syn_seq: u16,
         capability: Option<Capability>,
-        fresh: u16,
+        number: Number,
     ) -> Greeted {
         if let Some(row) = self.rows.get(&key).filter(|row| row.greeted.syn_seq == syn_seq) {
             return row.greeted;
@@ -105,12 +114,16 @@ impl HalfOpen {
         let held = self.of.get(&key.0).copied().unwrap_or(0);
         if self.rows.len() >= config.max_half_open || held >= config.max_half_open_per_remote {
             self.cookie_at = Some(now);
-            let our_seq = self.cookie(slot(now), &key, syn_seq, capability.is_some());
+            let our_seq = match number {
+                Number::Agreed(agreed) => agreed,
+                Number::Fresh(_) => self.cookie(slot(now), &key, syn_seq, capability.is_some()),
+            };
             return Greeted { syn_seq, our_seq, capability };
         }
         self.made += 1;
         let at = (now, self.made);
-        let greeted = Greeted { syn_seq, our_seq: fresh, capability };
+        let (Number::Agreed(our_seq) | Number::Fresh(our_seq)) = number;
+        let greeted = Greeted { syn_seq, our_seq, capability };
         self.rows.insert(key, Row { at, greeted });
         self.order.insert(at, key);
         *self.of.entry(key.0).or_insert(0) += 1;
@@ -256,7 +269,7 @@ mod tests {
             let mut table = HalfOpen::new([1; 32]);
             let key = (origin("192.0.2.1:7"), 7);
             for capability in [None, Some(Capability::new(None))] {
-                let greeted = table.greet(at(given), &config(), key, 65_535, capability, 5);
+                let greeted = table.greet(at(given), &config(), key, 65_535, capability, Number::Fresh(5));
                 assert_eq!(table.recognise(at(given), &key, &first(&greeted)), Some(greeted));
                 assert_eq!(table.recognise(at(good), &key, &first(&greeted)), Some(greeted), "{given} {good}");
                 assert_eq!(table.recognise(at(bad), &key, &first(&greeted)), None, "{given} {bad}");
@@ -273,7 +286,7 @@ mod tests {
         let (mut guessed, mut guesses) = (0, 0);
         for n in 0..4_000u16 {
             let key = (origin("192.0.2.1:7"), n);
-            let greeted = table.greet(now, &config(), key, n, None, 0);
+            let greeted = table.greet(now, &config(), key, n, None, Number::Fresh(0));
             let mut others =
                 vec![(origin("192.0.2.1:8"), n), (origin("192.0.2.2:7"), n), (origin("[2001:db8::1]:7"), n)];
             others.push((key.0, n.wrapping_add(1)));
@@ -295,7 +308,7 @@ mod tests {
         let our_seq = table.cookie(slot(now), &key, 3, false);
         let forged = Greeted { syn_seq: 3, our_seq, capability: None };
         assert_eq!(table.recognise(now, &key, &first(&forged)), None);
-        table.greet(now, &config(), (origin("192.0.2.9:9"), 9), 1, None, 0);
+        table.greet(now, &config(), (origin("192.0.2.9:9"), 9), 1, None, Number::Fresh(0));
         assert_eq!(table.recognise(now, &key, &first(&forged)), Some(forged));
     }
 
@@ -305,11 +318,11 @@ mod tests {
         let config = EndpointConfig { max_half_open: 100, max_half_open_per_remote: 7, ..EndpointConfig::default() };
         let now = Time::from_millis(1_000);
         for id in 0..1_000 {
-            table.greet(now, &config, (origin("192.0.2.1:7"), id), 1, None, 5);
+            table.greet(now, &config, (origin("192.0.2.1:7"), id), 1, None, Number::Fresh(5));
         }
         assert_eq!(table.len(), 7);
         for id in 0..1_000 {
-            table.greet(now, &config, (origin("192.0.2.2:7"), id), 1, None, 5);
+            table.greet(now, &config, (origin("192.0.2.2:7"), id), 1, None, Number::Fresh(5));
         }
         assert_eq!(table.len(), 14, "another address has its own");
     }
