@@ -161,12 +161,20 @@ impl PathTable {
     /// Whether a packet that no connection knows may be answered with RESET. Not at once when it comes from a
     /// stranger: it may be a peer that does not know yet that its address has changed, and the RESET would end a
     /// connection that is about to be followed there. A peer that sends notices the silence after one `ping_retry`
-    /// and pings; with two more for lost packets it has moved, or is somebody else.
+    /// and pings; with two more for lost packets it has moved, or is somebody else. That it has dialled from there
+    /// meanwhile, or even said who it is, changes nothing.
     pub fn may_reset(&self, now: Time, remote: RemoteId) -> bool {
         self.remotes.get(&remote).is_some_and(|entry| {
-            let known = entry.holds > 0 || !entry.is_stranger();
-            known || now.since(entry.created) >= self.config.ping_retry * MOVING_RETRIES
+            let may_have_moved = entry.is_stranger() || self.is_in_use_elsewhere(entry);
+            !may_have_moved || now.since(entry.created) >= self.config.ping_retry * MOVING_RETRIES
         })
+    }
+
+    /// Whether connections hang on another remote of the same node.
+    fn is_in_use_elsewhere(&self, entry: &Remote) -> bool {
+        let remotes = entry.nodes.iter().filter_map(|node| self.nodes.get(node)).flatten();
+        let mut others = remotes.filter(|id| **id != entry.id).filter_map(|id| self.remotes.get(id));
+        others.any(|other| other.holds > 0)
     }
 
     /// One more connection or dial needs the remote: it is kept alive and never evicted.

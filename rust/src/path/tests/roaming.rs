@@ -196,10 +196,28 @@ fn a_stranger_is_not_reset_before_it_had_time_to_show_that_it_is_a_peer() {
         assert_eq!(bench.table.remote_for(bench.now, address(2)), Ok(stranger));
     }
     assert!(bench.table.may_reset(bench.now, stranger));
-    let dialled = bench.table.remote_for(bench.now, address(3)).unwrap();
-    bench.table.hold(bench.now, dialled);
-    assert!(bench.table.may_reset(bench.now, dialled));
     assert!(!bench.table.may_reset(bench.now, RemoteId(77)));
+}
+
+/// The address of a peer changes, and before it has noticed its program dials anew: the handshake is a stranger's at first.
+#[test]
+fn a_peer_that_dials_before_it_has_moved_is_not_reset() {
+    let mut bench = Bench::new();
+    let before = bench.peer(address(1), 1);
+    bench.table.hold(bench.now, before);
+    let dials = bench.table.remote_for(bench.now, address(2)).unwrap();
+    bench.table.hold(bench.now, dials);
+    assert!(!bench.table.may_reset(bench.now, dials), "its connection is of today, its stream of before");
+    bench.table.bind_node(bench.now, dials, node(1), keys(7));
+    assert!(!bench.table.may_reset(bench.now, dials), "it has said who it is");
+    for _ in 0..3 {
+        bench.pass(seconds(1));
+    }
+    assert!(bench.table.may_reset(bench.now, dials), "it has had its time");
+    bench.table.release(bench.now, before);
+    let other = bench.table.remote_for(bench.now, address(3)).unwrap();
+    bench.table.bind_node(bench.now, other, node(2), keys(8));
+    assert!(bench.table.may_reset(bench.now, other), "nothing hangs on another address of it");
 }
 
 #[test]
