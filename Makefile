@@ -21,7 +21,7 @@ unexport CONDA_PREFIX PYTHONHOME PIP_USER PIP_TARGET PIP_PREFIX
 CORE := Cargo.toml Cargo.lock $(shell find rust -name '*.rs')
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-tools test-rust test-python test-nat test-long lint lint-rust lint-core lint-python
+.PHONY: help demo test test-tools test-rust test-python test-nat test-adversary test-long lint lint-rust lint-core lint-python
 .PHONY: dependencies sbom sizes bench
 .PHONY: bench-compare bench-connect bench-instructions bench-wan bench-rendezvous bench-relay fuzz fmt proto venv clean rust-tools
 # cargo uses every core by itself; two of them would wait for each other
@@ -60,6 +60,9 @@ test-long: test-tools $(VENV)/core-dev ## run every test, ten times the random c
 
 test-nat: $(VENV)/core-dev ## test NAT traversal between every pair of kinds (Linux, root; writes docs with KEYNET_WRITE_MATRIX=1)
 	@$(RUN) pytest tests/nat -m "matrix or not matrix"
+
+test-adversary: test-tools $(VENV)/core-dev ## attack nodes and a rendezvous at length (Linux, root; half an hour)
+	@$(RUN) pytest tests/adversary -m "long or not long"
 
 lint: lint-rust lint-core lint-python dependencies sizes ## check format, lints, types, stubs and dependencies
 

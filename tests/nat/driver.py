@@ -72,12 +72,12 @@ class Program:
 
 
 class Node(Program):
-    """A node program (node.py)."""
+    """A node program (node.py), or another one that obeys in the same way."""
 
     host: Host
 
-    def __init__(self, host: Host, **environment: str) -> None:
-        super().__init__(host, sys.executable, str(NODE), **environment)
+    def __init__(self, host: Host, program: Path = NODE, **environment: str) -> None:
+        super().__init__(host, sys.executable, str(program), **environment)
         self.node_id = ""
         self._asked = 0
         self._answers: dict[int, dict[str, Any]] = {}

@@ -214,7 +214,7 @@ async def _echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
     writer.close()
 
 
-async def _answer(node: Node, line: str) -> None:
+async def _answer(node: Any, line: str) -> None:
     command = json.loads(line)
     number, name = command.pop("id"), command.pop("do")
     try:
@@ -225,18 +225,21 @@ async def _answer(node: Node, line: str) -> None:
     print(json.dumps({"id": number, **answer}, default=str), flush=True)
 
 
-async def main() -> None:
+async def obey(node: Any) -> None:
+    """Does what standard input says, until it ends: each public coroutine of `node` is a command."""
     if prefix := os.environ.get("KEYNET_LAB_LOG"):
         # what the core says, a file for each process
         logging.basicConfig(filename=f"{prefix}-{os.getpid()}.log", level=logging.DEBUG, format=LOG)
-    node = Node()
     loop = asyncio.get_running_loop()
     commands = asyncio.StreamReader()
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(commands), sys.stdin)
+    tasks: set[asyncio.Task[None]] = set()
     while line := (await commands.readline()).decode():
-        node.spawn(_answer(node, line))
+        task = asyncio.create_task(_answer(node, line))
+        tasks.add(task)
+        task.add_done_callback(tasks.discard)
     await node.close()
 
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    asyncio.run(obey(Node()))
