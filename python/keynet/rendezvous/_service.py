@@ -11,6 +11,7 @@ from typing import Any
 
 import grpc
 import grpc.aio
+from google.protobuf.message import DecodeError
 
 from .. import grpc as keynet_grpc
 from .._info import ConnectionInfo
@@ -124,7 +125,8 @@ class Service(rpc.RendezvousServicer):
     async def _hello(self, context: Context) -> pb.Hello | None:
         try:
             first = await asyncio.wait_for(context.read(), self._settings.hello_timeout)
-        except asyncio.TimeoutError:
+        except (asyncio.TimeoutError, DecodeError, grpc.RpcError, asyncio.InvalidStateError):
+            # what a stranger sends, or breaks off, is no error of this program: gRPC would log a traceback of it
             return None
         if not isinstance(first, pb.NodeMessage) or first.WhichOneof("kind") != "hello":
             return None
@@ -197,6 +199,8 @@ class Service(rpc.RendezvousServicer):
                         registration.end(grpc.StatusCode.INVALID_ARGUMENT, detail)
         except asyncio.CancelledError:
             raise
+        except DecodeError:
+            registration.end(grpc.StatusCode.INVALID_ARGUMENT, "a message that is none of rendezvous.proto")
         except Exception as error:
             # gRPC raises various things when the stream has broken; anything else must not leave a stream unread
             level = logging.DEBUG if isinstance(error, grpc.RpcError | asyncio.InvalidStateError) else logging.WARNING

@@ -10,6 +10,9 @@ import grpc.aio
 import pytest
 
 import keynet
+import keynet.grpc
+import support
+from keynet.rendezvous import SERVICE_PORT
 from keynet.rendezvous._limits import MAX_BODY, Rate
 from keynet.rendezvous.v1 import rendezvous_pb2 as pb
 from nodes import Node, registered, rendezvous, stub, until
@@ -281,3 +284,24 @@ async def test_closing_tells_the_nodes(alice: keynet.Identity) -> None:
         assert (await a.ended())[0] == grpc.StatusCode.UNAVAILABLE
         await closing
         await server.close()
+
+
+@pytest.mark.parametrize("greets", [False, True], ids=["at once", "after a Hello"])
+async def test_what_is_no_message_is_refused_and_makes_no_noise(
+    greets: bool, alice: keynet.Identity, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A stranger writes no tracebacks into the log of a rendezvous."""
+    async with rendezvous() as server:
+        name, _, address = server.address.partition("@")
+        async with support.proxy(alice) as proxy:
+            proxy.add_peer(name, [address])
+            async with keynet.grpc.aio_channel(proxy, name, SERVICE_PORT) as channel:
+                method = "/keynet.rendezvous.v1.Rendezvous/Register"
+                call = channel.stream_stream(method, request_serializer=bytes, response_deserializer=bytes)()
+                if greets:
+                    await call.write(pb.NodeMessage(hello=pb.Hello()).SerializeToString())
+                    assert await call.read()
+                await call.write(b"\xff\xff\xff")
+                assert await call.code() is grpc.StatusCode.INVALID_ARGUMENT
+            await proxy.close(drain=False)
+    assert [record.message for record in caplog.records if record.levelname in ("ERROR", "WARNING")] == []
