@@ -9,7 +9,7 @@ import random
 
 import grpc
 import grpc.aio
-from attack import Attack, Session, addresses, tunnel
+from attack import RENDEZVOUS_PORT, Attack, Session, addresses, tunnel
 from wire import ANSWER, INVITE, Introduction, whereabouts
 
 import keynet
@@ -17,6 +17,10 @@ import keynet.grpc
 from keynet.rendezvous.v1 import rendezvous_pb2_grpc as rpc
 
 CANDIDATES = 16
+# nodes at one address and port (`max_nodes_per_socket`)
+OF_A_SOCKET = 4
+# or gRPC would use the connection of the key before
+OWN = [("grpc.use_local_subchannel_pool", 1)]
 
 
 class Registered(Attack):
@@ -141,12 +145,12 @@ class Registrations(Attack):
 
     async def _stay(self, proxy: keynet.Proxy, name: str) -> None:
         try:
-            async with keynet.grpc.aio_channel(proxy, name, 7348) as channel:
+            async with keynet.grpc.aio_channel(proxy, name, RENDEZVOUS_PORT, options=OWN) as channel:
                 session = Session(rpc.RendezvousStub(channel))
                 await session.hello()
                 self.counts["registered"] += 1
                 self.counts["there"] += 1
-                self.begun.set()
+                self.begun_with_one()
                 try:
                     async for _ in session.heard():
                         pass
@@ -155,11 +159,58 @@ class Registrations(Attack):
                 self.counts["gave_way"] += 1
         except (grpc.aio.AioRpcError, EOFError):
             self.counts["refused"] += 1
-            self.begun.set()
+            self.begun_with_one()
+
+    def begun_with_one(self) -> None:
+        """The first answer of the rendezvous is when it begins."""
+        self.begun.set()
+
+
+class Crowds(Registrations):
+    """Every place of a rendezvous is taken, by `sockets` in each of `sources` networks, with four nodes on each.
+
+    Begins to count as an attack when `full` of them are there.
+    """
+
+    def begun_with_one(self) -> None:
+        """It begins when everything is full."""
+
+    async def run(self) -> None:
+        per_network = int(self.options["sockets"])
+        # a few at a time, so that the handshakes of one host do not wait for each other
+        self._ready = asyncio.Semaphore(8)
+        await self.together([self._network(source) for source in addresses(self.sources, per_network)])
+
+    async def _network(self, source: str) -> None:
+        name, _, address = self.where.rendezvous.partition("@")
+        async with keynet.Proxy(keynet.Identity.generate(), listen=f"{source}:0", port_mapping=False) as proxy:
+            proxy.add_peer(name, [address])
+            streams: set[asyncio.Task[None]] = set()
+            while not self.stop.is_set():
+                if len(streams) < OF_A_SOCKET:
+                    async with self._ready:
+                        there = self.counts["registered"] + self.counts["refused"]
+                        proxy.rotate(keynet.Identity.generate())
+                        stream = asyncio.create_task(self._stay(proxy, name))
+                        streams.add(stream)
+                        stream.add_done_callback(streams.discard)
+                        while self.counts["registered"] + self.counts["refused"] == there and not self.stop.is_set():
+                            await asyncio.sleep(0.01)
+                    self.counts["most_there"] = max(self.counts["most_there"], self.counts["there"])
+                if self.counts["there"] < int(self.options["full"]):
+                    await asyncio.sleep(0.01)
+                else:
+                    self.begun.set()
+                    await asyncio.sleep(0.5)
+            for stream in streams:
+                stream.cancel()
+            await asyncio.gather(*streams, return_exceptions=True)
+            await proxy.close(drain=False)
 
 
 ATTACKS: dict[str, type[Attack]] = {
     "invitations": Invitations,
     "aims": Aims,
     "registrations": Registrations,
+    "crowds": Crowds,
 }

@@ -94,6 +94,19 @@ def test_a_rendezvous_that_is_filled(ground: Ground, scale: Scale, sources: int)
 
 
 @scales
+def test_a_full_rendezvous_gives_way_where_it_is_most_crowded(ground: Ground, scale: Scale) -> None:
+    """Some networks take every place; whoever comes from another one has one all the same, and theirs go."""
+    networks, sockets = scale.sources // 4, 8
+    places = networks * sockets * 4 - 8
+    with ground.arena(INTRODUCED, rendezvous=["--max-nodes", str(places)]) as arena:
+        # one place is the node's own
+        outcome = arena.under("crowds", scale, sources=networks, sockets=sockets, full=places - 4)
+    assert outcome.counts["most_there"] >= places - 4
+    assert outcome.counts["gave_way"] > 0
+    outcome.costs_nobody_anything(0)
+
+
+@scales
 def test_a_function_that_is_asked_without_end(ground: Ground, scale: Scale) -> None:
     with ground.arena(asks=0.1) as arena:
         outcome = arena.under("questions", scale)
