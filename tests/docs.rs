@@ -54,12 +54,26 @@ fn every_security_check_has_its_tests() {
     assert!(without.is_empty(), "checks without a test: {without:?}");
 }
 
+#[test]
+fn every_bound_on_strangers_and_liars_has_its_tests() {
+    for (heading, rows) in [("### What liars can do", 7), ("## 10. What strangers can cost", 9)] {
+        let names = tests_named_in("docs/protocol.md", heading);
+        assert!(names.len() >= rows, "{heading}: found only {} names: is the reader of the table broken?", names.len());
+        let text = fs::read_to_string(checkout().join("docs/protocol.md")).unwrap();
+        let section = text.split_once(heading).unwrap().1.split("\n## ").next().unwrap();
+        let table = section.lines().map(str::trim).filter(|line| line.starts_with("| ")).skip(1);
+        let bare: Vec<_> = table.filter(|row| !row.rsplit(" | ").next().unwrap().contains('`')).collect();
+        assert!(bare.is_empty(), "{heading}: bounds without a test: {bare:?}");
+    }
+}
+
 /// The names in the last column of the table in this section of a document, each of which is a test.
 fn tests_named_in(document: &str, heading: &str) -> Vec<String> {
     let text = fs::read_to_string(checkout().join(document)).unwrap();
     let section = text.split_once(heading).unwrap().1;
     let section = section.split_once("\n## ").map_or(section, |(section, _)| section);
-    let tests = section.lines().filter_map(|line| line.strip_prefix("| ")?.strip_suffix(" |")?.rsplit_once(" | "));
+    let lines = section.lines().map(str::trim);
+    let tests = lines.filter_map(|line| line.strip_prefix("| ")?.strip_suffix(" |")?.rsplit_once(" | "));
     let names: Vec<String> =
         tests.flat_map(|(_, tests)| tests.split('`').skip(1).step_by(2)).map(str::to_owned).collect();
     let (mut sources, mut folders) = (String::new(), vec![checkout().join("tests"), checkout().join("rust/src")]);

@@ -150,6 +150,8 @@ mod tests {
         let mut unproven = Unproven::new();
         let count = taken(&mut unproven, |ms| ip(ms as u32), Word::Named, 10);
         assert!((2_048..=2_048 + 2_560).contains(&count), "{count}");
+        let count = taken(&mut unproven, |ms| ip(ms as u32), Word::Vouched, 10);
+        assert!((8_192..=8_192 + 10_240).contains(&count), "{count}");
         assert!(unproven.places.len() <= MAX_PLACES && unproven.order.len() <= MAX_PLACES);
     }
 
