@@ -366,6 +366,25 @@ mod tests {
         }
     }
 
+    impl Bench {
+        fn is_within_bounds(&self, at_once: usize, under_way: &[(Invite, Line)], seed: u64) {
+            let own = &self.invitations;
+            for queue in [&own.friends, &own.others] {
+                assert_eq!(queue.count, queue.waiting.values().map(VecDeque::len).sum::<usize>(), "seed {seed}");
+                assert!(queue.count <= MAX_WAITING, "seed {seed}");
+                assert!(queue.waiting.values().all(|waiting| (1..=MAX_WAITING_OF_ONE).contains(&waiting.len())));
+                assert_eq!(queue.turns.len(), queue.waiting.len(), "seed {seed}: everybody has one turn");
+            }
+            for line in [Line::Friends, Line::Others] {
+                let busy = under_way.iter().filter(|(_, other)| *other == line).count();
+                assert!(own.busy[line as usize] == busy && busy <= at_once, "seed {seed}");
+            }
+            assert!(own.under_way.values().all(|count| (1..=MAX_OF_ONE_SENDER).contains(count)), "seed {seed}");
+            assert!(own.seen.len() <= MAX_SEEN && own.order.len() <= MAX_SEEN, "seed {seed}");
+            assert!(own.denied.len() <= MAX_DENIED && own.retry_after() <= MOST_RETRY, "seed {seed}");
+        }
+    }
+
     fn sender(node: u64) -> Sender {
         let mut name = [0; 32];
         name[..8].copy_from_slice(&node.to_be_bytes());
@@ -494,5 +513,53 @@ mod tests {
             (0..5).for_each(|_| bench.invitations.deny(NodeId::from_public_key([n; 32]), bench.now));
         }
         assert!(bench.invitations.denied.len() <= MAX_DENIED);
+    }
+
+    /// A rendezvous that lies says anything in anybody's name: after every step each table is within its cap, what is looked at
+    /// within its rate, and friends that wait are served.
+    #[test]
+    fn no_sequence_of_invitations_goes_beyond_a_bound() {
+        use rand::{rngs::StdRng, RngExt, SeedableRng};
+        for seed in 0..24 {
+            let mut rng = StdRng::seed_from_u64(seed);
+            let (per_second, at_once) = (rng.random_range(1..400), rng.random_range(1..40));
+            let mut bench = Bench::new(per_second, at_once);
+            let (began, senders) = (bench.now, [1, 40, 4_000][seed as usize % 3]);
+            let (mut under_way, mut looked_at, mut refused): (Vec<(Invite, Line)>, u64, u64) = (Vec::new(), 0, 0);
+            for step in 0..6_000u64 {
+                let line = if rng.random_range(0..3) == 0 { Line::Friends } else { Line::Others };
+                match rng.random_range(0..10) {
+                    0..5 => {
+                        // some exchanges come again
+                        bench.made =
+                            if rng.random_range(0..8) == 0 { rng.random_range(0..=step) } else { 10_000 + step };
+                        if let Arrival::TurnedAway(..) = bench.arrives(rng.random_range(0..senders), line) {
+                            refused += u64::from(bench.invitations.may_refuse(bench.now));
+                        }
+                    }
+                    5..8 => {
+                        if let Next::Answer(invite, line) = bench.invitations.next(bench.now) {
+                            looked_at += 1;
+                            assert!(bench.now.saturating_duration_since(invite.since) <= WAITS_FOR, "seed {seed}");
+                            under_way.push((*invite, line));
+                        }
+                    }
+                    8 if !under_way.is_empty() => {
+                        let (invite, line) = under_way.swap_remove(rng.random_range(0..under_way.len()));
+                        bench.invitations.ended(&invite.from.node, line);
+                    }
+                    _ => {
+                        let node = NodeId::from_public_key(sender(rng.random_range(0..3_000)).node);
+                        bench.invitations.deny(node, bench.now);
+                        let long = if step % 50 == 0 { rng.random_range(0..9_000) } else { 0 };
+                        bench.now += Duration::from_millis(rng.random_range(0..3) + long);
+                    }
+                }
+                bench.is_within_bounds(at_once, &under_way, seed);
+                let seconds = bench.now.saturating_duration_since(began).as_secs_f64();
+                assert!(looked_at as f64 <= f64::from(per_second) * (seconds + 1.0) + 1.0, "seed {seed}");
+                assert!(refused as f64 <= MAX_REFUSALS as f64 * (seconds + 1.0) + 1.0, "seed {seed}");
+            }
+        }
     }
 }

@@ -270,6 +270,18 @@ async def test_registering_too_often(alice: keynet.Identity) -> None:
         assert server.stats()["registrations_refused"] == 1
 
 
+async def test_nodes_of_one_network_that_register_too_often_are_told_so(
+    alice: keynet.Identity, bob: keynet.Identity, mallory: keynet.Identity
+) -> None:
+    """New keys cost an attacker nothing; another network would not suffer."""
+    async with rendezvous(network_registrations=Rate(0.001, 2)) as server:
+        async with registered(server, alice), registered(server, bob), stub(server, mallory) as made:
+            node = Node(mallory, made)
+            await node.call.write(pb.NodeMessage(hello=pb.Hello()))
+            code, detail = await node.ended()
+        assert (code, "of this network" in detail) == (grpc.StatusCode.RESOURCE_EXHAUSTED, True)
+
+
 async def test_only_who_comes_through_keynet_is_served() -> None:
     async with rendezvous() as server, grpc.aio.insecure_channel(server._backend) as channel:
         from keynet.rendezvous.v1 import rendezvous_pb2_grpc as rpc
