@@ -19,6 +19,8 @@ from keynet.rendezvous.v1 import rendezvous_pb2_grpc as rpc
 CANDIDATES = 16
 # nodes at one address and port (`max_nodes_per_socket`)
 OF_A_SOCKET = 4
+# registrations that one socket tries at a time
+UNDER_WAY = 64
 # or gRPC would use the connection of the key before
 OWN = [("grpc.use_local_subchannel_pool", 1)]
 
@@ -131,11 +133,15 @@ class Registrations(Attack):
         first = keynet.Identity.generate()
         async with keynet.Proxy(first, listen=f"{source}:0", port_mapping=False) as proxy:
             proxy.add_peer(name, [address])
-            streams: list[asyncio.Task[None]] = []
+            streams: set[asyncio.Task[None]] = set()
             while not self.stop.is_set():
-                proxy.rotate(keynet.Identity.generate())
-                streams.append(asyncio.create_task(self._stay(proxy, name)))
-                self.counts["tried"] += 1
+                # what it has no answer to yet is bounded, or the attacker would fall over first
+                if len(streams) < UNDER_WAY:
+                    proxy.rotate(keynet.Identity.generate())
+                    stream = asyncio.create_task(self._stay(proxy, name))
+                    streams.add(stream)
+                    stream.add_done_callback(streams.discard)
+                    self.counts["tried"] += 1
                 with contextlib.suppress(asyncio.TimeoutError):
                     await asyncio.wait_for(self.stop.wait(), self.sources / self.rate)
             for stream in streams:

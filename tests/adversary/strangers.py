@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import resource
 from typing import Any
 
 import datagrams
@@ -64,4 +65,7 @@ class Strangers:
 
 
 if __name__ == "__main__":
+    # thousands of sources
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     asyncio.run(obey(Strangers()))

@@ -96,7 +96,7 @@ def test_a_rendezvous_that_is_filled(ground: Ground, scale: Scale, sources: int)
 @scales
 def test_a_full_rendezvous_gives_way_where_it_is_most_crowded(ground: Ground, scale: Scale) -> None:
     """Some networks take every place; whoever comes from another one has one all the same, and theirs go."""
-    networks, sockets = scale.sources // 4, 8
+    networks, sockets = min(scale.sources // 4, 16), 8
     places = networks * sockets * 4 - 8
     with ground.arena(INTRODUCED, rendezvous=["--max-nodes", str(places)]) as arena:
         # one place is the node's own
