@@ -124,7 +124,9 @@ class Session:
             raise EOFError(await self.call.details())
 
     async def say(self, to: bytes, exchange: bytes, body: bytes) -> None:
-        await self.call.write(pb.NodeMessage(signal=pb.Signal(node=to, exchange=exchange, body=body)))
+        # at the end of an attack the stream may have ended meanwhile
+        with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
+            await self.call.write(pb.NodeMessage(signal=pb.Signal(node=to, exchange=exchange, body=body)))
 
     async def heard(self) -> AsyncIterator[pb.RendezvousMessage]:
         """What comes, until the stream ends."""
