@@ -141,9 +141,12 @@ class Registration:
             await self._wake.wait()
 
     def inherit(self, earlier: Registration) -> None:
-        """Takes over the signals that wait for the stream that this one replaces."""
+        """Takes over the signals that wait for the stream that this one replaces, as many as one may have: a node can
+        take the places of several, by its older names."""
         while earlier._count:
-            self._push(earlier._pop())
+            parcel = earlier._pop()
+            if not self.offer(parcel):
+                parcel.settle(pb.CAUSE_RECEIVER_BUSY, CROWDED)
 
     def drop(self, cause: pb.Cause, detail: str) -> None:
         """Gives back every signal that was not written."""

@@ -155,6 +155,26 @@ def test_what_waits_moves_to_the_new_stream_or_is_given_back() -> None:
     assert names.registry.totals.queued_bytes == 0
 
 
+def test_who_takes_the_places_of_several_inherits_what_one_may_have() -> None:
+    """By the older names of its chain; what finds no room goes back to its sender."""
+    names = Names(queue=4, queue_of_sender=2)
+    old = [names.node(number) for number in (1, 2, 3)]
+    told: list[int | None] = []
+    for one in old:
+        names.registry.add(one)
+        for sender in (b"a", b"a", b"b"):
+            assert one.offer(Parcel(pb.Signal(node=sender, body=b"1"), lambda cause, _: told.append(cause)))
+    heir = names.node(1, 2, 3)
+    names.registry.add(heir)
+    assert {sender: len(waiting) for sender, waiting in heir._parcels.items()} == {b"a": 2, b"b": 2}
+    assert told == [pb.CAUSE_RECEIVER_BUSY] * 5
+    assert names.registry.totals.queued_bytes == 4
+    for one in (*old, heir):
+        names.registry.remove(one)
+    assert len(told) == 9
+    assert names.registry.totals.queued_bytes == 0
+
+
 def test_bytes_that_wait_are_bounded() -> None:
     names = Names(queue_bytes=10, total_queue_bytes=12)
     one, two = names.node(1), names.node(2)
