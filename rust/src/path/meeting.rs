@@ -41,6 +41,8 @@ pub struct Plan {
     pub own_relays: Vec<IpAddr>,
     /// The first ping to each candidate dies after so many hops: it opens our NAT and leaves no trace in the peer's.
     pub opening_ttl: Option<u8>,
+    /// Some of many sockets ask with so many hops.
+    pub search_ttl: Option<u8>,
     /// Ways over relays: from relays of ours to addresses of the peer, and from our own socket to relays of the peer's.
     pub relayed: Vec<Route>,
     /// From relays of ours to relays of the peer's: tried when nothing else has helped for a while.
@@ -88,6 +90,7 @@ pub(super) struct Meeting {
     seen_at: Vec<IpAddr>,
     own_relays: Vec<IpAddr>,
     opening_ttl: Option<u8>,
+    pub(super) search_ttl: Option<u8>,
     relayed: Vec<Route>,
     relayed_rounds: usize,
     last: Vec<Route>,
@@ -181,6 +184,12 @@ impl Meeting {
     fn opened(mut self) -> Self {
         self.progress.is_open = self.search.as_ref().is_some_and(|search| self.seen_at.contains(&search.ip()));
         self
+    }
+
+    /// A genuine pong to what was sent to `asked` came from another port there: the peer may be reached at that one.
+    pub(super) fn is_beside(&self, asked: Route, from: Route) -> bool {
+        let is_at = |ip: IpAddr| ip == asked.to.ip() || self.seen_at.contains(&ip);
+        from.via == asked.via && !self.is_relayed(asked) && !self.is_relayed(from) && is_at(from.to.ip())
     }
 
     /// How much is known of an address that the peer has named.
@@ -280,6 +289,7 @@ impl PathTable {
                 .take(MAX_SEEN_AT)
                 .collect(),
             opening_ttl: plan.opening_ttl,
+            search_ttl: plan.search_ttl,
             relayed: plan.relayed.iter().map(|route| canonical_route(*route)).take(MAX_RELAYED).collect(),
             relayed_rounds: 0,
             last: plan.last.iter().map(|route| canonical_route(*route)).take(MAX_RELAYED).collect(),
@@ -354,7 +364,7 @@ impl PathTable {
         out.retain(|(route, _)| self.unproven.take(now, route.to.ip(), word(*route)));
         self.counters.rate_limited += (before - out.len()) as u64;
         // searches have a limit of their own: one goes on at a time
-        out.extend(meeting.search_due(now).into_iter().filter(|route| sendable(route.to)).map(|route| (route, None)));
+        out.extend(meeting.search_due(now).into_iter().filter(|(route, _)| sendable(route.to)));
         let sent = u32::try_from(out.len()).unwrap_or(u32::MAX);
         meeting.report.pings = meeting.report.pings.saturating_add(sent);
         let (keys, met) = (meeting.keys(), meeting.met.filter(|_| meeting.settled));

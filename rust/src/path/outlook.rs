@@ -118,11 +118,13 @@ pub fn draft(own: &Whereabouts, peer: &Whereabouts, near: impl Fn(IpAddr) -> boo
     candidates.truncate(MAX_CANDIDATES - inside.len());
     candidates.extend(inside);
     rank_candidates(&mut candidates, &near);
-    let translated = own.profile.translated == Some(true) && peer.profile.translated == Some(true);
+    // whoever lets everybody in has nothing to open; a NAT that meets a packet before its host has sent one may give the host another port
+    let opens = own.profile.filtering != Filtering::EndpointIndependent && own.profile.translated.is_some();
+    let opens = opens && peer.profile.translated == Some(true);
     let mut draft = Draft {
         plan: Plan {
             candidates: candidates.iter().map(|one| one.address).collect(),
-            opening_ttl: translated.then_some(OPENING_TTL),
+            opening_ttl: opens.then_some(OPENING_TTL),
             peer_relays,
             ..Plan::default()
         },
@@ -144,6 +146,13 @@ pub fn draft(own: &Whereabouts, peer: &Whereabouts, near: impl Fn(IpAddr) -> boo
 fn both_symmetric(draft: &mut Draft, own: &Whereabouts, peer: &Whereabouts) {
     let counts = |side: &Whereabouts| matches!(side.profile.ports, Ports::Sequential { .. });
     let open = |side: &Whereabouts| side.profile.filtering == Filtering::EndpointIndependent;
+    let by_address = |side: &Whereabouts| {
+        side.profile.mapping == Mapping::AddressDependent && side.profile.filtering == Filtering::AddressDependent
+    };
+    if by_address(own) && by_address(peer) {
+        // what is sent to the port that servers saw comes in, and what comes back shows the port that counts for the two
+        return;
+    }
     if open(own) || open(peer) {
         return;
     }
@@ -205,6 +214,8 @@ fn ask_from_many_ports(draft: &mut Draft, own: &Whereabouts, peer: &Whereabouts)
     if own.searches && peer.searches {
         let count = (block / PORTS_A_SOCKET).clamp(LEAST_SOCKETS, MOST_SOCKETS);
         draft.sockets = Some((count, outside, Duration::ZERO));
+        // such a router may be one that gives its host another port towards whoever has sent something to the one it wants
+        draft.plan.search_ttl = (peer.profile.ports == Ports::Preserved).then_some(OPENING_TTL);
         draft.outlook = Outlook::Search;
     }
 }
@@ -321,6 +332,39 @@ mod tests {
         false
     }
 
+    /// It gives each address a port, and lets in whoever has the address of somebody it has sent to.
+    fn by_address(last: u8) -> Whereabouts {
+        let mut told = symmetric(last, Ports::Uniform);
+        told.profile.mapping = Mapping::AddressDependent;
+        told.profile.filtering = Filtering::AddressDependent;
+        told
+    }
+
+    #[test]
+    fn the_first_shot_of_whoever_filters_leaves_no_trace_in_a_nat() {
+        let nat = |filtering, translated| {
+            let mut told = cone(2, filtering);
+            told.profile.translated = translated;
+            told
+        };
+        let (strict, open) = (Filtering::AddressAndPortDependent, Filtering::EndpointIndependent);
+        let (yes, no) = (Some(true), Some(false));
+        let opening = |own: &Whereabouts, peer: &Whereabouts| draft(own, peer, far, 0).plan.opening_ttl.is_some();
+        assert!(opening(&nat(strict, yes), &nat(strict, yes)));
+        assert!(opening(&nat(strict, no), &nat(strict, yes)), "a firewall");
+        assert!(!opening(&nat(strict, yes), &nat(strict, no)), "there is no NAT that could be disturbed");
+        assert!(!opening(&nat(open, no), &nat(strict, yes)), "a public host has nothing to open");
+    }
+
+    #[test]
+    fn some_sockets_of_a_search_spare_a_nat_that_preserves_ports() {
+        let mut peer = cone(1, Filtering::AddressAndPortDependent);
+        peer.profile.ports = Ports::Uniform;
+        assert_eq!(draft(&symmetric(2, Ports::Uniform), &peer, far, 0).plan.search_ttl, None);
+        peer.profile.ports = Ports::Preserved;
+        assert!(draft(&symmetric(2, Ports::Uniform), &peer, far, 0).plan.search_ttl.is_some());
+    }
+
     #[test]
     fn both_sides_come_to_the_same_outlook() {
         use Filtering::{AddressAndPortDependent, AddressDependent, EndpointIndependent, Unknown};
@@ -336,6 +380,8 @@ mod tests {
             (symmetric(1, counting), symmetric(2, counting), Outlook::Prediction),
             (symmetric(1, counting), symmetric(2, Ports::Uniform), Outlook::BothSymmetric),
             (symmetric(1, Ports::Uniform), symmetric(2, Ports::Uniform), Outlook::BothSymmetric),
+            (by_address(1), by_address(2), Outlook::Direct),
+            (by_address(1), symmetric(2, Ports::Uniform), Outlook::BothSymmetric),
         ];
         for (a, b, outlook) in table {
             let (at_a, at_b) = (draft(&a, &b, far, 1), draft(&b, &a, far, 2));

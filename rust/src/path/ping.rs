@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::address::{canonical, canonical_route, sendable};
 use super::limit::Limit;
-use super::meeting::Answer;
+use super::meeting::{Answer, MeetingId};
 use super::outstanding::{Asked, Keys, Purpose};
 use super::session::Heard;
 use super::table::PathTable;
@@ -51,7 +51,8 @@ impl PathTable {
     }
 
     /// A pong came. It counts when its transaction is outstanding and it comes from the address that was asked, with
-    /// a right tag if the ping had one (`verified`, asked at most once).
+    /// a right tag if the ping had one (`verified`, asked at most once). In a meeting one from another port of the peer says where
+    /// the peer may be reached as well.
     pub fn handle_pong(
         &mut self,
         now: Time,
@@ -60,6 +61,14 @@ impl PathTable {
         verified: impl FnOnce(&[u8; 32]) -> bool,
     ) {
         let from = canonical_route(from);
+        if let Some((id, key)) = self.asked_beside(now, from, &pong.transaction) {
+            match pong.keyed && verified(&key) {
+                // it proves nothing of where it came from: that is asked
+                true => self.meeting_pinged(now, id, from),
+                false => self.counters.forged += 1,
+            }
+            return;
+        }
         let genuine = match self.outstanding.peek(now, &pong.transaction) {
             Some(Asked { to, .. }) if *to != from => false,
             Some(Asked { purpose: Purpose::Path { keys: Some(keys), .. } | Purpose::Meeting { keys, .. }, .. }) => {
@@ -93,6 +102,15 @@ impl PathTable {
             }
             Purpose::Probe => self.probe_answered(now, from, rtt, canonical(pong.observed)),
         }
+    }
+
+    /// The meeting, and its key, whose ping this answers from another port of the peer than was asked (a peer-reflexive candidate,
+    /// RFC 8445 section 7.2.5.3.1).
+    fn asked_beside(&mut self, now: Time, from: Route, transaction: &[u8; 12]) -> Option<(MeetingId, [u8; 32])> {
+        let asked = self.outstanding.peek(now, transaction).filter(|asked| asked.to != from)?;
+        let (to, Purpose::Meeting { id, keys }) = (asked.to, &asked.purpose) else { return None };
+        let (id, key) = (*id, keys.key);
+        self.meetings.all.get(&id).is_some_and(|meeting| meeting.is_beside(to, from)).then_some((id, key))
     }
 
     /// A proven path answered, or a new one is proven by this.

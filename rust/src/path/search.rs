@@ -67,8 +67,8 @@ impl Search {
         }
     }
 
-    /// What the `n`-th tick asks.
-    fn tick(&self, n: u32) -> Vec<Route> {
+    /// What the `n`-th tick asks; whether with few hops, if that is wanted.
+    fn tick(&self, n: u32) -> Vec<(Route, bool)> {
         match self {
             Self::Ports { ip, low, high, start, .. } => {
                 let size = u32::from(high.saturating_sub(*low)) + 1;
@@ -76,15 +76,16 @@ impl Search {
                 let step = step_through(size);
                 let nth = (u64::from(*start) + u64::from(n) * u64::from(step)) % u64::from(size);
                 let port = low.saturating_add(u16::try_from(nth).unwrap_or(0));
-                vec![SocketAddr::new(*ip, port).into()]
+                vec![(SocketAddr::new(*ip, port).into(), false)]
             }
             Self::Sockets { vias, to, .. } => {
                 let ticks = vias.len().div_ceil(SOCKETS_A_TICK).max(1);
                 let tick = n as usize % ticks;
                 vias.iter()
+                    .enumerate()
                     .skip(tick * SOCKETS_A_TICK)
                     .take(SOCKETS_A_TICK)
-                    .map(|via| Route { via: *via, to: *to })
+                    .map(|(n, via)| (Route { via: *via, to: *to }, n % QUIET == QUIET - 1))
                     .collect()
             }
         }
@@ -99,14 +100,16 @@ impl Meeting {
     }
 
     /// What the search asks now.
-    pub(super) fn search_due(&mut self, now: Time) -> Vec<Route> {
+    pub(super) fn search_due(&mut self, now: Time) -> Vec<(Route, Option<u8>)> {
         let mut out = Vec::new();
         for _ in 0..MAX_TICKS_AT_ONCE {
             if self.next_search().is_none_or(|at| at > now) {
                 break;
             }
             if let Some(search) = &self.search {
-                out.extend(search.tick(self.progress.done));
+                let ttl = self.search_ttl;
+                let asked = search.tick(self.progress.done).into_iter();
+                out.extend(asked.map(|(route, quiet)| (route, ttl.filter(|_| quiet))));
             }
             self.progress.done += 1;
         }
@@ -193,6 +196,9 @@ const MOST_PORTS: u32 = 2_048;
 const SOCKETS_A_TICK: usize = 16;
 /// And again after this: the other side may be later, and mappings must live (30 s is the shortest life that NATs are known for).
 const SOCKETS_AGAIN: Duration = Duration::from_secs(2);
+/// One socket in so many asks with few hops, where that is wanted: 64 of 256 meet 2,048 ports with 87 %, and the 192 others with 99.8 %.
+/// These open both NATs where there are two on our side, and those leave no trace in the peer's.
+const QUIET: usize = 4;
 /// After a long sleep the search goes on and makes up for no more of it.
 const MAX_TICKS_AT_ONCE: usize = 4;
 /// Then another search goes on, if there is one: 256 sockets and 600 ports have met by then nine times out of ten. What either side has

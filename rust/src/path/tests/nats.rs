@@ -17,6 +17,8 @@ struct Nat {
     owners: HashMap<u16, Via>,
     allowed: HashSet<(u16, SocketAddr)>,
     next: u16,
+    /// Ports of others do not matter: a mapping is for an IP address, and whoever has one that the socket has sent to is let in.
+    by_address: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -34,7 +36,8 @@ enum Kind {
 impl Nat {
     fn out(&mut self, random: &mut Random, via: Via, to: SocketAddr) -> SocketAddr {
         let to_each = !matches!(self.kind, Kind::Cone);
-        let key = (via, to_each.then_some(to));
+        let asked = if self.by_address { SocketAddr::new(to.ip(), 0) } else { to };
+        let key = (via, to_each.then_some(asked));
         let port = match self.mappings.get(&key) {
             Some(port) => *port,
             None => {
@@ -64,7 +67,10 @@ impl Nat {
     }
 
     fn inward(&self, from: SocketAddr, port: u16) -> Option<Via> {
-        self.allowed.contains(&(port, from)).then(|| self.owners[&port])
+        let owner = *self.owners.get(&port)?;
+        let known = |(port, to): &(u16, SocketAddr)| self.owners[port] == owner && to.ip() == from.ip();
+        let lets_in = self.allowed.contains(&(port, from)) || (self.by_address && self.allowed.iter().any(known));
+        lets_in.then_some(owner)
     }
 
     /// What the node behind it says of itself, when it has asked two servers.
@@ -82,9 +88,13 @@ impl Nat {
                 (Mapping::AddressAndPortDependent, Ports::Sequential { last: seen.port(), delta: 1 })
             }
         };
+        let by_address = self.by_address && mapping == Mapping::AddressAndPortDependent;
         let profile = NatProfile {
-            mapping,
-            filtering: Filtering::AddressAndPortDependent,
+            mapping: if by_address { Mapping::AddressDependent } else { mapping },
+            filtering: match self.by_address {
+                true => Filtering::AddressDependent,
+                false => Filtering::AddressAndPortDependent,
+            },
             ports,
             translated: Some(true),
             ..NatProfile::default()
@@ -126,6 +136,10 @@ struct World {
 
 impl World {
     fn new(seed: u64, kinds: [Kind; 2], loss: u64) -> Self {
+        Self::filtering(seed, kinds, loss, false)
+    }
+
+    fn filtering(seed: u64, kinds: [Kind; 2], loss: u64, by_address: bool) -> Self {
         let now = Time::from_millis(1_000_000);
         let mut random = Random::new(seed);
         let mut nats = [0, 1].map(|n: usize| Nat {
@@ -135,6 +149,7 @@ impl World {
             owners: HashMap::new(),
             allowed: HashSet::new(),
             next: 20_000 + random.below(20_000) as u16,
+            by_address,
         });
         let told = [0, 1].map(|n: usize| nats[n].whereabouts(&mut random));
         let mut nats = nats.into_iter();
@@ -322,5 +337,15 @@ fn nats_that_count_are_predicted() {
         kinds.rotate_left(seed as usize / 4 % 2);
         let mut world = World::new(seed, kinds, seed % 4);
         world.meets(RendezvousConfig::default().prediction_timeout, &format!("seed {seed}, {kinds:?}"));
+    }
+}
+
+/// What each sends to the port that servers saw of the other comes in; the answer comes from the port that counts.
+#[test]
+fn two_nats_with_a_port_for_each_address_that_filter_by_address_meet() {
+    for seed in 0..60 {
+        let kind = Kind::Symmetric { low: 20_000, high: 59_999 };
+        let mut world = World::filtering(seed, [kind, kind], seed % 4 * 5, true);
+        world.meets(RendezvousConfig::default().direct_timeout, &format!("seed {seed}"));
     }
 }

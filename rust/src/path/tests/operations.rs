@@ -139,6 +139,7 @@ impl Outside {
                     peer_relays,
                     head_start,
                     direct_only,
+                    search_ttl: opening_ttl.filter(|_| session % 3 == 0),
                     seen_at: search.iter().map(Search::ip).collect(),
                     own_relays: Vec::new(),
                     search,
