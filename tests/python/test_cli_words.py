@@ -91,6 +91,9 @@ def test_help_fits_the_terminal(columns: int) -> None:
     [
         (["up", "--service", "1=127.0.0.1:1"], "--service needs --allow"),
         (["up", "--listen", "nowhere"], "--listen: "),
+        (["up", "--patience", "nan"], "--patience: "),
+        (["forward", NODE, "1", "-a", "h:1", "--local", "nowhere"], "--local: "),
+        (["relay", "--user", "a=b", "--listen", "127.0.0.1:0", "--realm", "é"], "--realm: "),
         (["up", "--rendezvous", "127.0.0.1:1"], "--rendezvous: "),
         (["up", "--stun", "x"], "--stun: "),
         (["up", "--relay", "turn:host"], "--relay: "),

@@ -123,6 +123,19 @@ def test_blocks_without_a_language_hold_no_commands() -> None:
             assert command is None, str(block)
 
 
+def test_prose_fits_an_editor() -> None:
+    """Tables and code are as wide as they are."""
+    wide = []
+    for path in [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "benches").glob("*.md")]:
+        is_code = False
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+            if line.lstrip().startswith("```"):
+                is_code = not is_code
+            elif not is_code and not line.lstrip().startswith(("|", "<!--")) and len(line) > 100:
+                wide.append(f"{path.relative_to(ROOT)}:{number}: {len(line)} columns")
+    assert wide == []
+
+
 def test_the_index_lists_every_document() -> None:
     index = (ROOT / "docs" / "README.md").read_text(encoding="utf-8")
     listed = set(re.findall(r"\]\(([\w.-]+)\)", index))

@@ -28,6 +28,9 @@ _ADVICE = {
 
 _OPTIONS = {
     "listen": "--listen",
+    "local": "--local",
+    "patience": "--patience",
+    "realm": "--realm",
     "metrics": "--metrics",
     "nats": "--nats",
     "forward": "--forward",
