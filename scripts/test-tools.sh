@@ -17,12 +17,16 @@ nft:nftables
 conntrack:conntrack
 miniupnpd:miniupnpd-nftables
 openssl:openssl
+curl:curl
+wget:wget
+git:git
 ip:iproute2
 unshare:util-linux
 "
 # what each of them is for, in the order of the list:
 # building; interop with libutp (tests/python/interop); relays (tests/relay, tests/python/relay); the laboratory of NATs
-# (tests/nat) with ports that a router opens and certificates of relays; namespaces for the laboratory and transmission
+# (tests/nat) with ports that a router opens and certificates of relays; clients of the forward proxy
+# (tests/python/test_http.py); namespaces for the laboratory and transmission
 
 # daemons are there, and not on the PATH of everybody
 PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin

@@ -200,6 +200,8 @@ const LAYERS: &[(&str, u8)] = &[
     ("stun", 1),
     ("classify", 1),
     ("http_connect", 1),
+    ("http_forward", 1),
+    ("socks5", 1),
     ("open", 1),
     ("tls", 1),
     ("turn", 1),

@@ -68,7 +68,7 @@ class BaseProxy:
           asked off the data path; an exception, or no answer in `allow_timeout` seconds, denies.
         - `listen`: the UDP socket "address:port". "[::]:0" is IPv4 and IPv6 on a free port; nodes that are dialled need
           a known one.
-        - `forward`: the address of the HTTP CONNECT proxy for local clients, TCP.
+        - `forward`: the address of the proxy for local clients, TCP: CONNECT, `http://` URLs and SOCKS5 (docs/http.md).
         - `credentials`: the (user, password) that local clients must send; random unless given.
         - `controller`: congestion control of uTP. BBR unless given: it keeps its rate where packets get lost; CUBIC
           shares as TCP does, LEDBAT yields to everything else.
@@ -136,7 +136,7 @@ class BaseProxy:
 
     @property
     def forward_address(self) -> str:
-        """Where the HTTP CONNECT proxy for local clients listens: "host:port"."""
+        """Where the forward proxy for local clients listens: "host:port". CONNECT, `http://` URLs, SOCKS5."""
         return self._running.forward_address()
 
     @property

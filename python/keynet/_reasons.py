@@ -132,6 +132,8 @@ class Reason(_Name):
     ACCESS_REVOKED = "access_revoked"
     PEER_GONE = "peer_gone"
 
+    SERVICE_PROTOCOL_ERROR = "service_protocol_error"
+
     INTERNAL = "internal"
 
     @property

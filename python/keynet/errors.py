@@ -200,7 +200,7 @@ class IdentityInUse(IdentityError):
 
 
 class RequestError(KeynetError):
-    """A client of the forward proxy sent something else than a good CONNECT request, or too many of them."""
+    """A client of the forward proxy sent something else than a good request, or too many of them."""
 
 
 class DialError(KeynetError):
@@ -284,7 +284,7 @@ class AccessDenied(DialError, PermissionError):
 
 
 class ServiceError(DialError):
-    """The service behind the peer cannot be had."""
+    """The service behind the peer cannot be had, or does not speak HTTP where a client asked in HTTP."""
 
 
 class ServiceNotFound(ServiceError, LookupError):
@@ -398,6 +398,7 @@ _CLASSES: dict[Reason, type[KeynetError]] = {
     Reason.FINISHED: Finished,
     Reason.CLIENT_RESET: LocalResetError,
     Reason.SERVICE_RESET: LocalResetError,
+    Reason.SERVICE_PROTOCOL_ERROR: ServiceError,
     Reason.INTERNAL: InternalError,
 }
 

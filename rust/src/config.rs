@@ -279,6 +279,20 @@ pub struct ProxyLimits {
     pub open_timeout: Duration,
     /// The buffer of each direction of a splice.
     pub splice_buffer: usize,
+    /// Bytes of the head of an answer that is passed on: four times what servers usually send at most (cookies, content policies).
+    pub max_answer_head: usize,
+    /// Interim answers (1xx) to one request: a server sends one or two.
+    pub max_interim_answers: usize,
+    /// How long a client that has its answer may keep its connection without another request: most keep it for 5 to 90 s.
+    pub idle_client_timeout: Duration,
+    /// How long a stream to an HTTP service is kept for the next request. Servers wait for 5 s (uvicorn, Node) or longer: this node is
+    /// to end it before them, so that no request meets an end that is under way.
+    pub idle_stream_timeout: Duration,
+    /// A request that may not be sent twice takes no stream that was idle for longer: some servers wait for 2 s (gunicorn).
+    pub sure_stream_time: Duration,
+    /// Streams that are kept so, in all and to one service: what a page of a browser opens is 6, and each may hold its windows.
+    pub max_idle_streams: usize,
+    pub max_idle_streams_per_service: usize,
     /// How long an ended connection may take to say goodbye: until the other side has all that was sent to it.
     pub linger: Duration,
     /// How long a drain waits for streams to end before it aborts them.
@@ -311,6 +325,13 @@ impl Default for ProxyLimits {
             service_timeout: Duration::from_secs(5),
             open_timeout: Duration::from_secs(10),
             splice_buffer: 128 << 10,
+            max_answer_head: 64 << 10,
+            max_interim_answers: 16,
+            idle_client_timeout: Duration::from_secs(60),
+            idle_stream_timeout: Duration::from_secs(4),
+            sure_stream_time: Duration::from_secs(1),
+            max_idle_streams: 128,
+            max_idle_streams_per_service: 16,
             linger: Duration::from_secs(10),
             drain_timeout: Duration::from_secs(10),
             max_peers: 65_536,

@@ -129,12 +129,12 @@ reasons! {
     /// Another program runs with the same identity.
     IdentityInUse = 8, "identity_in_use", Caller, 500, "proxy_configuration_error", "stop the other program, or give this one an identity of its own (`keynet id FILE`, then `--identity FILE`)";
 
-    /// The request is not an HTTP CONNECT request.
-    BadRequest = 20, "bad_request", Client, 400, "http_protocol_error", "send an HTTP/1.1 CONNECT request";
-    /// The CONNECT target does not name a node and a service.
+    /// The request is no HTTP/1 request, or one that could be read in two ways.
+    BadRequest = 20, "bad_request", Client, 400, "http_protocol_error", "send HTTP/1.1: CONNECT, or a request for http://<node id>.keynet:<service port>/";
+    /// The target does not name a node and a service.
     BadTarget = 21, "bad_target", Client, 400, "http_protocol_error", "use <node id>.keynet:<service port> as the target";
-    /// The method is not CONNECT.
-    MethodNotAllowed = 22, "method_not_allowed", Client, 405, "http_protocol_error", "use CONNECT: with curl `-p`, with gRPC `grpc.http_proxy`";
+    /// The method is not passed on.
+    MethodNotAllowed = 22, "method_not_allowed", Client, 405, "http_protocol_error", "use another method: what is not passed on as it is goes through with CONNECT (curl `-p`)";
     /// Proxy credentials are missing or wrong.
     CredentialsRequired = 23, "credentials_required", Client, 407, "http_request_denied", "send the proxy's user and password in Proxy-Authorization: Basic";
     /// The request head is larger than the cap.
@@ -228,6 +228,8 @@ reasons! {
     /// The peer has ended: it said so, or its machine says that nobody is there.
     PeerGone = 108, "peer_gone", Peer, 502, "connection_terminated", "connect again when the peer is back";
 
+    /// The service does not speak HTTP/1, or breaks its rules.
+    ServiceProtocolError = 117, "service_protocol_error", Service, 502, "http_protocol_error", "check that an HTTP/1 server listens on this service port; what is no HTTP/1 goes through with CONNECT, SOCKS5 or a static forward";
 
     /// A broken promise of keynet's own code.
     Internal = 120, "internal", Keynet, 500, "proxy_internal_error", "report this with the log";

@@ -6,7 +6,7 @@
 //! | layer | modules | what |
 //! |---|---|---|
 //! | 0 | [`addr`], [`bucket`], [`config`], [`error`], [`time`] | names of nodes, rates, every knob, every failure, the clock type |
-//! | 1 | [`utp`], [`path`], [`stun`], [`http_connect`], [`open`], [`tls`], [`turn`] | state machines and codecs: no sockets, no clock, no runtime |
+//! | 1 | [`utp`], [`path`], [`stun`], [`http_connect`], [`http_forward`], [`socks5`], [`open`], [`tls`], [`turn`] | state machines and codecs: no sockets, no clock, no runtime |
 //! | 2 | `net` | the one task that owns the UDP socket (tokio starts here) |
 //! | 3 | `peer` | a link: uTP stream + TLS + the node at its other end |
 //! | 3 | `nat` | what a node finds out about itself and its network, and a STUN server that helps others to |
@@ -27,6 +27,7 @@ pub mod classify;
 pub mod config;
 pub mod error;
 pub mod http_connect;
+pub mod http_forward;
 #[cfg(feature = "runtime")]
 pub mod nat;
 #[cfg(feature = "runtime")]
@@ -43,6 +44,7 @@ mod python;
 pub mod relay;
 #[cfg(feature = "runtime")]
 pub mod rendezvous;
+pub mod socks5;
 pub mod stun;
 pub mod time;
 pub mod tls;

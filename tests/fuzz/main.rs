@@ -48,4 +48,4 @@ macro_rules! replays {
     };
 }
 
-replays!(classify codec endpoint pair stun path head open chain introduction whereabouts discovery turn turn_client turn_pair);
+replays!(classify codec endpoint pair stun path head http open chain introduction whereabouts discovery turn turn_client turn_pair);

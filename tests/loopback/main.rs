@@ -4,6 +4,7 @@
 mod bad_requests;
 mod closing;
 mod dials;
+mod http;
 mod identities;
 mod idle;
 mod knowing;
@@ -18,5 +19,6 @@ mod machine;
 mod revocation;
 mod roaming;
 mod silence;
+mod socks;
 mod streams;
 mod support;

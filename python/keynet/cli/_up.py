@@ -30,7 +30,7 @@ the configuration file (TOML); flags override it, repeatable ones add to it:
 
   identity = "node.pem"
   listen = "[::]:4433"                 # UDP, for peers
-  forward = "127.0.0.1:8080"           # HTTP CONNECT, for local clients
+  forward = "127.0.0.1:8080"           # HTTP and SOCKS5 proxy, for local clients
   allow = ["v...", "v..."]             # who may use the services, or ["anyone"]
   controller = "bbr"                   # or "cubic", "ledbat"
   rendezvous = ["v...@198.51.100.1:7348"]
@@ -64,7 +64,7 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
         "up",
         parents=[common],
         help="run a node until Ctrl-C",
-        description="Runs a node: the HTTP CONNECT proxy for local clients, the services for peers. Ctrl-C or "
+        description="Runs a node: the HTTP and SOCKS5 proxy for local clients, the services for peers. Ctrl-C or "
         "SIGTERM ends it and "
         "lets open connections finish; a second one cuts them off.",
         epilog=_TOML,
@@ -213,7 +213,7 @@ def _ready(proxy: Proxy, settings: dict[str, Any], status: StatusServer, out: Ou
     lines = [
         f"node id   {proxy.node_id}",
         f"proxy     {proxy.proxy_address} (UDP, for peers)",
-        f"forward   {proxy.forward_url} (HTTP CONNECT, for clients here)",
+        f"forward   {proxy.forward_url} (HTTP and SOCKS5 proxy, for clients here)",
         *(f"service   {port} -> {backend}" for port, backend in fields["services"].items()),
         *(
             f"rendezvous {address} ({'registered' if address in registered else 'connecting'})"

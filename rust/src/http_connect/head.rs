@@ -102,19 +102,30 @@ impl Credentials {
         Ok(Self { utf8: joined.into_bytes(), latin1 })
     }
 
+    /// Judges what a request has in `Proxy-Authorization`. Errors: [`Reason::CredentialsRequired`].
+    pub fn check<'f>(&self, mut given: impl Iterator<Item = &'f [u8]>) -> Result<()> {
+        let required = |text: &str| Error::new(Reason::CredentialsRequired, Stage::Request, text);
+        let first = given.next().ok_or_else(|| required("the request has no Proxy-Authorization"))?;
+        // Two of them: which one counts would be a guess.
+        if given.next().is_some() || !self.admits(first) {
+            return Err(required("wrong user or password"));
+        }
+        Ok(())
+    }
+
     /// Compares in a time that does not depend on where the texts differ (their length may show).
     fn admits(&self, field: &[u8]) -> bool {
         let Some((scheme, token)) = split_once(trim(field), b' ') else { return false };
         if !scheme.eq_ignore_ascii_case(b"basic") {
             return false;
         }
-        match BASE64.decode(trim(token)) {
-            Ok(given) => {
-                let latin1 = self.latin1.as_ref().map_or(Choice::from(0), |text| given.ct_eq(text));
-                bool::from(given.ct_eq(&self.utf8) | latin1)
-            }
-            Err(_) => false,
-        }
+        BASE64.decode(trim(token)).is_ok_and(|given| self.is(&given))
+    }
+
+    /// Whether these are `user:password`.
+    pub fn is(&self, given: &[u8]) -> bool {
+        let latin1 = self.latin1.as_ref().map_or(Choice::from(0), |text| given.ct_eq(text));
+        bool::from(given.ct_eq(&self.utf8) | latin1)
     }
 }
 
@@ -204,14 +215,7 @@ fn check_browser(fields: &[httparse::Header<'_>]) -> Result<()> {
 }
 
 fn check_credentials(fields: &[httparse::Header<'_>], credentials: &Credentials) -> Result<()> {
-    let mut given = named(fields, "proxy-authorization");
-    let required = |text: &str| Error::new(Reason::CredentialsRequired, Stage::Request, text);
-    let first = given.next().ok_or_else(|| required("the request has no Proxy-Authorization"))?;
-    // Two of them: which one counts would be a guess.
-    if given.next().is_some() || !credentials.admits(first.value) {
-        return Err(required("wrong user or password"));
-    }
-    Ok(())
+    credentials.check(named(fields, "proxy-authorization").map(|field| field.value))
 }
 
 fn check_method(method: &[u8]) -> Result<()> {
@@ -219,7 +223,7 @@ fn check_method(method: &[u8]) -> Result<()> {
         return Ok(());
     }
     let method = String::from_utf8_lossy(method);
-    let text = format!("this proxy only takes CONNECT, not {}", method.chars().take(20).collect::<String>());
+    let text = format!("this is no CONNECT, but {}", method.chars().take(20).collect::<String>());
     Err(Error::new(Reason::MethodNotAllowed, Stage::Request, text))
 }
 

@@ -43,13 +43,14 @@ fn named(authority: &str) -> Result<Target> {
     let (host, port) = authority.rsplit_once(':').ok_or_else(|| bad("the target has no port"))?;
     let host = host.to_ascii_lowercase();
     // with the dot at its end a name is absolute, and otherwise the same (RFC 1034 section 3.1)
-    let label = host
-        .strip_suffix('.')
-        .unwrap_or(&host)
-        .strip_suffix(SUFFIX)
-        .ok_or_else(|| bad(format!("'{}' does not end in {SUFFIX}", excerpt(&host))))?;
+    let label = host.strip_suffix('.').unwrap_or(&host).strip_suffix(SUFFIX).ok_or_else(|| bad(no_node(&host)))?;
     let node = label.parse().map_err(|error| bad(format!("{error}")))?;
     Ok(Target { node, service_port: parse_port(port)?, address: None })
+}
+
+fn no_node(host: &str) -> String {
+    let host = excerpt(host);
+    format!("'{host}' does not end in {SUFFIX}, and this proxy leads to nodes alone: name other hosts in no_proxy (no_proxy={host})")
 }
 
 fn addressed(authority: &str, rest: &str) -> Result<Target> {

@@ -1,4 +1,5 @@
-//! The forward proxy: local clients on their way to services of other nodes, by CONNECT or over a static forward.
+//! The forward proxy: local clients on their way to services of other nodes, by CONNECT, by SOCKS5 or over a static forward. Those that name
+//! whole URLs go on in `http`.
 
 use std::future::Future;
 use std::net::SocketAddr;
@@ -7,6 +8,7 @@ use std::time::Duration;
 
 use tokio::time::{sleep, timeout, timeout_at, Instant};
 
+use super::http;
 use super::lifecycle::Phase;
 use super::local::{Listener, LocalStream};
 use super::registry::{ConnectionInfo, Entry, Role};
@@ -14,14 +16,15 @@ use super::tunnel::carry;
 use super::Shared;
 use crate::addr::{unmapped, NodeId};
 use crate::error::{Error, Reason, Result, Stage};
-use crate::http_connect::{answer, HeadBuffer, Request, ESTABLISHED};
+use crate::http_connect::{answer, HeadBuffer, Request, Target, ESTABLISHED};
 use crate::open::{Open, Priority};
 use crate::peer::{Dial, Link};
+use crate::socks5::{self, Handshake, Step};
 
 /// What the clients of a listener want.
 #[derive(Clone, Debug)]
 pub(super) enum Serves {
-    /// They say so, with CONNECT.
+    /// They say so: with CONNECT, with SOCKS5, or in each URL.
     Connect,
     /// Always the same; with a guard that holds back what pages in a browser send, where they get at the listener.
     Static { node: NodeId, service_port: u16, guard: Option<Arc<[String]>> },
@@ -82,20 +85,22 @@ impl Drop for Waiting {
 }
 
 async fn handle_client(shared: Arc<Shared>, client: LocalStream, from: Option<SocketAddr>, serves: Serves) {
-    let (mut early, mut service_port) = (Vec::new(), None);
+    let (mut early, mut service_port, mut speech) = (Vec::new(), None, Speech::Http);
     let place = shared.clients.clone().try_acquire_owned();
     // On the heap, so that a tunnel that stands does not carry the space of its making.
     let prepared = match &place {
-        Ok(_) => Box::pin(prepare(&shared, &client, from, &serves, &mut early, &mut service_port)).await,
+        Ok(_) => Box::pin(prepare(&shared, &client, from, &serves, &mut early, &mut service_port, &mut speech)).await,
         Err(_) => {
             let text = format!("{} clients are connected, no more are taken", shared.limits.max_clients);
             Err(Error::new(Reason::TooManyConnections, Stage::Request, text))
         }
     };
     match prepared {
-        Ok((link, mut entry)) => {
+        Ok(Prepared::Requests(head)) => Box::pin(http::serve(&shared, client, from, head, early)).await,
+        Ok(Prepared::Tunnel(tunnel)) => {
+            let (link, mut entry) = *tunnel;
             if matches!(serves, Serves::Connect) {
-                match client.write_all(ESTABLISHED).await {
+                match client.write_all(&speech.established()).await {
                     Ok(()) => {}
                     // It said something, ended, and went: what it said is for the service.
                     Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe && !early.is_empty() => {}
@@ -125,7 +130,7 @@ async fn handle_client(shared: Arc<Shared>, client: LocalStream, from: Option<So
             shared.refused(Role::Forward, error.node, from, service_port, error.clone());
             match serves {
                 Serves::Connect => {
-                    let _ = timeout(ANSWER_TIME, say(client, &answer(&error))).await;
+                    let _ = timeout(ANSWER_TIME, say(client, &speech.refusal(&error))).await;
                 }
                 // its client only sees a closed connection: this is where the reason can be read
                 Serves::Static { node, service_port, .. } => {
@@ -137,7 +142,7 @@ async fn handle_client(shared: Arc<Shared>, client: LocalStream, from: Option<So
 }
 
 /// The peer has taken this node's access away: whoever asks why a call failed is told, by whichever name it knows the peer.
-fn revoked(shared: &Shared, nodes: &[NodeId]) {
+pub(super) fn revoked(shared: &Shared, nodes: &[NodeId]) {
     let text = "the peer has taken this node off its access list";
     for node in nodes {
         let error = Error::new(Reason::AccessRevoked, Stage::Stream, text).with_node(*node);
@@ -145,7 +150,21 @@ fn revoked(shared: &Shared, nodes: &[NodeId]) {
     }
 }
 
-/// From a client to a link on which its service is open; `service_port` is set once it is known. Errors: what the client is answered; `Cancelled` when it has gone.
+/// What a client gets.
+enum Prepared {
+    /// A link on which its service is open; on the heap, for it is moved before it stays.
+    Tunnel(Box<(Link, Entry)>),
+    /// An answer to each of its requests; the head of the first.
+    Requests(Vec<u8>),
+}
+
+/// What a client of the forward proxy asks for.
+enum Asked {
+    Connect(Request),
+    Requests(Vec<u8>),
+}
+
+/// From a client to a link on which its service is open, or to its first request; `service_port` is set once it is known. Errors: what the client is answered; `Cancelled` when it has gone.
 async fn prepare(
     shared: &Arc<Shared>,
     client: &LocalStream,
@@ -153,7 +172,8 @@ async fn prepare(
     serves: &Serves,
     early: &mut Vec<u8>,
     service_port: &mut Option<u16>,
-) -> Result<(Link, Entry)> {
+    speech: &mut Speech,
+) -> Result<Prepared> {
     let work = async {
         let wanted = match serves {
             Serves::Static { node, service_port, .. } => {
@@ -161,8 +181,11 @@ async fn prepare(
                 Wanted { node, service_port, address: None, priority: Priority::Interactive, patience: None }
             }
             Serves::Connect => {
-                let request = read_request(shared, client, early).await?;
-                let Request { target, background, patience } = request;
+                let Request { target, background, patience } = match read_request(shared, client, early, speech).await?
+                {
+                    Asked::Connect(request) => request,
+                    Asked::Requests(head) => return Ok(Prepared::Requests(head)),
+                };
                 let priority = if background { Priority::Background } else { Priority::Interactive };
                 let (node, service_port) = (target.node, target.service_port);
                 Wanted { node, service_port, address: target.address, priority, patience }
@@ -170,7 +193,7 @@ async fn prepare(
         };
         *service_port = Some(wanted.service_port);
         tokio::select! {
-            result = connect(shared, &wanted, from) => result,
+            result = connect(shared, &wanted, from) => result.map(|tunnel| Prepared::Tunnel(Box::new(tunnel))),
             () = gone(client, early, serves) => {
                 Err(Error::new(Reason::Cancelled, Stage::Request, "the client went away").with_node(wanted.node))
             }
@@ -184,27 +207,113 @@ async fn prepare(
     }
 }
 
-/// Collects the head and judges it; what came along behind it goes to `early`.
-async fn read_request(shared: &Shared, client: &LocalStream, early: &mut Vec<u8>) -> Result<Request> {
+/// In which language a client is answered.
+enum Speech {
+    Http,
+    /// What it is told of its refusal, if that is not the code of the reason.
+    Socks(Option<Vec<u8>>),
+}
+
+impl Speech {
+    fn established(&self) -> Vec<u8> {
+        match self {
+            Self::Http => ESTABLISHED.to_vec(),
+            Self::Socks(_) => socks5::established(),
+        }
+    }
+
+    fn refusal(&self, error: &Error) -> Vec<u8> {
+        match self {
+            Self::Http => answer(error),
+            Self::Socks(Some(said)) => said.clone(),
+            Self::Socks(None) => socks5::refusal(error),
+        }
+    }
+}
+
+/// Collects the first request and judges it, as far as that is done before anything is dialled; what came along behind it goes to `early`.
+async fn read_request(
+    shared: &Shared,
+    client: &LocalStream,
+    early: &mut Vec<u8>,
+    speech: &mut Speech,
+) -> Result<Asked> {
     let mut head = HeadBuffer::new(shared.limits.max_head);
     let deadline = Instant::now() + shared.limits.head_timeout;
     let mut buffer = vec![0; READ_SIZE];
     loop {
-        let n = match timeout_at(deadline, client.read(&mut buffer)).await {
-            Ok(Ok(n)) if n > 0 => n,
-            Ok(_) => return Err(Error::new(Reason::Cancelled, Stage::Request, "the client went away")),
-            Err(_) => {
-                let seconds = shared.limits.head_timeout.as_secs_f32();
-                let text = format!("the request head did not arrive within {seconds:.1} s");
-                return Err(Error::new(Reason::HeadTimeout, Stage::Request, text));
-            }
-        };
-        if let Some(length) = head.handle_bytes(buffer.get(..n).unwrap_or_default())? {
+        let read = read_some(shared, client, deadline, &mut buffer).await?;
+        if head.is_empty() && matches!(read.first(), Some(&(socks5::VERSION | socks5::OLD_VERSION))) {
+            *speech = Speech::Socks(None);
+            let target = read_socks(shared, client, (deadline, read), early, speech).await?;
+            return Ok(Asked::Connect(Request { target, background: false, patience: None }));
+        }
+        if let Some(length) = head.handle_bytes(read)? {
             let (head, rest) = head.split(length);
             early.extend_from_slice(rest);
-            return Request::parse(head, &shared.check);
+            if !head.starts_with(b"CONNECT ") {
+                return Ok(Asked::Requests(head.to_vec()));
+            }
+            return Request::parse(head, &shared.check).map(Asked::Connect);
         }
     }
+}
+
+/// Speaks SOCKS5 with a client until it has said what it wants.
+async fn read_socks(
+    shared: &Shared,
+    client: &LocalStream,
+    (deadline, first): (Instant, &[u8]),
+    early: &mut Vec<u8>,
+    speech: &mut Speech,
+) -> Result<Target> {
+    let mut handshake = Handshake::default();
+    let (mut buffer, mut step) = (vec![0; READ_SIZE], handshake.handle_bytes(first));
+    loop {
+        let said = match step {
+            Ok(Step::Connect(target, behind)) => {
+                early.extend(behind);
+                return target.parse();
+            }
+            Ok(Step::More) => {
+                let read = read_some(shared, client, deadline, &mut buffer).await?;
+                step = handshake.handle_bytes(read);
+                continue;
+            }
+            Ok(Step::Say(text)) => Ok(text),
+            Ok(Step::Judge(given)) if shared.check.is(&given) => Ok(handshake.admit()),
+            Ok(Step::Judge(_)) => Err(Handshake::refuse()),
+            Err(refusal) => Err(refusal),
+        };
+        let said = said.map_err(|refusal| {
+            *speech = Speech::Socks(Some(refusal.said));
+            refusal.error
+        })?;
+        client.write_all(said).await.map_err(|_| went_away())?;
+        step = handshake.handle_bytes(&[]);
+    }
+}
+
+/// Errors: the client has gone, or takes too long.
+async fn read_some<'b>(
+    shared: &Shared,
+    client: &LocalStream,
+    deadline: Instant,
+    buffer: &'b mut [u8],
+) -> Result<&'b [u8]> {
+    match timeout_at(deadline, client.read(buffer)).await {
+        Ok(Ok(n)) if n > 0 => Ok(buffer.get(..n).unwrap_or_default()),
+        Ok(_) => Err(went_away()),
+        Err(_) => {
+            let seconds = shared.limits.head_timeout.as_secs_f32();
+            let text = format!("the request head did not arrive within {seconds:.1} s");
+            Err(Error::new(Reason::HeadTimeout, Stage::Request, text))
+        }
+    }
+}
+
+fn went_away() -> Error {
+    Error::new(Reason::Cancelled, Stage::Request, "the client went away")
 }
 
 /// What a client wants.
@@ -269,7 +378,7 @@ async fn gone(client: &LocalStream, early: &mut Vec<u8>, serves: &Serves) {
 
 /// Writes the answer and ends in order. Closing a socket with unread bytes would reset it, and the client would lose the
 /// answer (RFC 9112 section 9.6).
-async fn say(client: LocalStream, text: &[u8]) -> std::io::Result<()> {
+pub(super) async fn say(client: LocalStream, text: &[u8]) -> std::io::Result<()> {
     client.write_all(text).await?;
     client.shutdown_write()?;
     let mut left = MAX_EARLY;
@@ -290,7 +399,7 @@ pub(super) const REFUSAL_PLACES: usize = 64;
 const MAX_EARLY: usize = 64 << 10;
 const READ_SIZE: usize = 4 << 10;
 /// How long a client may take to read its refusal.
-const ANSWER_TIME: Duration = Duration::from_secs(2);
+pub(super) const ANSWER_TIME: Duration = Duration::from_secs(2);
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 #[cfg(test)]

@@ -195,7 +195,8 @@ impl LocalStream {
     /// what it has not read yet (RFC 9112 section 9.6).
     pub async fn finish_unread(self, patience: Duration) {
         let dropping = async {
-            let mut piece = [0; 4_096];
+            // on the heap: this runs inside the task of every tunnel
+            let mut piece = vec![0; 4_096];
             while matches!(self.read(&mut piece).await, Ok(1..)) {}
         };
         // an end that was said already is not said again

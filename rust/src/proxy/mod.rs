@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `settings` | what a proxy is told when it starts |
 //! | `forward` | local clients on their way to services of other nodes |
+//! | `http` | local clients that name whole URLs: one request after the other, over streams that are kept for a while |
 //! | `access` | who may use the services, and what a change of that means for those who are connected |
 //! | `asking` | `allow=` as a function: whose question is asked next |
 //! | `reverse`, `backend` | peers on their way to services here: limits, the connection to the service |
@@ -21,6 +22,7 @@ mod backend;
 mod events;
 mod finding;
 mod forward;
+mod http;
 mod lifecycle;
 mod local;
 mod quiet;
@@ -94,6 +96,8 @@ struct Shared {
     accepted: Arc<Semaphore>,
     /// Places for local clients that are served.
     clients: Arc<Semaphore>,
+    /// Streams to HTTP services that wait for the next request.
+    pool: http::Pool,
     finding: OnceLock<Finding>,
     /// Nodes of which subscribers know that they are connected.
     connected: Mutex<HashMap<NodeId, SocketAddr>>,
@@ -154,6 +158,7 @@ impl Proxy {
             lifecycle: Lifecycle::default(),
             accepted: Arc::new(Semaphore::new(limits.max_clients.saturating_add(REFUSAL_PLACES))),
             clients: Arc::new(Semaphore::new(limits.max_clients)),
+            pool: http::Pool::default(),
             finding: OnceLock::new(),
             connected: Mutex::default(),
             refusals: AtomicU64::new(0),

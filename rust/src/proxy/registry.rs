@@ -112,6 +112,8 @@ pub(super) struct Connection {
     pub counters: Counters,
     rtt_nanos: AtomicU64,
     priority: Mutex<Priority>,
+    /// Whose it is now: an HTTP service's stream serves one local client after the other.
+    client: Mutex<Option<String>>,
     /// Not of a tombstone: it would keep the memory of the stream.
     helm: Mutex<Option<Helm>>,
     /// Why this node ends it, if it does.
@@ -170,13 +172,14 @@ impl Connection {
             bytes_out: self.counters.out.load(Ordering::Relaxed),
             rtt: (rtt > 0).then(|| Duration::from_nanos(rtt)),
             priority: *lock(&self.priority),
+            client_address: lock(&self.client).clone(),
             ..self.fixed.clone()
         }
     }
 
     fn keys(&self) -> [Option<Key>; 2] {
         let key = |map: fn(Name) -> Key, text: &Option<String>| text.as_deref().map(|text| map(Name::parse(text)));
-        [key(Key::Client, &self.fixed.client_address), key(Key::Reverse, &self.fixed.reverse_address)]
+        [key(Key::Client, &lock(&self.client)), key(Key::Reverse, &self.fixed.reverse_address)]
     }
 }
 
@@ -227,6 +230,7 @@ impl Registry {
         info.id = inner.last_id;
         let connection = Arc::new(Connection {
             priority: Mutex::new(info.priority),
+            client: Mutex::new(info.client_address.clone()),
             fixed: info,
             counters: Counters::default(),
             rtt_nanos: AtomicU64::new(0),
@@ -303,6 +307,16 @@ impl Registry {
 
     pub fn live_count(&self) -> usize {
         lock(&self.inner).live.len()
+    }
+
+    /// A live connection serves another local client from now on, or none for a while.
+    pub fn hand_over(&self, connection: &Arc<Connection>, client: Option<SocketAddr>) {
+        let mut inner = lock(&self.inner);
+        inner.forget_addresses(connection);
+        *lock(&connection.client) = client.map(|client| client.to_string());
+        for key in connection.keys().into_iter().flatten() {
+            inner.addresses.insert(key, connection.clone());
+        }
     }
 
     /// Waits until no connection is left.

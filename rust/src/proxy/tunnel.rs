@@ -99,7 +99,7 @@ async fn broken(outcome: Outcome, link: &mut Link, role: Role, linger: Duration)
     reason
 }
 
-fn broken_by(error: &io::Error, failure: Option<Reason>) -> Reason {
+pub(super) fn broken_by(error: &io::Error, failure: Option<Reason>) -> Reason {
     let ours = error.get_ref().and_then(|inner| inner.downcast_ref::<Error>());
     let tls = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
     if tls.is_some_and(is_access_denied) {

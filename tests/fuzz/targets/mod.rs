@@ -6,6 +6,7 @@ mod codec;
 mod discovery;
 mod endpoint;
 mod head;
+mod http;
 mod input;
 mod introduction;
 mod open;
@@ -29,6 +30,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("stun", stun::messages),
     ("path", path::operations),
     ("head", head::requests),
+    ("http", http::messages),
     ("open", open::messages),
     ("chain", chain::certificates),
     ("introduction", introduction::messages),
