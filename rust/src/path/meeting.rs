@@ -11,7 +11,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use super::address::{canonical, canonical_route, sendable};
-use super::outlook::MAX_PEER_RELAYS;
+use super::outlook::{is_for_everybody, MAX_PEER_RELAYS};
 use super::outstanding::{Keys, Purpose};
 use super::search::{Progress, Search, Turns};
 use super::table::PathTable;
@@ -51,6 +51,9 @@ pub struct Plan {
     pub peer_relays: Vec<SocketAddr>,
     /// How long direct ways come first.
     pub head_start: Duration,
+    /// What the last step of the exchange took there and back: no answer is to be expected much sooner, and where everybody has much to do
+    /// what is sent again before that makes it worse.
+    pub round_trip: Duration,
     /// What comes over relays all the same makes no path.
     pub direct_only: bool,
 }
@@ -83,6 +86,8 @@ pub(super) struct Meeting {
     candidates_from: Time,
     candidates: Vec<Route>,
     rounds: usize,
+    /// Nothing is sent a second time before that.
+    quiet: Duration,
     guesses: Vec<Route>,
     guess_rounds: usize,
     pub(super) search: Option<Search>,
@@ -102,8 +107,10 @@ pub(super) struct Meeting {
     met: Option<RemoteId>,
     /// Which life of its node the peer is, as it has said.
     incarnation: Option<Incarnation>,
-    /// A direct way was found.
-    pub(super) settled: bool,
+    /// The first direct way that was found.
+    pub(super) settled: Option<Route>,
+    /// A way over a relay has answered.
+    is_relay_heard: bool,
     /// When each address was last pinged because a ping came from there.
     asked_back: HashMap<Route, Time>,
     report: MeetingReport,
@@ -159,16 +166,28 @@ impl Meeting {
     }
 
     fn next_guess(&self) -> Option<Time> {
-        let waiting = !self.settled && !self.guesses.is_empty();
+        let waiting = self.settled.is_none() && !self.guesses.is_empty();
         waiting.then(|| GUESS_MOMENTS.get(self.guess_rounds).map(|moment| self.started + *moment)).flatten()
     }
 
     /// When the next pings over relays are due: until something has made the path, and for a moment more, so that both sides come
-    /// to know the same ways.
+    /// to know the same ways. Behind a direct path one way that answers is enough, and there is no hurry.
     fn next_relayed(&self) -> Option<Time> {
         let any = !self.relayed.is_empty() || !self.last.is_empty();
-        let waiting = (self.met.is_none() || self.relayed_rounds < RELAYED_ROUNDS) && any;
-        waiting.then(|| self.started + punch_moment(self.relayed_rounds))
+        let (most, step) = match (self.met, self.settled) {
+            (None, _) => (usize::MAX, 1),
+            (Some(_), None) => (RELAYED_ROUNDS, 1),
+            (Some(_), Some(_)) if self.is_relay_heard => (0, 1),
+            (Some(_), Some(_)) => (RELAYED_ROUNDS_BEHIND, RELAYED_STEP_BEHIND),
+        };
+        let waiting = self.relayed_rounds < most && any;
+        waiting.then(|| self.relayed_from() + punch_moment(self.relayed_rounds.saturating_mul(step)))
+    }
+
+    /// Answers over relays wait for the end of the head start: what is sent over relays leaves in time for that, and not sooner, so that
+    /// nodes with a direct path cost their relays next to nothing.
+    fn relayed_from(&self) -> Time {
+        self.started + self.head_start.saturating_sub(RELAYED_BEFORE)
     }
 
     /// When the quickest answer over a relay is taken.
@@ -210,12 +229,22 @@ impl Meeting {
             out.extend(self.guesses.iter().map(|route| (*route, None)));
         }
         if self.next_round() <= now {
-            let ttl = self.opening_ttl.filter(|_| self.rounds == 0);
+            let round = self.rounds;
+            let ttl = self.opening_ttl.filter(|_| round == 0);
             while self.next_round() <= now {
                 // moments that were slept through are not made up for
                 self.rounds += 1;
             }
-            out.extend(self.candidates.iter().map(|route| (*route, ttl)));
+            while self.rounds > usize::from(self.opening_ttl.is_some())
+                && self.next_round() < self.candidates_from + self.quiet
+            {
+                self.rounds += 1;
+            }
+            // what is in a private network answers at the first try, if that is ours as well
+            let is_due = |route: &&Route| {
+                self.settled != Some(**route) && (round.is_multiple_of(2) || is_for_everybody(route.to.ip()))
+            };
+            out.extend(self.candidates.iter().filter(is_due).map(|route| (*route, ttl)));
         }
         if self.next_relayed().is_some_and(|at| at <= now) {
             while self.next_relayed().is_some_and(|at| at <= now) {
@@ -241,6 +270,13 @@ impl Meeting {
         let room = (2 * MAX_RELAYED).saturating_sub(self.relayed.len());
         self.relayed.extend(new.iter().take(room));
         new.into_iter().take(room).collect()
+    }
+
+    /// A direct way was found. A better one may answer later, and is in no hurry.
+    fn settle(&mut self, now: Time, by: Route) {
+        self.settled = Some(by);
+        self.rounds = self.rounds.max(ROUNDS_BEFORE_SETTLED);
+        self.ends = self.ends.min(now + SETTLE);
     }
 
     fn deadline(&self) -> Time {
@@ -277,6 +313,7 @@ impl PathTable {
             candidates_from: if guesses.is_empty() { now } else { now + AFTER_GUESSES },
             candidates,
             rounds: 0,
+            quiet: (plan.round_trip / 4).min(MOST_QUIET),
             guesses,
             guess_rounds: 0,
             progress: Progress::default(),
@@ -294,12 +331,16 @@ impl PathTable {
             relayed_rounds: 0,
             last: plan.last.iter().map(|route| canonical_route(*route)).take(MAX_RELAYED).collect(),
             peer_relays: plan.peer_relays.iter().map(|address| canonical(*address)).take(MAX_PEER_RELAYS).collect(),
-            head_start: plan.head_start,
+            head_start: match plan.head_start {
+                Duration::ZERO => Duration::ZERO,
+                usual => usual.max(plan.round_trip.min(MOST_HEAD_START)),
+            },
             direct_only: plan.direct_only,
             held: Vec::new(),
             met: None,
             incarnation: None,
-            settled: false,
+            settled: None,
+            is_relay_heard: false,
             asked_back: HashMap::new(),
             report: MeetingReport::default(),
             timer: None,
@@ -357,7 +398,9 @@ impl PathTable {
                 meeting.held.clear();
             }
         }
+        let is_relay_heard = self.is_relay_heard(id);
         let Some(meeting) = self.meetings.all.get_mut(&id) else { return };
+        meeting.is_relay_heard |= is_relay_heard;
         let mut out = meeting.due(now);
         let word = |route: Route| meeting.word(route.to.ip());
         let before = out.len();
@@ -367,7 +410,7 @@ impl PathTable {
         out.extend(meeting.search_due(now).into_iter().filter(|(route, _)| sendable(route.to)));
         let sent = u32::try_from(out.len()).unwrap_or(u32::MAX);
         meeting.report.pings = meeting.report.pings.saturating_add(sent);
-        let (keys, met) = (meeting.keys(), meeting.met.filter(|_| meeting.settled));
+        let (keys, met) = (meeting.keys(), meeting.met.filter(|_| meeting.settled.is_some()));
         for (route, ttl) in out {
             let keys = keys.clone();
             let purpose = match met {
@@ -378,6 +421,12 @@ impl PathTable {
         }
         self.search_turn(now, id);
         self.rearm_meeting(id);
+    }
+
+    /// Whether one of the ways over relays is a path of the peer by now.
+    fn is_relay_heard(&self, id: MeetingId) -> bool {
+        let Some(meeting) = self.meetings.all.get(&id) else { return false };
+        meeting.met.is_some() && meeting.relayed.iter().any(|route| self.remote_of(*route) == meeting.met)
     }
 
     /// A genuine ping of the peer came under the meeting's session, before the two have met: the way in is open from there, so
@@ -416,7 +465,8 @@ impl PathTable {
         if from.via == Via::MAIN && !meeting.is_relayed(from) {
             // what a relay of ours lets in are addresses that were sent to through it: one that the peer sends from belongs to these,
             // whether the peer knew of it or not
-            back.extend(meeting.permit(from.to));
+            let permitted = meeting.permit(from.to);
+            back.extend(permitted.into_iter().filter(|_| meeting.relayed_from() <= now));
         }
         let (keys, word) = (meeting.keys(), meeting.word(from.to.ip()));
         for route in back {
@@ -454,9 +504,8 @@ impl PathTable {
         let relayed = meeting.is_relayed(from);
         if let Some(remote) = meeting.met {
             let session = meeting.keys();
-            if !relayed && !meeting.settled {
-                meeting.settled = true;
-                meeting.ends = meeting.ends.min(now + SETTLE);
+            if !relayed && meeting.settled.is_none() {
+                meeting.settle(now, from);
             }
             self.path_answered(now, remote, from, Some(session), rtt);
             self.search_turn(now, id);
@@ -492,8 +541,7 @@ impl PathTable {
         meeting.met = Some(remote);
         let held = std::mem::take(&mut meeting.held);
         if !relayed {
-            meeting.settled = true;
-            meeting.ends = meeting.ends.min(now + SETTLE);
+            meeting.settle(now, from);
         }
         let pings = meeting.report.pings;
         self.search_turn(now, id);
@@ -544,12 +592,22 @@ const MAX_SEEN_AT: usize = 16;
 const MAX_CANDIDATES: usize = 16;
 /// Two relays of ours to some addresses of the peer each, and the peer's two.
 const MAX_RELAYED: usize = 16;
-/// Rounds of pings over relays that are made in any case: a second's.
+/// Rounds of pings over relays that are made in any case: a second's; behind a direct path, until one is answered, at 0, 133 and 1067 ms.
 const RELAYED_ROUNDS: usize = 6;
+const RELAYED_ROUNDS_BEHIND: usize = 3;
+const RELAYED_STEP_BEHIND: usize = 3;
+/// So long before the end of the head start relays are asked: a round trip over one that is not far away.
+const RELAYED_BEFORE: Duration = Duration::from_millis(150);
+/// After a direct answer the other candidates are tried at 533 and 1067 ms, or when it comes later, once or twice more.
+const ROUNDS_BEFORE_SETTLED: usize = 5;
 /// What goes over one relay has shown itself by then, on all but the longest paths.
 const LAST_AFTER: Duration = Duration::from_millis(500);
 /// PUNCH.md: about 20 ports are predicted; both NATs counting, more only use ports up.
 const MAX_GUESSES: usize = 24;
+/// Where the rendezvous is slow, so are others: a direct answer has this much time before one over a relay counts, and a first ping before
+/// the next.
+const MOST_HEAD_START: Duration = Duration::from_secs(1);
+const MOST_QUIET: Duration = Duration::from_millis(300);
 /// The pings with few hops need no more than to pass our own NAT.
 const OPENING_GAP: Duration = Duration::from_millis(20);
 /// Guesses are repeated: the peer may be later than we are, and packets get lost.

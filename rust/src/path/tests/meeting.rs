@@ -122,6 +122,40 @@ fn a_better_candidate_takes_over_while_the_meeting_settles() {
 }
 
 #[test]
+fn behind_an_answer_the_others_are_tried_a_little_longer_and_in_no_hurry() {
+    let mut bench = Bench::new();
+    bench.meet(1, plan(&[1, 2]));
+    let pings = bench.drain();
+    let start = bench.now;
+    bench.now += millis(20);
+    bench.answer(&pings[0]);
+    let later = bench.pass_timed(seconds(3));
+    let others: Vec<_> =
+        later.iter().filter(|(_, ping)| ping.to == address(2)).map(|(at, _)| at.since(start)).collect();
+    assert_eq!(others, [533, 1_067].map(millis));
+}
+
+#[test]
+fn where_the_exchange_was_slow_nothing_is_said_twice_in_a_hurry() {
+    let mut bench = Bench::new();
+    bench.meet(1, Plan { round_trip: seconds(4), ..plan(&[1]) });
+    let start = bench.now;
+    let moments: Vec<_> = bench.pass_timed(seconds(2)).iter().map(|(at, _)| at.since(start)).collect();
+    assert_eq!(moments, [0, 533, 1_067].map(millis));
+}
+
+#[test]
+fn what_is_in_a_private_network_is_pinged_half_as_often() {
+    let mut bench = Bench::new();
+    let inside = SocketAddr::from(([192, 168, 1, 9], 7));
+    bench.meet(1, Plan { candidates: vec![inside, address(2)], ..Plan::default() });
+    let start = bench.now;
+    let sent = bench.pass_timed(seconds(1));
+    let moments: Vec<_> = sent.iter().filter(|(_, ping)| ping.to == inside).map(|(at, _)| at.since(start)).collect();
+    assert_eq!(moments, [0, 67, 267].map(millis));
+}
+
+#[test]
 fn a_path_that_is_a_little_faster_is_not_worth_a_move() {
     let mut bench = Bench::new();
     bench.meet(1, plan(&[1, 2]));
@@ -129,9 +163,9 @@ fn a_path_that_is_a_little_faster_is_not_worth_a_move() {
     bench.now += millis(40);
     bench.answer(&pings[0]);
     let (remote, _) = bench.met()[0];
-    let pings = bench.pass(millis(300));
+    let pings = bench.pass(millis(493));
     bench.now += millis(36);
-    pings[pings.len() - 2..].iter().for_each(|ping| bench.answer(ping));
+    bench.answer(pings.iter().rfind(|ping| ping.to == address(2)).unwrap());
     assert_eq!(bench.table.address_of(remote), Some(address(1)));
     assert_eq!(bench.table.addresses_of_node(&node(1)).len(), 2);
 }

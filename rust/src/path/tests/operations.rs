@@ -138,6 +138,7 @@ impl Outside {
                     last,
                     peer_relays,
                     head_start,
+                    round_trip: millis(u64::from(session % 3) * 400),
                     direct_only,
                     search_ttl: opening_ttl.filter(|_| session % 3 == 0),
                     seen_at: search.iter().map(Search::ip).collect(),

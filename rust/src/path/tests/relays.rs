@@ -26,6 +26,13 @@ impl Bench {
         self.drain()
     }
 
+    /// With what leaves in the first 100 ms: relays are asked then.
+    fn start_all(&mut self, plan: Plan) -> Vec<PingOut> {
+        let mut pings = self.start(plan);
+        pings.extend(self.pass(millis(100)));
+        pings
+    }
+
     fn paths_met(&mut self) -> Vec<(RemoteId, Route, bool)> {
         let met = |event: &PathEvent| match event {
             PathEvent::Met { remote, address, via, relayed, .. } => {
@@ -48,16 +55,18 @@ impl Bench {
 }
 
 #[test]
-fn relays_are_asked_at_once_and_taken_when_the_head_start_is_over() {
+fn relays_are_asked_in_time_for_the_end_of_the_head_start_and_taken_then() {
     let mut bench = Bench::new();
     let pings = bench.start(plan(&[1, 2], 8, 1));
-    assert_eq!(pings.len(), 4, "all ways at once");
+    assert_eq!(targets(&pings), [address(1), address(2)]);
+    assert!(bench.pass(millis(99)).iter().all(|ping| ping.via == Via::MAIN && ping.to != address(8)));
+    let pings = bench.pass(millis(1));
     bench.now += millis(60);
     bench.answer(&to(&pings, Via::MAIN, 8));
     bench.now += millis(20);
     bench.answer(&to(&pings, RELAY, 1));
     assert_eq!(bench.paths_met(), [], "direct ways come first");
-    bench.pass(millis(200));
+    bench.pass(millis(80));
     let met = bench.paths_met();
     assert!(matches!(&met[..], [(_, route, true)] if *route == address(8).into()), "the quicker of the two: {met:?}");
 }
@@ -65,10 +74,10 @@ fn relays_are_asked_at_once_and_taken_when_the_head_start_is_over() {
 #[test]
 fn a_direct_answer_in_time_makes_the_path_and_nothing_is_relayed() {
     let mut bench = Bench::new();
-    let pings = bench.start(plan(&[1], 8, 1));
+    let pings = bench.start_all(plan(&[1], 8, 1));
     bench.now += millis(20);
     bench.answer(&to(&pings, RELAY, 1));
-    bench.now += millis(200);
+    bench.now += millis(100);
     bench.answer(&to(&pings, Via::MAIN, 1));
     let met = bench.paths_met();
     assert!(matches!(&met[..], [(_, route, false)] if *route == address(1).into()), "{met:?}");
@@ -77,7 +86,7 @@ fn a_direct_answer_in_time_makes_the_path_and_nothing_is_relayed() {
 #[test]
 fn punching_goes_on_behind_a_relay_and_a_direct_path_takes_over_however_slow_it_is() {
     let mut bench = Bench::new();
-    let pings = bench.start(plan(&[1], 8, 1));
+    let pings = bench.start_all(plan(&[1], 8, 1));
     bench.now += millis(10);
     bench.answer(&to(&pings, RELAY, 1));
     bench.pass(millis(300));
@@ -96,8 +105,7 @@ fn punching_goes_on_behind_a_relay_and_a_direct_path_takes_over_however_slow_it_
 #[test]
 fn no_relay_is_better_than_a_direct_path() {
     let mut bench = Bench::new();
-    let pings = bench.start(plan(&[1], 8, 1));
-    bench.now += millis(100);
+    let pings = bench.start_all(plan(&[1], 8, 1));
     bench.answer(&to(&pings, Via::MAIN, 1));
     let (remote, ..) = bench.paths_met()[0];
     bench.now += millis(1);
@@ -262,7 +270,7 @@ fn a_meeting_in_search_of_a_direct_path_does_not_make_relays_forgotten() {
 #[test]
 fn every_way_over_a_relay_that_answered_is_known_when_the_path_is_made() {
     let mut bench = Bench::new();
-    let pings = bench.start(plan(&[1], 8, 1));
+    let pings = bench.start_all(plan(&[1], 8, 1));
     bench.now += millis(30);
     bench.answer(&to(&pings, RELAY, 1));
     bench.answer(&to(&pings, Via::MAIN, 8));
@@ -277,7 +285,7 @@ fn an_answer_that_there_is_no_room_for_does_not_stop_time() {
     let config = PathConfig { max_remotes: 1, max_strangers: 1, ..PathConfig::default() };
     let mut bench = Bench::with(config);
     bench.remote(address(77));
-    let pings = bench.start(plan(&[], 8, 1));
+    let pings = bench.start_all(plan(&[], 8, 1));
     bench.now += millis(10);
     bench.answer(&to(&pings, RELAY, 1));
     bench.pass(seconds(2));
@@ -344,9 +352,8 @@ fn our_relay_lets_in_what_the_peer_proves_to_send_from() {
     let mut bench = Bench::new();
     bench.start(plan(&[1], 8, 1));
     bench.keyed_ping(address(5), 1, 1).unwrap();
-    let pings = bench.drain();
-    assert_eq!(targets(&pings), [address(5), address(5)]);
-    let through = to(&pings, RELAY, 5);
+    assert_eq!(targets(&bench.drain()), [address(5)], "relays in their time");
+    let through = to(&bench.pass(millis(100)), RELAY, 5);
     bench.keyed_ping(address(5), 2, 1).unwrap();
     assert!(bench.drain().iter().all(|ping| ping.via == Via::MAIN), "once; then it belongs to the rounds");
     bench.now += millis(300);
@@ -360,4 +367,40 @@ fn what_comes_from_the_peers_relay_says_nothing_of_where_the_peer_is() {
     bench.start(plan(&[1], 8, 1));
     bench.keyed_ping(address(8), 1, 1).unwrap();
     assert!(bench.drain().iter().all(|ping| ping.via == Via::MAIN));
+}
+
+#[test]
+fn a_ping_that_comes_late_is_answered_through_our_relay_at_once() {
+    let mut bench = Bench::new();
+    bench.start_all(plan(&[1], 8, 1));
+    bench.keyed_ping(address(5), 1, 1).unwrap();
+    let pings = bench.drain();
+    assert_eq!(targets(&pings), [address(5), address(5)]);
+    to(&pings, RELAY, 5);
+}
+
+#[test]
+fn behind_a_direct_path_relays_are_asked_until_one_answers_and_thrice_at_most() {
+    let through = |pings: &[PingOut]| pings.iter().filter(|ping| ping.via == RELAY).count();
+    for (answers, most) in [(false, 3), (true, 1)] {
+        let mut bench = Bench::new();
+        let pings = bench.start(plan(&[1], 8, 1));
+        bench.now += millis(30);
+        bench.answer(&to(&pings, Via::MAIN, 1));
+        let asked = bench.pass_answering(seconds(3), |ping| answers && ping.via == RELAY);
+        assert_eq!(through(&asked), most);
+    }
+}
+
+#[test]
+fn where_the_exchange_was_slow_relays_wait_for_direct_answers_as_long() {
+    let mut bench = Bench::new();
+    bench.start(Plan { round_trip: millis(600), ..plan(&[1], 8, 1) });
+    assert!(bench.pass(millis(449)).iter().all(|ping| ping.via == Via::MAIN && ping.to == address(1)));
+    let pings = bench.pass(millis(1));
+    bench.answer(&to(&pings, RELAY, 1));
+    bench.pass(millis(100));
+    assert_eq!(bench.paths_met(), []);
+    bench.pass(millis(50));
+    assert_eq!(bench.paths_met().len(), 1);
 }
