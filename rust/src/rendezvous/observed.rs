@@ -58,8 +58,9 @@ impl Observed {
         Self { seen: Vec::new(), families: [family; 2] }
     }
 
-    /// `by` saw us at `address`. In a network with several ways out, servers see several addresses, and each is right.
-    pub fn note(&mut self, address: SocketAddr, by: SocketAddr, now: Instant) {
+    /// `by` saw us at `address`. In a network with several ways out, servers see several addresses, and each is right. True: we were
+    /// elsewhere before. Each server's sight of another port of one address is no news, unless all was in doubt.
+    pub fn note(&mut self, address: SocketAddr, by: SocketAddr, now: Instant) -> bool {
         let is_new = !self.seen.iter().any(|seen| seen.address == address);
         let family = &mut self.families[usize::from(address.is_ipv6())];
         if is_new || !family.known {
@@ -67,6 +68,9 @@ impl Observed {
         }
         family.confirmed = Some(now);
         let of_family = |seen: &Seen| seen.address.is_ipv4() == address.is_ipv4();
+        let mut before = self.seen.iter().filter(|seen| of_family(seen)).peekable();
+        let is_known = |seen: &Seen| seen.address == address || (!seen.doubted && seen.address.ip() == address.ip());
+        let is_elsewhere = before.peek().is_some() && !before.any(is_known);
         // what is doubted is older than what made it doubtful, whoever saw it
         self.seen.retain(|seen| !(of_family(seen) && (seen.doubted || seen.by == by)));
         if self.seen.iter().filter(|seen| of_family(seen)).count() >= MAX_OF_FAMILY {
@@ -75,6 +79,7 @@ impl Observed {
             }
         }
         self.seen.push(Seen { address, by, doubted: false });
+        is_elsewhere
     }
 
     /// A round of questions is over. Where nobody has answered, it is not known any more where we are.
@@ -150,12 +155,29 @@ mod tests {
     fn observed(seen: &[(&str, &str)]) -> Observed {
         let now = Instant::now();
         let mut observed = Observed::new(now);
-        seen.iter().for_each(|(address, by)| observed.note(at(address), at(by), now));
+        for (address, by) in seen {
+            observed.note(at(address), at(by), now);
+        }
         observed
     }
 
     fn own_ipv4(observed: &Observed) -> OwnAddress {
         observed.own().into_iter().find(|one| one.ipv4).unwrap()
+    }
+
+    #[test]
+    fn another_address_is_news_and_another_port_only_after_a_doubt() {
+        let mut observed = Observed::new(Instant::now());
+        let note =
+            |observed: &mut Observed, address: &str, by: &str| observed.note(at(address), at(by), Instant::now());
+        assert!(!note(&mut observed, "198.51.100.7:5000", ONE), "nothing was told before");
+        assert!(!note(&mut observed, "[2001:db8::7]:5000", ONE), "of this family either");
+        assert!(!note(&mut observed, "198.51.100.7:5001", OTHER), "a symmetric NAT");
+        assert!(note(&mut observed, "198.51.100.8:5000", ONE));
+        observed.doubt();
+        assert!(!note(&mut observed, "198.51.100.8:5000", ONE), "it was in doubt without need");
+        observed.doubt();
+        assert!(note(&mut observed, "198.51.100.8:6000", ONE), "the NAT was started anew");
     }
 
     const ONE: &str = "203.0.113.1:7348";

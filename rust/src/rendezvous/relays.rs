@@ -1,7 +1,7 @@
 //! What relays add to finding nodes: addresses that relays keep, relays that a rendezvous names, and direct paths in place of
 //! relayed ones as soon as there are any.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
@@ -10,6 +10,7 @@ use tokio::time::{interval, sleep, Instant, MissedTickBehavior};
 use zeroize::Zeroizing;
 
 use super::station::{split_address, Station};
+use super::upgrades::Upgrades;
 use super::wire::{FromNode, Relays as Offered, Uses};
 use super::{Inner, RendezvousEvent, MAX_AGAIN};
 use crate::addr::{NodeId, Via};
@@ -212,32 +213,25 @@ impl Inner {
     pub(super) async fn leave_relays(self: Arc<Self>) {
         let mut tick = interval(LOOK_EVERY);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        // when each is tried next, and the pause after that
-        let mut next: HashMap<NodeId, (Instant, Duration)> = HashMap::new();
-        let mut network = self.surroundings.generation();
+        let mut upgrades = Upgrades::new(&self.relay_config);
+        let (mut network, mut own_address) = (self.surroundings.generation(), self.surroundings.moves());
         network.mark_unchanged();
+        own_address.mark_unchanged();
         loop {
             tick.tick().await;
             if network.has_changed().unwrap_or(false) {
                 network.mark_unchanged();
-                next.clear();
+                upgrades.network_changed();
             }
-            let relayed: HashSet<_> = self.peers.net.relayed_nodes().into_iter().collect();
-            next.retain(|node, _| relayed.contains(node));
-            let (now, mut begun) = (Instant::now(), 0);
-            for node in relayed {
-                if self.direct_only.applies(&[node]) || self.stations.iter().any(|one| one.server.node == node) {
-                    continue;
-                }
-                let first = self.relay_config.upgrade_after;
-                let (at, pause) = next.entry(node).or_insert((now + first, first));
-                // those that are too many for now are due in the next round
-                if *at > now || begun >= UPGRADES_A_ROUND {
-                    continue;
-                }
-                begun += 1;
-                *pause = (*pause * 2).min(self.relay_config.upgrade_most);
-                *at = now + *pause;
+            if own_address.has_changed().unwrap_or(false) {
+                own_address.mark_unchanged();
+                upgrades.moved(Instant::now());
+            }
+            let mut relayed = self.peers.net.relayed_nodes();
+            relayed.sort_unstable();
+            relayed.dedup();
+            relayed.retain(|node| !(self.direct_only.applies(&[*node]) || self.is_station(node)));
+            for node in upgrades.due(Instant::now(), &relayed, UPGRADES_A_ROUND) {
                 let inner = self.clone();
                 tokio::spawn(async move {
                     match inner.upgrade(node).await {

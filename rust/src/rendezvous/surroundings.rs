@@ -30,6 +30,8 @@ pub struct Surroundings {
     profile_before: Mutex<Option<Learned>>,
     /// Goes up with each observation, and when a round of questions is over.
     heard: watch::Sender<u64>,
+    /// Goes up when we are seen at an address at which we were not seen before.
+    moves: watch::Sender<u64>,
     /// Servers are to be asked where they see us.
     pub ask: Notify,
 }
@@ -80,6 +82,7 @@ impl Surroundings {
             profile: watch::Sender::new(None),
             profile_before: Mutex::default(),
             heard: watch::Sender::new(0),
+            moves: watch::Sender::new(0),
             ask: Notify::new(),
         }
     }
@@ -87,6 +90,11 @@ impl Surroundings {
     /// The number of the network, which changes with it.
     pub fn generation(&self) -> watch::Receiver<u64> {
         self.watch.generation()
+    }
+
+    /// Changes when this node has learnt that it is seen elsewhere than before.
+    pub fn moves(&self) -> watch::Receiver<u64> {
+        self.moves.subscribe()
     }
 
     /// There is a route to somebody, or a network of our own.
@@ -172,9 +180,12 @@ impl Surroundings {
             return;
         }
         let mut state = self.lock();
-        state.observed.note(address, unmapped(by), Instant::now());
+        let is_elsewhere = state.observed.note(address, unmapped(by), Instant::now());
         state.unheard[usize::from(address.is_ipv6())] = false;
         drop(state);
+        if is_elsewhere {
+            self.moves.send_modify(|moves| *moves += 1);
+        }
         self.heard.send_modify(|heard| *heard += 1);
     }
 
