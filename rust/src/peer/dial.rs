@@ -176,6 +176,25 @@ impl Peers {
         Ok(addresses)
     }
 
+    /// Attempts, and once more a little later where the peer ends it before it has said anything: it may have no place for another
+    /// handshake at the moment, and has told nobody anything yet.
+    async fn attempts(&self, dial: &Dial, route: Route, in_tls: &OnceLock<Helm>) -> Result<Link> {
+        let mut pauses = RESET_PAUSES.into_iter();
+        loop {
+            let error = match self.attempt(dial, route, in_tls).await {
+                Err(error) if error.reason == Reason::PeerReset && error.stage == Stage::Tls => error,
+                result => return result,
+            };
+            let Some(pause) = pauses.next() else { return Err(error) };
+            let again = Instant::now() + up_to_twice(pause);
+            if again + SAY > dial.deadline {
+                return Err(error);
+            }
+            tracing::debug!(node = %dial.node.short(), address = %route.to, "reset during the handshake, trying again");
+            sleep_until(again).await;
+        }
+    }
+
     /// One connection attempt: uTP, then TLS, then whether it is the node.
     async fn attempt(&self, dial: &Dial, route: Route, in_tls: &OnceLock<Helm>) -> Result<Link> {
         let context = self.current().tls;
@@ -300,7 +319,7 @@ impl Race {
             let (peers, dial, in_tls) = (self.peers.clone(), self.dial.clone(), self.in_tls.clone());
             self.attempts.spawn(async move {
                 sleep_until(start).await;
-                match peers.attempt(&dial, route, &in_tls).await {
+                match peers.attempts(&dial, route, &in_tls).await {
                     Ok(link) => Step::Linked(Box::new(link)),
                     Err(error) => Step::Failed(error.with_address(route.to)),
                 }
@@ -343,6 +362,14 @@ impl Race {
         let worst = all.into_iter().max_by_key(|error| telling(error.reason));
         worst.unwrap_or_else(|| Error::new(Reason::Internal, Stage::Punch, "")).with_node(self.dial.node)
     }
+}
+
+/// So that those who were turned away together do not come again together.
+fn up_to_twice(pause: Duration) -> Duration {
+    let mut bytes = [0; 4];
+    // without randomness they do, and some of them a third time
+    let _ = getrandom::fill(&mut bytes);
+    pause + pause.mul_f64(f64::from(u32::from_ne_bytes(bytes)) / f64::from(u32::MAX))
 }
 
 /// How much a failure at one address says about why a node cannot be reached: the further on the road, the more.
@@ -451,6 +478,9 @@ pub fn scoped(name: &str) -> Option<std::result::Result<SocketAddr, String>> {
 const FIND_AFTER: Duration = Duration::from_secs(2);
 /// Whoever looks for the node ends so long before the dial.
 const SAY: Duration = Duration::from_millis(100);
+/// Before the next attempts at an address that was reset during the handshake, and up to twice as long: places of strangers come free within
+/// two round trips of an honest one.
+const RESET_PAUSES: [Duration; 3] = [Duration::from_millis(250), Duration::from_millis(500), Duration::from_secs(1)];
 /// Addresses tried in one dial, and taken from one name.
 const MAX_TRIED: usize = 32;
 const MAX_RESOLVED: usize = 8;
