@@ -120,10 +120,19 @@ class Node(Program):
 class Rendezvous:
     """`keynet rendezvous` on a server, with STUN on two ports of each of its addresses."""
 
-    def __init__(self, server: Host, *, relays: Sequence[Sequence[str]] = (), more: Sequence[str] = ()) -> None:
+    def __init__(
+        self, server: Host, *, relays: Sequence[Sequence[str]] = (), more: Sequence[str] = (), max_nodes: int = 100
+    ) -> None:
         self.host = server
         self._directory = tempfile.TemporaryDirectory()
-        command = ["rendezvous", "--json", "--max-nodes", "100", "--identity", f"{self._directory.name}/node.pem"]
+        command = [
+            "rendezvous",
+            "--json",
+            "--max-nodes",
+            str(max_nodes),
+            "--identity",
+            f"{self._directory.name}/node.pem",
+        ]
         command += ["--listen", f"[::]:{RENDEZVOUS}", *more]
         for address in [server.address] if server.uplinks else server.public:
             for port in STUN:
@@ -135,20 +144,20 @@ class Rendezvous:
 
     def start(self) -> None:
         """Runs it, with the same name and place as before."""
-        self._program = Program(self.host, *self._command, KEYNET_TURN_SECRET=SECRET)
-        ready = self._program.read()
+        self.program = Program(self.host, *self._command, KEYNET_TURN_SECRET=SECRET)
+        ready = self.program.read()
         if ready.get("event") != "ready":
             raise Failed(f"the rendezvous: {ready}")
         self.node_id = ready["node_id"]
 
     def kill(self) -> None:
         """Ends it at once, without a word to anybody."""
-        self._program.kill()
+        self.program.kill()
 
     def end(self) -> None:
         """Ends it in good order: its nodes are told."""
-        self._program.process.terminate()
-        self._program.process.wait()
+        self.program.process.terminate()
+        self.program.process.wait()
 
     def place(self, *, ipv6: bool = False) -> str:
         """Where it is, as `rendezvous=` wants it."""

@@ -21,6 +21,7 @@ class Meeting:
         relays: Sequence[Sequence[str]] = (),
         own_relay: bool = False,
         more_ports: Sequence[int] = (),
+        max_nodes: int = 100,
     ) -> None:
         """`relays`: the URIs of each that the rendezvous names; `own_relay`: it runs one, over TLS too.
 
@@ -37,7 +38,7 @@ class Meeting:
             # the public addresses of the laboratory are those for documentation, which no relay carries to by itself
             more += [word for network in DOCUMENTATION for word in ("--relay-allow-peer", network)]
         self.has_relay = own_relay or bool(relays)
-        self.rendezvous = Rendezvous(server, relays=relays, more=more)
+        self.rendezvous = Rendezvous(server, relays=relays, more=more, max_nodes=max_nodes)
 
     def start(self, node: Node, **options: Any) -> None:
         """Starts a node that registers."""
