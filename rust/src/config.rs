@@ -398,7 +398,7 @@ pub struct RendezvousConfig {
     /// A rendezvous node must be reached and have answered by then: as long as a dial may take.
     pub connect_timeout: Duration,
     /// After a session that ended: again after this, and twice as long each time, up to the second. An attempt that nobody answers is a
-    /// packet a second, and whoever comes back after minutes is to be found within 5 s.
+    /// packet a second, and whoever comes back after minutes is to be found, and to find others, within 2 s.
     pub reconnect_after: Duration,
     pub reconnect_most: Duration,
     /// The same for one that answers and has no room. A rendezvous takes five registrations at once and one in five seconds after that.
@@ -406,6 +406,8 @@ pub struct RendezvousConfig {
     /// Whoever has answered an invitation waits so long for the dialler to go on: two round trips around the world by way of a third
     /// node, and what the peer needs to ask its servers. The dialler waits until the end of its dial: the other may have many to answer.
     pub answer_timeout: Duration,
+    /// The same while places for answers are free: a dial takes 15 s, and the meeting the last of them.
+    pub answer_most: Duration,
     /// Each step of an exchange is said again when nothing has come of it for so long: RFC 6298's first retransmission time-out, which
     /// two round trips by way of a third node seldom take. Pairs have one or two signals a second (docs/protocol.md section 7).
     pub repeat_after: Duration,
@@ -441,9 +443,10 @@ impl Default for RendezvousConfig {
         Self {
             connect_timeout: Duration::from_secs(10),
             reconnect_after: Duration::from_millis(500),
-            reconnect_most: Duration::from_secs(3),
+            reconnect_most: Duration::from_millis(1_500),
             reconnect_most_busy: Duration::from_secs(30),
             answer_timeout: Duration::from_secs(5),
+            answer_most: Duration::from_secs(14),
             repeat_after: Duration::from_secs(1),
             patience: Duration::from_secs(5),
             discovery_patience: Duration::from_secs(3),

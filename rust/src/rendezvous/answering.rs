@@ -70,7 +70,7 @@ impl Inner {
                     let place = Place { inner: self.clone(), sender: invite.from.node, line };
                     let inner = self.clone();
                     tokio::spawn(async move {
-                        inner.answer_one(*invite).await;
+                        inner.answer_one(*invite, line).await;
                         drop(place);
                     });
                 }
@@ -80,10 +80,10 @@ impl Inner {
         }
     }
 
-    async fn answer_one(self: Arc<Self>, invite: Invite) {
+    async fn answer_one(self: Arc<Self>, invite: Invite, line: Line) {
         let mut report = Report::new(Role::Invited, now());
         let begin = Instant::now();
-        let result = self.accept(&invite, &mut report).await;
+        let result = self.accept(&invite, line, &mut report).await;
         report.took = Some(begin.elapsed());
         match result {
             Ok(node) => {
@@ -101,7 +101,7 @@ impl Inner {
         }
     }
 
-    async fn accept(self: &Arc<Self>, invite: &Invite, report: &mut Report) -> Result<NodeId> {
+    async fn accept(self: &Arc<Self>, invite: &Invite, line: Line, report: &mut Report) -> Result<NodeId> {
         let identity = self.peers.identity();
         let Invite { id, body, from, .. } = invite;
         let peer = Welcomed::who(&identity, id, body, self.peers.tls_config(), self.peers.judging_time())?;
@@ -126,11 +126,14 @@ impl Inner {
         if answer.sent == 0 {
             return Err(named(unreachable("the rendezvous nodes take nothing for the moment")));
         }
-        let (introduced, seen_at) = self.wait_for_go(&mut exchange, &welcomed, answer).await.map_err(named)?;
+        let said = Instant::now();
+        let (introduced, seen_at) = self.wait_for_go(&mut exchange, &welcomed, answer, line).await.map_err(named)?;
+        let round_trip = said.elapsed();
         // what still comes in the exchange is of no use, and is not kept
         drop(exchange);
         let peer = self.read(&introduced).map_err(named)?;
-        let draft = self.plan((&own, &peer), Ways::All, seen_at, report);
+        let mut draft = self.plan((&own, &peer), Ways::All, seen_at, report);
+        draft.plan.round_trip = round_trip;
         let deadline = Instant::now() + self.config.search_timeout;
         self.carry_out(introduced, draft, deadline, report).await.map_err(named)?;
         Ok(node)
@@ -156,6 +159,7 @@ impl Inner {
         exchange: &mut Exchange,
         welcomed: &Welcomed,
         mut answer: Said,
+        line: Line,
     ) -> Result<(Introduced, Option<IpAddr>)> {
         let go = async {
             while let Some(heard) = exchange.hear(&mut answer).await {
@@ -165,13 +169,23 @@ impl Inner {
                         continue;
                     }
                     if let Ok(introduced) = welcomed.handle_go(&body) {
+                        answer.is_answered(self);
                         return Ok((introduced, seen_at));
                     }
                 }
             }
             Err(Error::new(Reason::Cancelled, Stage::Rendezvous, "the exchange was closed"))
         };
-        let late = || Error::new(Reason::PeerOffline, Stage::Rendezvous, "the dialler did not go on");
-        timeout(self.config.answer_timeout, go).await.unwrap_or_else(|_| Err(late()))
+        tokio::pin!(go);
+        let begin = Instant::now();
+        loop {
+            let waited = begin.elapsed();
+            let Some(more) = self.invitations().patience(line, waited) else {
+                return Err(Error::new(Reason::PeerOffline, Stage::Rendezvous, "the dialler did not go on"));
+            };
+            if let Ok(introduced) = timeout(more, &mut go).await {
+                return introduced;
+            }
+        }
     }
 }

@@ -3,12 +3,13 @@
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
+use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::mpsc;
-use tokio::time::{sleep, timeout_at, Instant};
+use tokio::time::{sleep, sleep_until, timeout_at, Instant};
 
+use super::pace::Pace;
 use super::report::{Report, Role};
 use super::station::unreachable;
 use super::wire::{Cause, Signal};
@@ -80,8 +81,9 @@ impl Exchange {
     /// Sends one step of the exchange.
     pub fn say(&self, to: NodeId, body: Vec<u8>) -> Said {
         let signal = Signal { node: to.public_key().to_vec(), exchange: self.id.to_vec(), body };
-        let pause = self.inner.config.repeat_after;
-        Said { sent: self.inner.send_everywhere(&signal), at: Instant::now(), pause, times: 1, signal }
+        let now = Instant::now();
+        let pause = self.inner.pace().repeat_after(now);
+        Said { sent: self.inner.send_everywhere(&signal), first: now, at: now, pause, times: 1, signal }
     }
 
     /// What comes next; as long as nothing does, what was `said` is said again now and then: a session with a rendezvous may break
@@ -92,7 +94,15 @@ impl Exchange {
             tokio::select! {
                 heard = timeout_at(said.at + said.pause, self.heard.recv()) => match heard {
                     Ok(heard) => return heard,
-                    Err(_) => self.repeat(said),
+                    // what others were answered meanwhile has shown that it takes longer
+                    Err(_) => {
+                        let usual = inner.pace().repeat_after(Instant::now());
+                        if usual > said.pause {
+                            said.pause = jittered(usual).max(usual);
+                        } else {
+                            self.repeat(said);
+                        }
+                    }
                 },
                 // what the session before was given may be lost with it
                 () = inner.sessions.notified() => {
@@ -128,6 +138,7 @@ impl Exchange {
 /// A step of an exchange.
 pub(super) struct Said {
     signal: Signal,
+    first: Instant,
     /// The last time.
     at: Instant,
     /// Until the next.
@@ -158,6 +169,14 @@ impl From<Error> for Failure {
     }
 }
 
+impl Said {
+    /// It was answered, by the one whom it was said to.
+    pub fn is_answered(&self, inner: &Inner) {
+        let now = Instant::now();
+        inner.pace().answered(now, now.saturating_duration_since(self.first));
+    }
+}
+
 impl Drop for Exchange {
     fn drop(&mut self) {
         self.inner.exchanges().remove(&self.id);
@@ -165,6 +184,10 @@ impl Drop for Exchange {
 }
 
 impl Inner {
+    fn pace(&self) -> MutexGuard<'_, Pace> {
+        self.pace.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Finds a node and opens a path to it. Errors: what stood in the way.
     pub(super) async fn meet(self: &Arc<Self>, node: NodeId, deadline: Instant) -> Result<()> {
         if self.stations.is_empty() {
@@ -240,17 +263,27 @@ impl Inner {
         self.connected(deadline).await?;
         let late =
             || Error::new(Reason::TooManyConnections, Stage::Rendezvous, "too many nodes are looked for at once");
-        let turn = timeout_at(deadline, self.turns.acquire()).await.ok().and_then(std::result::Result::ok);
-        let turn = turn.ok_or_else(late)?;
-        let over = async {
-            // whoever does not answer takes nobody's turn for longer
-            sleep(TURN).await;
-            drop(turn);
-            std::future::pending::<std::convert::Infallible>().await
-        };
-        tokio::select! {
-            result = self.introduce_and_meet(node, deadline, ways, report) => result,
-            never = over => match never {},
+        let mut turn = Some(timeout_at(deadline, self.turns.take()).await.ok().flatten().ok_or_else(late)?);
+        let meeting = self.introduce_and_meet(node, deadline, ways, report);
+        tokio::pin!(meeting);
+        let begun = Instant::now();
+        loop {
+            // what others are told meanwhile changes what is to be expected
+            let until = begun + self.pace().turn(Instant::now());
+            tokio::select! {
+                result = &mut meeting => {
+                    if result.is_ok() {
+                        self.turns.took(begun.elapsed());
+                    }
+                    return result;
+                }
+                // whoever does not answer takes nobody's turn for longer
+                () = sleep_until(until), if turn.is_some() => {
+                    if begun + self.pace().turn(Instant::now()) <= until {
+                        turn = None;
+                    }
+                }
+            }
         }
     }
 
@@ -274,10 +307,12 @@ impl Inner {
         let Answered { introduced, go, seen_at } =
             self.answer(&mut exchange, invitation, &mut invite, &own, deadline).await?;
         let round_trip = invite.at.elapsed();
+        invite.is_answered(self);
         let peer = self.read(&introduced)?;
         own.direct_only |= self.direct_only.applies(&introduced.peer.all);
         let go = exchange.say(introduced.peer.leaf, go);
-        let draft = self.plan((&own, &peer), ways, seen_at, report);
+        let mut draft = self.plan((&own, &peer), ways, seen_at, report);
+        draft.plan.round_trip = round_trip.saturating_sub(peer.took);
         self.peers.learn(&introduced.peer, Some(&node));
         let meeting = async {
             // the peer begins when it has our Go: half a round trip from now (DCUtR), without what it took to find out where it is
@@ -554,10 +589,6 @@ const MAX_EXCHANGES: usize = 4_096;
 /// Messages of one exchange that each rendezvous may bring: a step that is said again at growing intervals for as long as a dial takes,
 /// and a refusal of each of ours, are a dozen.
 const MAX_WORDS: u8 = 16;
-/// Exchanges and meetings that may begin at once by this node's own dials, and for how long one has its turn: a round trip of a long path by
-/// way of a third node, and the first second of pings. A node that dials a hundred others has begun all of them after a few of these.
-pub(super) const MAX_TURNS: usize = 16;
-const TURN: Duration = Duration::from_millis(750);
 /// Between two tries of a dial while somebody is busy: at first, and at most.
 const LEAST_PAUSE: Duration = Duration::from_millis(500);
 const MOST_PAUSE: Duration = Duration::from_secs(4);

@@ -69,6 +69,8 @@ pub(super) struct Invitations {
     under_way: HashMap<[u8; 32], usize>,
     busy: [usize; 2],
     most: usize,
+    answer_timeout: Duration,
+    answer_most: Duration,
     /// How many may be looked at.
     budget: Bucket,
     /// How many may be told to come again.
@@ -100,6 +102,8 @@ impl Invitations {
             under_way: HashMap::new(),
             busy: [0; 2],
             most: config.invitations_at_once,
+            answer_timeout: config.answer_timeout,
+            answer_most: config.answer_most,
             // a rate of 0 would be none: then one a second is the least
             budget: Bucket::new(per_second.max(1), per_second.max(1), Time::ZERO),
             refusals: Bucket::new(MAX_REFUSALS, MAX_REFUSALS, Time::ZERO),
@@ -182,6 +186,17 @@ impl Invitations {
                 self.under_way.remove(sender);
             }
         }
+    }
+
+    /// How much longer somebody who has waited so long for the dialler to go on may wait before it asks again. The dialler may have many
+    /// to answer, or the rendezvous much to pass on, so that is as long as a dial lasts; where half of the places are taken, it is no
+    /// longer than two slow round trips, and strangers who do not go on have each place for so long and no longer.
+    pub fn patience(&self, line: Line, waited: Duration) -> Option<Duration> {
+        if let Some(left) = self.answer_timeout.checked_sub(waited).filter(|left| !left.is_zero()) {
+            return Some(left);
+        }
+        let left = self.answer_most.checked_sub(waited).filter(|left| !left.is_zero())?;
+        (self.busy[line as usize] <= self.most / 2).then_some(left.min(LOOK_AGAIN))
     }
 
     /// Whether one more may be told that it is turned away: what nobody asked for twice is not answered without end.
@@ -310,6 +325,8 @@ const FRIENDS_IN_A_ROW: u32 = 3;
 const WAITS_FOR: Duration = Duration::from_secs(8);
 /// Exchanges that are remembered: those that wait, and as many again.
 const MAX_SEEN: usize = 4 * MAX_WAITING;
+/// Whoever waits for a dialler to go on looks so often whether others need the place.
+const LOOK_AGAIN: Duration = Duration::from_millis(500);
 /// Nodes that are told to come again, a second: each is a message of 5 bytes by way of the rendezvous.
 const MAX_REFUSALS: u64 = 100;
 /// When to come again: not so soon that it makes the crowd, and in time for another try within a dial of 15 s.
@@ -500,6 +517,30 @@ mod tests {
         assert!(matches!(again(&mut bench), Arrival::TurnedAway(..)));
         bench.served(Duration::from_secs(20));
         assert_eq!(again(&mut bench), Arrival::Waits);
+    }
+
+    #[test]
+    fn a_dialler_is_waited_for_as_long_as_a_dial_lasts_while_nobody_needs_the_place() {
+        let mut bench = Bench::new(1_000, 8);
+        let waits = |bench: &Bench| {
+            let (mut waited, line) = (Duration::ZERO, Line::Others);
+            while let Some(more) = bench.invitations.patience(line, waited) {
+                assert!(!more.is_zero());
+                waited += more;
+            }
+            waited
+        };
+        let config = RendezvousConfig::default();
+        for node in 0..4 {
+            bench.arrives(node, Line::Others);
+            assert!(matches!(bench.invitations.next(bench.now), Next::Answer(..)));
+        }
+        assert_eq!(waits(&bench), config.answer_most);
+        bench.arrives(4, Line::Others);
+        assert!(matches!(bench.invitations.next(bench.now), Next::Answer(..)));
+        assert_eq!(waits(&bench), config.answer_timeout, "strangers who do not go on have a place for no longer");
+        bench.invitations.ended(&sender(0).node, Line::Others);
+        assert_eq!(waits(&bench), config.answer_most);
     }
 
     #[test]

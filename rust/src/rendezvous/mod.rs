@@ -8,9 +8,12 @@
 //! | `answering` | the other half |
 //! | `invitations` | which invitation is answered next, and which are turned away |
 //! | `surroundings` | where this node is: interfaces, NAT, mapped port |
+//! | `pace` | how slow exchanges are at present, and what follows from that |
 //! | `observed` | the own addresses as others saw them, with their age |
 //! | `moves` | what a change of network brings, and a path that falls silent |
 //! | `relays` | what relays add: candidates, a way to the rendezvous, direct paths in place of relayed ones |
+//! | `turns` | how many own dials look for their peers at once |
+//! | `upgrades` | when those that are reached over a relay are offered a direct path again |
 //! | `report` | how meetings went, so that it can be explained |
 //!
 //! The rendezvous sees who looks for whom, and nothing else: names are proven and addresses sealed end to end
@@ -21,12 +24,15 @@ mod exchange;
 mod invitations;
 mod moves;
 mod observed;
+mod pace;
 mod pause;
 mod relays;
 mod report;
 mod station;
 mod surroundings;
+mod turns;
 mod unanswered;
+mod upgrades;
 mod wire;
 
 use std::collections::{HashMap, HashSet};
@@ -36,7 +42,7 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{broadcast, Notify, Semaphore};
+use tokio::sync::{broadcast, Notify};
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, Instant};
 
@@ -56,11 +62,13 @@ use crate::peer::{resolve, Finder, Peers};
 use crate::relay::client::RelaySpec;
 use crate::relay::{RelayStatus, Relays};
 use crate::tls::PeerIdentity;
-use exchange::{Ear, Heard, Words, MAX_TURNS};
+use exchange::{Ear, Heard, Words};
 use invitations::Invitations;
+use pace::Pace;
 use report::Reports;
 use station::Station;
 use surroundings::Surroundings;
+use turns::Turns;
 use wire::{Cause, FromRendezvous, Welcome};
 
 /// Who may learn where this node is.
@@ -125,7 +133,8 @@ struct Inner {
     /// An invitation has arrived, or an answer has ended.
     knock: Notify,
     /// Places for own dials that begin.
-    turns: Semaphore,
+    turns: Turns,
+    pace: Mutex<Pace>,
     reports: Mutex<Reports>,
     events: broadcast::Sender<RendezvousEvent>,
     /// A session has begun or an attempt has failed.
@@ -148,7 +157,8 @@ impl Rendezvous {
         let inner = Arc::new(Inner {
             invitations: Mutex::new(Invitations::new(&config, Instant::now())),
             knock: Notify::new(),
-            turns: Semaphore::new(MAX_TURNS),
+            turns: Turns::new(),
+            pace: Mutex::new(Pace::new(config.repeat_after)),
             stations: servers.into_iter().map(|server| Arc::new(Station::new(server))).collect(),
             config,
             surroundings,
