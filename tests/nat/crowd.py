@@ -27,7 +27,7 @@ class Crowd:
                 node = Node()
                 await node.start(**options)
                 if not (await node.registered())["registered"]:
-                    raise RuntimeError(f"a node did not register: {node.status()}")
+                    raise RuntimeError(f"a node did not register: {await node.status()}")
                 return node
 
         self._nodes += await asyncio.gather(*(begin() for _ in range(count)))

@@ -40,7 +40,8 @@ class Town:
 
     def populate(self, count: int) -> list[str]:
         """Starts the rendezvous and the nodes; who they are."""
-        self.meeting = Meeting(self._server, own_relay=True, max_nodes=2 * count)
+        # one network has an eighth of the places, and all hosts are of one
+        self.meeting = Meeting(self._server, own_relay=True, max_nodes=16 * count)
         self.crowds = [Node(host, CROWD) for host in self._hosts]
         shares = [count // HOSTS + (n < count % HOSTS) for n in range(HOSTS)]
         rendezvous = [self.meeting.rendezvous.place()]
