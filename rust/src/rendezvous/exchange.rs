@@ -264,27 +264,28 @@ impl Inner {
         let late =
             || Error::new(Reason::TooManyConnections, Stage::Rendezvous, "too many nodes are looked for at once");
         let mut turn = Some(timeout_at(deadline, self.turns.take()).await.ok().flatten().ok_or_else(late)?);
-        let meeting = self.introduce_and_meet(node, deadline, ways, report);
-        tokio::pin!(meeting);
         let begun = Instant::now();
-        loop {
-            // what others are told meanwhile changes what is to be expected
-            let until = begun + self.pace().turn(Instant::now());
-            tokio::select! {
-                result = &mut meeting => {
-                    if result.is_ok() {
-                        self.turns.took(begun.elapsed());
-                    }
-                    return result;
-                }
-                // whoever does not answer takes nobody's turn for longer
-                () = sleep_until(until), if turn.is_some() => {
-                    if begun + self.pace().turn(Instant::now()) <= until {
-                        turn = None;
+        let result = {
+            let meeting = self.introduce_and_meet(node, deadline, ways, report);
+            tokio::pin!(meeting);
+            loop {
+                // what others are told meanwhile changes what is to be expected
+                let until = begun + self.pace().turn(Instant::now());
+                tokio::select! {
+                    result = &mut meeting => break result,
+                    // whoever does not answer takes nobody's turn for longer
+                    () = sleep_until(until), if turn.is_some() => {
+                        if begun + self.pace().turn(Instant::now()) <= until {
+                            turn = None;
+                        }
                     }
                 }
             }
+        };
+        if result.is_ok() && report.outlook == Some(Outlook::Direct) {
+            self.turns.took(begun.elapsed());
         }
+        result
     }
 
     async fn introduce_and_meet(
