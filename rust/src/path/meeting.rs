@@ -107,8 +107,8 @@ pub(super) struct Meeting {
     met: Option<RemoteId>,
     /// Which life of its node the peer is, as it has said.
     incarnation: Option<Incarnation>,
-    /// The first direct way that was found.
-    pub(super) settled: Option<Route>,
+    /// A direct way was found.
+    pub(super) settled: bool,
     /// A way over a relay has answered.
     is_relay_heard: bool,
     /// When each address was last pinged because a ping came from there.
@@ -166,7 +166,7 @@ impl Meeting {
     }
 
     fn next_guess(&self) -> Option<Time> {
-        let waiting = self.settled.is_none() && !self.guesses.is_empty();
+        let waiting = !self.settled && !self.guesses.is_empty();
         waiting.then(|| GUESS_MOMENTS.get(self.guess_rounds).map(|moment| self.started + *moment)).flatten()
     }
 
@@ -176,9 +176,9 @@ impl Meeting {
         let any = !self.relayed.is_empty() || !self.last.is_empty();
         let (most, step) = match (self.met, self.settled) {
             (None, _) => (usize::MAX, 1),
-            (Some(_), None) => (RELAYED_ROUNDS, 1),
-            (Some(_), Some(_)) if self.is_relay_heard => (0, 1),
-            (Some(_), Some(_)) => (RELAYED_ROUNDS_BEHIND, RELAYED_STEP_BEHIND),
+            (Some(_), false) => (RELAYED_ROUNDS, 1),
+            (Some(_), true) if self.is_relay_heard => (0, 1),
+            (Some(_), true) => (RELAYED_ROUNDS_BEHIND, RELAYED_STEP_BEHIND),
         };
         let waiting = self.relayed_rounds < most && any;
         waiting.then(|| self.relayed_from() + punch_moment(self.relayed_rounds.saturating_mul(step)))
@@ -241,9 +241,7 @@ impl Meeting {
                 self.rounds += 1;
             }
             // what is in a private network answers at the first try, if that is ours as well
-            let is_due = |route: &&Route| {
-                self.settled != Some(**route) && (round.is_multiple_of(2) || is_for_everybody(route.to.ip()))
-            };
+            let is_due = |route: &&Route| round.is_multiple_of(2) || is_for_everybody(route.to.ip());
             out.extend(self.candidates.iter().filter(is_due).map(|route| (*route, ttl)));
         }
         if self.next_relayed().is_some_and(|at| at <= now) {
@@ -273,8 +271,8 @@ impl Meeting {
     }
 
     /// A direct way was found. A better one may answer later, and is in no hurry.
-    fn settle(&mut self, now: Time, by: Route) {
-        self.settled = Some(by);
+    fn settle(&mut self, now: Time) {
+        self.settled = true;
         self.rounds = self.rounds.max(ROUNDS_BEFORE_SETTLED);
         self.ends = self.ends.min(now + SETTLE);
     }
@@ -339,7 +337,7 @@ impl PathTable {
             held: Vec::new(),
             met: None,
             incarnation: None,
-            settled: None,
+            settled: false,
             is_relay_heard: false,
             asked_back: HashMap::new(),
             report: MeetingReport::default(),
@@ -410,7 +408,7 @@ impl PathTable {
         out.extend(meeting.search_due(now).into_iter().filter(|(route, _)| sendable(route.to)));
         let sent = u32::try_from(out.len()).unwrap_or(u32::MAX);
         meeting.report.pings = meeting.report.pings.saturating_add(sent);
-        let (keys, met) = (meeting.keys(), meeting.met.filter(|_| meeting.settled.is_some()));
+        let (keys, met) = (meeting.keys(), meeting.met.filter(|_| meeting.settled));
         for (route, ttl) in out {
             let keys = keys.clone();
             let purpose = match met {
@@ -504,8 +502,8 @@ impl PathTable {
         let relayed = meeting.is_relayed(from);
         if let Some(remote) = meeting.met {
             let session = meeting.keys();
-            if !relayed && meeting.settled.is_none() {
-                meeting.settle(now, from);
+            if !relayed && !meeting.settled {
+                meeting.settle(now);
             }
             self.path_answered(now, remote, from, Some(session), rtt);
             self.search_turn(now, id);
@@ -541,7 +539,7 @@ impl PathTable {
         meeting.met = Some(remote);
         let held = std::mem::take(&mut meeting.held);
         if !relayed {
-            meeting.settle(now, from);
+            meeting.settle(now);
         }
         let pings = meeting.report.pings;
         self.search_turn(now, id);

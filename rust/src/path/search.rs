@@ -122,7 +122,7 @@ impl Meeting {
     /// Whether there is something left to search.
     fn wants_turn(&self) -> bool {
         let left = self.search.as_ref().is_some_and(|search| self.progress.done < search.most());
-        left && self.progress.is_open && self.settled.is_none()
+        left && self.progress.is_open && !self.settled
     }
 
     fn takes_turn(&mut self, now: Time) {

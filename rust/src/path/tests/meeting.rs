@@ -165,7 +165,7 @@ fn a_path_that_is_a_little_faster_is_not_worth_a_move() {
     let (remote, _) = bench.met()[0];
     let pings = bench.pass(millis(493));
     bench.now += millis(36);
-    bench.answer(pings.iter().rfind(|ping| ping.to == address(2)).unwrap());
+    pings[pings.len() - 2..].iter().for_each(|ping| bench.answer(ping));
     assert_eq!(bench.table.address_of(remote), Some(address(1)));
     assert_eq!(bench.table.addresses_of_node(&node(1)).len(), 2);
 }
