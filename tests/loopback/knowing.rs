@@ -43,6 +43,7 @@ fn an_own_address_is_unknown_from_when_no_server_answers_until_one_does() {
         until("it is asked again", later).await;
         assert_eq!(own(&node, family).unwrap().since, unknown.since, "unknown for as long");
 
+        drop(server); // its socket
         let server = StunServer::bind(&[at], &StunConfig::default()).unwrap();
         until("the address is known again", || own(&node, family).is_some_and(|own| own.known)).await;
         assert!(own(&node, family).unwrap().since > unknown.since);
