@@ -93,6 +93,9 @@ pub struct UtpConfig {
     /// LEDBAT's target queueing delay: RFC 6817 allows at most 100 ms; LEDBAT++ uses 60 ms, and so took up to 18 % of a link of 20 Mbit/s
     /// and 80 ms beside the kernel's CUBIC, whose queue there is shorter than that after each loss. With 25 ms it is 2 %.
     pub ledbat_target: Duration,
+    /// Packets between keynet nodes carry tags, once both have the keys of their TLS session: ten bytes of 1,472, and nobody who
+    /// does not see the packets can forge one.
+    pub tags: bool,
 }
 
 impl Default for UtpConfig {
@@ -116,6 +119,7 @@ impl Default for UtpConfig {
             max_rto: Duration::from_secs(60),
             max_ack_delay: Duration::from_millis(10),
             ledbat_target: Duration::from_millis(25),
+            tags: true,
         }
     }
 }

@@ -24,6 +24,8 @@ pub struct Open {
     /// The node that the dialler believes it talks to; the acceptor checks that it is one of its own names.
     pub node: Option<NodeId>,
     pub priority: Priority,
+    /// The dialler takes uTP packets with tags from here on (docs/protocol.md section 3).
+    pub tags: bool,
     pub terms: Terms,
 }
 
@@ -78,6 +80,9 @@ impl Open {
         if self.priority == Priority::Background {
             push_option(&mut body, TAG_PRIORITY, &[1]);
         }
+        if self.tags {
+            push_option(&mut body, TAG_TAGS, &[]);
+        }
         self.terms.push(&mut body, OPEN_TERMS);
         framed(&body)
     }
@@ -103,6 +108,8 @@ impl Open {
                         _ => return Err(violation("an unknown priority")),
                     }
                 }
+                TAG_TAGS if value.is_empty() => open.tags = true,
+                TAG_TAGS => return Err(violation("an option 5 that is not empty")),
                 _ => open.terms.take(OPEN_TERMS, tag, value)?,
             }
             Ok(())
@@ -264,6 +271,7 @@ const ACCEPTED: u8 = 2;
 const REFUSED: u8 = 3;
 const TAG_NODE: u8 = 1;
 const TAG_PRIORITY: u8 = 2;
+const TAG_TAGS: u8 = 5;
 /// The tags of incarnation and patience.
 const OPEN_TERMS: (u8, u8) = (3, 4);
 const ACCEPTED_TERMS: (u8, u8) = (1, 2);
@@ -327,6 +335,7 @@ mod tests {
                 service_port: 65535,
                 node: None,
                 priority: Priority::Background,
+                tags: true,
                 terms: Terms { incarnation: Some([7; 16]), patience: Some(Duration::from_secs(300)) },
             },
         ]

@@ -4,6 +4,7 @@
 mod bad_requests;
 mod closing;
 mod dials;
+mod forgers;
 mod http;
 mod identities;
 mod idle;

@@ -14,4 +14,5 @@ mod paths;
 mod random;
 mod sharing;
 mod silence;
+mod tags;
 mod transfers;

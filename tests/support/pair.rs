@@ -8,7 +8,8 @@ use std::time::Duration;
 use keynet::addr::{Origin, RemoteId};
 use keynet::config::{EndpointConfig, UtpConfig};
 use keynet::time::Time;
-use keynet::utp::{Connection, End, Endpoint, Handle, PathKey, ReadOutcome, Routed, UtpStats};
+use keynet::utp::packet::Kind;
+use keynet::utp::{Connection, End, Endpoint, Handle, PathKey, ReadOutcome, Routed, TagKeys, UtpStats};
 
 use super::link::{Link, LinkConfig};
 use super::rng::{fill, Rng};
@@ -247,6 +248,32 @@ impl Pair {
         handle
     }
 
+    /// What TLS does for the `n`-th connection of both hosts, of which `dialler` has started it: they have keys for tags, and the
+    /// acceptor knows that the dialler has them.
+    pub fn tag(&mut self, dialler: usize, n: usize) {
+        let secret: [u8; 32] = std::array::from_fn(|byte| (byte + n) as u8);
+        for host in [dialler, 1 - dialler] {
+            let handle = self.hosts[host].handles[n];
+            let connection = self.hosts[host].connections.get_mut(&handle).expect("a connection");
+            connection.set_tag_keys(TagKeys::new(&secret, host == dialler));
+            if host != dialler {
+                connection.start_tags();
+            }
+        }
+        self.pump(1 - dialler);
+    }
+
+    /// Connections that a host has or had.
+    pub fn app_count(&self, host: usize) -> usize {
+        self.hosts[host].handles.len()
+    }
+
+    /// The `n`-th connection of a host, while it lasts.
+    pub fn connection(&mut self, host: usize, n: usize) -> Option<&mut Connection> {
+        let handle = *self.hosts[host].handles.get(n)?;
+        self.hosts[host].connections.get_mut(&handle).map(Box::as_mut)
+    }
+
     /// One more way between the hosts, the same in both directions: its number.
     pub fn add_path(&mut self, seed: u64, link: LinkConfig) -> usize {
         self.detours.push([Link::new(link.clone(), seed), Link::new(link, seed ^ 1)]);
@@ -373,6 +400,9 @@ impl Pair {
         let handle = match endpoint.handle(now, *remote, datagram, Origin::default(), shared_key.as_ref()) {
             Routed::Known(handle, packet) => {
                 if let Some(connection) = connections.get_mut(&handle) {
+                    if packet.header.kind == Kind::Reset {
+                        shared_key.as_ref().is_some_and(|key| connection.handle_signed_reset(&packet, key));
+                    }
                     connection.handle_packet(now, &packet);
                 }
                 Some(handle)

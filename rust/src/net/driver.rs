@@ -26,11 +26,11 @@ use super::{Inner, UtpStream};
 use crate::addr::{unmapped, Datagrams, Origin, RemoteId, Route, Via};
 use crate::classify::{classify, Kind};
 use crate::error::Reason;
-use crate::path::{sendable, PingIn, PongIn};
+use crate::path::{sendable, PingIn, PongIn, SharedKeys};
 use crate::stun;
 use crate::time::Time;
-use crate::utp::packet::Packet;
-use crate::utp::{Endpoint, Routed, Transmit};
+use crate::utp::packet::{self, Packet};
+use crate::utp::{Doubt, End, Endpoint, Heard, Routed, Transmit};
 
 /// Runs until [`super::Net::close`]. The socket is its own, so that it closes then, whoever still holds a handle.
 pub async fn run(
@@ -160,6 +160,13 @@ impl Sender {
         let known = core.paths.remotes_at(from).find(|remote| core.endpoint.knows(*remote, number));
         let remote = known.or_else(|| core.paths.remote_for(now, from).ok())?;
         Some(Self { id, remote, known: known.is_some(), heard: false, proven: false, bytes: 0 })
+    }
+
+    /// What a connection made of a datagram.
+    fn take(&mut self, heard: Heard, size: usize) {
+        self.heard |= heard != Heard::Foreign;
+        self.proven |= heard == Heard::Confirmed;
+        self.bytes += if heard == Heard::Foreign { 0 } else { size };
     }
 
     fn note(&self, now: Time, core: &mut Core, Arrival { from, at }: Arrival) {
@@ -307,18 +314,28 @@ impl Driver<'_> {
         rest: &mut Peekable<Chunks<'a, u8>>,
     ) {
         // it matters to what begins a connection only
-        let key = if sender.known { None } else { core.paths.shared_keys(sender.remote).peers };
+        let keys = if sender.known { SharedKeys::default() } else { core.paths.shared_keys(sender.remote) };
+        let key = keys.peers.or(keys.own);
         match core.endpoint.handle(now, sender.remote, datagram, Origin::of(arrival.from.to), key.as_ref()) {
             Routed::Known(handle, packet) => {
                 let Some(conn) = core.find(handle).cloned() else { return };
                 let mut state = conn.lock();
-                sender.heard = true;
-                sender.bytes += datagram.len();
-                sender.proven |= state.utp.handle_packet(now, &packet);
+                if packet.header.kind == packet::Kind::Reset && packet.tag.is_some() {
+                    let SharedKeys { own, peers } = core.paths.shared_keys(conn.remote);
+                    [own, peers].iter().flatten().any(|key| state.utp.handle_signed_reset(&packet, key));
+                }
+                sender.take(state.utp.handle_packet(now, &packet), datagram.len());
                 while let Some(next) = rest.peek().and_then(|datagram| follow(&packet, datagram)) {
-                    sender.bytes += rest.next().map_or(0, <[u8]>::len);
+                    let size = rest.next().map_or(0, <[u8]>::len);
                     core.stats.datagrams_in += 1;
-                    sender.proven |= state.utp.handle_packet(now, &next);
+                    sender.take(state.utp.handle_packet(now, &next), size);
+                }
+                if let Some(doubt) = state.utp.take_doubt() {
+                    let asked = core.paths.handle_doubt(now, conn.remote);
+                    if doubt == Doubt::Forgotten && !asked {
+                        // there never was a key that it could have signed with
+                        state.utp.give_up(End::Reset);
+                    }
                 }
                 self.touch(&conn, &mut state);
             }
@@ -411,6 +428,9 @@ impl Driver<'_> {
         if state.utp.poll_timeout().is_some_and(|at| at <= now) {
             if let Some((heard, connections)) = core.paths.company_of(conn.remote) {
                 state.utp.note_company(heard, connections);
+            }
+            if let Some(asked) = core.paths.answered(conn.remote) {
+                state.utp.note_answer(asked);
             }
             state.utp.handle_timeout(now);
             if state.utp.is_stuck(now) {

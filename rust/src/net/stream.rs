@@ -14,7 +14,7 @@ use super::Inner;
 use crate::addr::{Incarnation, NodeId, RemoteId, Route};
 use crate::config::ControllerKind;
 use crate::error::{Error, Reason, Stage};
-use crate::utp::{ReadOutcome, UtpStats};
+use crate::utp::{ReadOutcome, TagKeys, UtpStats};
 
 /// A connected uTP stream. Dropping it resets the connection, unless our direction was shut down: then what was written is
 /// still delivered.
@@ -91,6 +91,23 @@ impl UtpStream {
         if state.utp.wants_transmit() {
             self.inner.doorbell.ring(&self.conn, &mut state);
         }
+    }
+
+    /// The keys of TLS for the tags of its packets; see [`crate::utp::Connection::set_tag_keys`].
+    pub fn set_tag_keys(&self, keys: TagKeys) {
+        self.conn.lock().utp.set_tag_keys(keys);
+    }
+
+    /// The peer may use tags from now on.
+    pub fn takes_tags(&self) -> bool {
+        self.conn.lock().utp.takes_tags()
+    }
+
+    /// The peer has the keys: what leaves has tags from now on, beginning with an ack, so that the peer's has them too.
+    pub fn start_tags(&self) {
+        let mut state = self.conn.lock();
+        state.utp.start_tags();
+        self.inner.doorbell.ring(&self.conn, &mut state);
     }
 
     /// How long a silence of the peer the stream outlives; [`crate::config::UtpConfig::patience`] at first.

@@ -237,6 +237,26 @@ impl PathTable {
         self.look_again(id);
     }
 
+    /// Somebody sends packets in the name of the remote that it did not sign. True: it has keys, and so it is asked, once a second at
+    /// most and not while a question is under way; see [`answered`](Self::answered).
+    pub fn handle_doubt(&mut self, now: Time, id: RemoteId) -> bool {
+        let Some(remote) = self.remotes.get_mut(&id).filter(|remote| !remote.lost && remote.is_keyed()) else {
+            return false;
+        };
+        if remote.asked.is_some() || !remote.doubted.take(now) {
+            self.counters.rate_limited += 1;
+            return true;
+        }
+        self.keep_alive(now, id);
+        self.look_again(id);
+        true
+    }
+
+    /// When the last ping was sent to a remote that it has answered.
+    pub fn answered(&self, id: RemoteId) -> Option<Time> {
+        self.remotes.get(&id)?.paths.iter().filter_map(|path| path.answered).max()
+    }
+
     /// Pings the path in use; the other ones too, when it has not answered the last time.
     pub(super) fn keep_alive(&mut self, now: Time, id: RemoteId) {
         let Some(remote) = self.remotes.get_mut(&id) else { return };

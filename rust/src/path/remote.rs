@@ -89,6 +89,8 @@ pub(super) struct Remote {
     /// Pings to addresses of it that have not answered, in all and to each.
     pub(super) unproven_pings: Limit,
     pub(super) asked_back: Vec<(Route, Limit)>,
+    /// Pings because somebody sends packets in its name.
+    pub(super) doubted: Limit,
     /// Bytes of datagrams from and to it.
     pub(super) traffic: Traffic,
     /// Under what it is filed in the timers and among the spare remotes.
@@ -124,6 +126,7 @@ impl Remote {
             missing: false,
             lost: false,
             suitor: None,
+            doubted: Limit::new(1, 1),
             unproven_pings: Limit::new(config.max_unproven_pings_per_second.saturating_mul(ADDRESSES), ADDRESSES),
             asked_back: Vec::new(),
             traffic: Traffic::default(),

@@ -31,6 +31,9 @@ impl Peers {
                 Ok(open) => {
                     place.advance(Progress::Access);
                     link.note_terms(&open.terms);
+                    if open.tags {
+                        link.utp().start_tags();
+                    }
                     Ok(Some((link, open)))
                 }
                 Err(error) => {

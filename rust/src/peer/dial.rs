@@ -21,7 +21,8 @@ use crate::net::stagger::families_in_turn;
 use crate::net::{interface_number, Helm, UtpStream};
 use crate::open::Priority;
 use crate::path::OwnRelay;
-use crate::tls::{finish, ping_keys, PeerIdentity, TlsContext, PING_KEYS_LABEL};
+use crate::tls::{finish, ping_keys, PeerIdentity, TlsContext, PING_KEYS_LABEL, TAG_KEYS_LABEL};
+use crate::utp::TagKeys;
 
 /// Whom to dial, and until when.
 #[derive(Clone, Debug)]
@@ -223,8 +224,11 @@ impl Peers {
     ) -> Result<(PeerIdentity, [u8; 16])> {
         let (utp, connection) = stream.get_ref();
         let peer = finish(connection, wanted, &self.tls, self.judging_time())?;
-        let mut exported = [0; 64];
-        export(stream, &mut exported)?;
+        let (mut exported, mut secret) = ([0; 64], [0; 32]);
+        export(stream, PING_KEYS_LABEL, &mut exported)?;
+        export(stream, TAG_KEYS_LABEL, &mut secret)?;
+        // before Open: the acceptor may use them from there on
+        utp.set_tag_keys(TagKeys::new(&secret, wanted.is_some()));
         let keys = ping_keys(&exported, wanted.is_some());
         let session = keys.local_name;
         self.net.bind_node(utp.remote(), peer.leaf, keys);
@@ -412,16 +416,12 @@ fn why_late(helm: &Helm) -> &'static str {
     }
 }
 
-fn export(stream: &TlsStream<UtpStream>, exported: &mut [u8; 64]) -> Result<()> {
+fn export(stream: &TlsStream<UtpStream>, label: &[u8], exported: &mut [u8]) -> Result<()> {
     let done = match stream {
-        TlsStream::Client(stream) => {
-            stream.get_ref().1.export_keying_material(&mut exported[..], PING_KEYS_LABEL, Some(&[]))
-        }
-        TlsStream::Server(stream) => {
-            stream.get_ref().1.export_keying_material(&mut exported[..], PING_KEYS_LABEL, Some(&[]))
-        }
+        TlsStream::Client(stream) => stream.get_ref().1.export_keying_material(exported, label, Some(&[])),
+        TlsStream::Server(stream) => stream.get_ref().1.export_keying_material(exported, label, Some(&[])),
     };
-    done.map(|_| ()).map_err(|error| Error::new(Reason::Internal, Stage::Tls, format!("no ping keys: {error}")))
+    done.map(|_| ()).map_err(|error| Error::new(Reason::Internal, Stage::Tls, format!("no keys from TLS: {error}")))
 }
 
 fn report(link: &Link) -> PingReport {

@@ -55,7 +55,8 @@ impl Link {
     /// Dialler: asks for a service. Errors: what the peer refused with, `OpenTimeout`, or how the link broke.
     pub async fn open(&mut self, open: &Open, deadline: Instant) -> Result<()> {
         let asked = async {
-            self.send(&Open { terms: self.terms(), ..open.clone() }.encode()).await?;
+            let tags = self.utp().takes_tags();
+            self.send(&Open { terms: self.terms(), tags, ..open.clone() }.encode()).await?;
             match self.receive().await? {
                 Some(body) => Answer::decode(&body)?.into_result(),
                 None => Err(Error::new(Reason::PeerClosed, Stage::Open, "the peer ended the stream without an answer")),

@@ -72,6 +72,9 @@ pub fn finish(
     }
 }
 
+/// The exporter label for [`crate::utp::TagKeys`] of the stream under a session: no context, 32 bytes.
+pub const TAG_KEYS_LABEL: &[u8] = b"EXPORTER-keynet-tags-1";
+
 /// The keys of this session's pings from the 64 bytes exported under [`PING_KEYS_LABEL`] (docs/protocol.md section 2).
 pub fn ping_keys(exported: &[u8; 64], dialler: bool) -> PingKeys {
     let mut key = [0; 32];

@@ -11,6 +11,7 @@ use rand::{RngExt, SeedableRng};
 use super::connection::{Connection, Start};
 use super::half_open::{agree, Greeted, HalfOpen, Number, Spent};
 use super::packet::{Capability, Early, Header, Kind, Packet, HEADER_LEN, OFFER_LEN};
+use super::tags::{reset_for, signed_reset};
 use crate::addr::{Origin, RemoteId};
 use crate::config::{EndpointConfig, UtpConfig};
 use crate::time::Time;
@@ -236,7 +237,7 @@ impl Endpoint {
     ) -> Routed<'static> {
         let id = packet.header.connection_id;
         if self.routes.len() >= self.config.max_connections {
-            self.write_reset(now, packet);
+            self.write_reset(now, packet, key);
             return Routed::Dropped(Dropped::Full);
         }
         // an answer longer than the question would make others pay for a forged address
@@ -293,12 +294,12 @@ impl Endpoint {
             // no RESET for a dialler whose cookie is in a packet that was lost or comes later, nor for one that knew a number
             // which we have forgotten: it gets another with the SYN-ACK
             if !self.half_open.has_given_cookies(now) && packet.early.is_none() {
-                self.write_reset(now, &packet);
+                self.write_reset(now, &packet, key);
             }
             return Routed::Dropped(Dropped::Unknown);
         };
         if self.routes.len() >= self.config.max_connections {
-            self.write_reset(now, &packet);
+            self.write_reset(now, &packet, key);
             return Routed::Dropped(Dropped::Full);
         }
         if key.is_some() {
@@ -313,7 +314,8 @@ impl Endpoint {
             capability: self.capability(),
         };
         let handle = self.insert(remote, receive_id, syn_id);
-        let connection = Connection::accept(now, &start, greeted.syn_seq, greeted.capability, self.utp.clone());
+        let mut connection = Connection::accept(now, &start, greeted.syn_seq, greeted.capability, self.utp.clone());
+        connection.expect_early(packet.early);
         Routed::New(handle, Box::new(connection), packet)
     }
 
@@ -370,9 +372,18 @@ impl Endpoint {
         })
     }
 
-    /// Says that there is no such connection, at most so often; never in answer to RESET.
-    fn write_reset(&mut self, now: Time, packet: &Packet<'_>) {
+    /// Says that there is no such connection, at most so often; never in answer to RESET. A packet with a tag is answered with a
+    /// tag, by which its sender knows that it was received; signed, if there is a key for that.
+    fn write_reset(&mut self, now: Time, packet: &Packet<'_>, key: Option<&[u8; 32]>) {
         if packet.header.kind == Kind::Reset || !self.resets.take(now, self.config.resets_per_second) {
+            return;
+        }
+        let mut reply = Vec::with_capacity(30);
+        if let Some(answered) = packet.tag {
+            let header = Header { timestamp: (now.as_micros() as u32).max(1), ..reset_for(&packet.header) };
+            let tag = key.map_or(answered, |key| signed_reset(key, &header, answered));
+            header.tagged(Some(tag)).write(&mut reply);
+            self.reply = Some(reply);
             return;
         }
         let header = Header {
@@ -385,7 +396,6 @@ impl Endpoint {
             seq: self.rng.random(),
             ack: packet.header.seq,
         };
-        let mut reply = Vec::with_capacity(20);
         header.write(&mut reply);
         self.reply = Some(reply);
     }

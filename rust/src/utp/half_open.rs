@@ -239,7 +239,7 @@ const MAX_SPENT: usize = 16_384;
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::utp::packet::{Header, Kind, Sack};
+    use crate::utp::packet::{Header, Kind};
 
     fn config() -> EndpointConfig {
         EndpointConfig { max_half_open: 0, ..EndpointConfig::default() }
@@ -259,7 +259,7 @@ mod tests {
             seq: greeted.syn_seq.wrapping_add(1),
             ack: greeted.our_seq.wrapping_sub(1),
         };
-        Packet { header, sack: Sack::None, capability: None, early: None, payload: b"x" }
+        Packet { payload: b"x", ..Packet::bare(header) }
     }
 
     #[test]

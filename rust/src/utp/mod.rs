@@ -17,8 +17,10 @@ mod ring;
 pub mod rtt;
 mod send;
 mod seq;
+mod tags;
 mod turns;
 
-pub use connection::{Connection, End, PathKey, ReadOutcome, State, Transmit, UtpStats, Wakes};
+pub use connection::{Connection, Doubt, End, Heard, PathKey, ReadOutcome, State, Transmit, UtpStats, Wakes};
 pub use endpoint::{ConnectError, Dropped, Endpoint, Handle, Routed};
+pub use tags::TagKeys;
 pub use turns::{Load, Turn, Turns};

@@ -50,8 +50,13 @@ pub struct Packet<'a> {
     pub capability: Option<Capability>,
     /// It left before the sender had heard of us: what it acknowledges was agreed beforehand.
     pub early: Option<Early>,
+    /// What shows whose it is.
+    pub tag: Option<Tag>,
     pub payload: &'a [u8],
 }
+
+/// Eight bytes that only the two ends of a connection can compute; see [`super::TagKeys`].
+pub type Tag = [u8; 8];
 
 /// What a keynet node says of itself in SYN and SYN-ACK.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -113,17 +118,18 @@ impl<'a> Packet<'a> {
             seq: u16::from_be_bytes([fixed[16], fixed[17]]),
             ack: u16::from_be_bytes([fixed[18], fixed[19]]),
         };
-        let (mut sack, mut capability, mut early) = (Sack::None, None, None);
+        let mut packet = Self::bare(header);
         let mut extension = fixed[1];
         while extension != 0 {
             let &[next, len, ref body @ ..] = rest else { return Err(Malformed::Extension) };
             let (body, after) = body.split_at_checked(len as usize).ok_or(Malformed::Extension)?;
             match extension {
-                EXT_SACK if !body.is_empty() => sack = Sack::Bits(body),
-                EXT_RANGES => sack = Sack::Ranges(body),
-                EXT_EARLY => early = Early::read(body),
+                EXT_SACK if !body.is_empty() => packet.sack = Sack::Bits(body),
+                EXT_RANGES => packet.sack = Sack::Ranges(body),
+                EXT_EARLY => packet.early = Early::read(body),
+                EXT_TAG => packet.tag = body.try_into().ok(),
                 EXT_CAPABILITY if body.starts_with(&CAPABILITY) => {
-                    capability = Some(Capability { burst: body.get(CAPABILITY.len()).copied().unwrap_or(0) });
+                    packet.capability = Some(Capability { burst: body.get(CAPABILITY.len()).copied().unwrap_or(0) });
                 }
                 _ => {}
             }
@@ -133,9 +139,14 @@ impl<'a> Packet<'a> {
         // libtorrent may put a payload on FIN and RESET (its close reason): tolerated and ignored
         match header.kind {
             Kind::Data if rest.is_empty() => Err(Malformed::Payload),
-            Kind::Data => Ok(Self { header, sack, capability, early, payload: rest }),
-            _ => Ok(Self { header, sack, capability, early, payload: &[] }),
+            Kind::Data => Ok(Self { payload: rest, ..packet }),
+            _ => Ok(packet),
         }
+    }
+
+    /// One without extensions and payload.
+    pub fn bare(header: Header) -> Self {
+        Self { header, sack: Sack::None, capability: None, early: None, tag: None, payload: &[] }
     }
 
     /// The ranges `[first, end)` of sequence numbers the packet reports beyond its ack, as wire numbers.
@@ -201,7 +212,7 @@ impl Header {
 
     /// The packet without extensions, as STATE, FIN and RESET are mostly.
     pub fn write(&self, out: &mut Vec<u8>) {
-        out.extend_from_slice(&self.encode(0));
+        self.tagged(None).write(out);
     }
 
     /// SYN or SYN-ACK: the capability hides behind the old extension 2, which every program skips (UTP.md 2.1).
@@ -221,19 +232,54 @@ impl Header {
         out.extend_from_slice(&early.tag);
     }
 
+    /// STATE with a selective ack in bits.
+    pub fn write_with_bits(&self, bits: &[u8], out: &mut Vec<u8>) {
+        self.tagged(None).write_with_bits(bits, out);
+    }
+
+    /// STATE with a selective ack in ranges: only to a peer that showed the capability.
+    pub fn write_with_ranges(&self, ranges: &[(u16, u16)], out: &mut Vec<u8>) {
+        self.tagged(None).write_with_ranges(ranges, out);
+    }
+
+    /// The header followed by extensions that mean nothing and take `padding` bytes ([`MIN_PADDING`] at least).
+    pub fn write_padded(&self, padding: usize, out: &mut Vec<u8>) {
+        self.tagged(None).write_padded(padding, out);
+    }
+
+    /// With a tag in front of all other extensions: [`TAG_LEN`] bytes longer. Only to a peer that takes them: others drop what does
+    /// not begin with an extension that they know.
+    pub fn tagged(&self, tag: Option<Tag>) -> Tagged<'_> {
+        Tagged { header: self, tag }
+    }
+}
+
+/// A header to be written with its tag, if it has one.
+#[derive(Clone, Copy, Debug)]
+pub struct Tagged<'a> {
+    header: &'a Header,
+    tag: Option<Tag>,
+}
+
+impl Tagged<'_> {
+    /// Without other extensions.
+    pub fn write(&self, out: &mut Vec<u8>) {
+        self.write_before(0, out);
+    }
+
     /// STATE with a selective ack in bits; `bits` is padded to a multiple of 4 bytes, which some programs demand.
     pub fn write_with_bits(&self, bits: &[u8], out: &mut Vec<u8>) {
         let padded = bits.len().next_multiple_of(4);
-        out.extend_from_slice(&self.encode(EXT_SACK));
+        self.write_before(EXT_SACK, out);
         out.extend_from_slice(&[0, padded as u8]);
         out.extend_from_slice(bits);
         out.resize(out.len() + padded - bits.len(), 0);
     }
 
-    /// STATE with a selective ack in ranges: only to a peer that showed the capability.
+    /// See [`Header::write_with_ranges`].
     pub fn write_with_ranges(&self, ranges: &[(u16, u16)], out: &mut Vec<u8>) {
         let ranges = &ranges[..ranges.len().min(MAX_RANGES)];
-        out.extend_from_slice(&self.encode(EXT_RANGES));
+        self.write_before(EXT_RANGES, out);
         out.extend_from_slice(&[0, (ranges.len() * 4) as u8]);
         for (first, end) in ranges {
             out.extend_from_slice(&first.to_be_bytes());
@@ -241,9 +287,9 @@ impl Header {
         }
     }
 
-    /// The header followed by extensions that mean nothing and take `padding` bytes ([`MIN_PADDING`] at least).
+    /// See [`Header::write_padded`]; the tag is not counted as padding.
     pub fn write_padded(&self, padding: usize, out: &mut Vec<u8>) {
-        out.extend_from_slice(&self.encode(EXT_BITS));
+        self.write_before(EXT_BITS, out);
         out.extend_from_slice(&[EXT_PADDING, 8, 0, 0, 0, 0, 0, 0, 0, 0]);
         let mut left = padding.saturating_sub(10).max(2);
         while left > 0 {
@@ -253,6 +299,18 @@ impl Header {
             out.extend_from_slice(&[next, (link - 2) as u8]);
             out.resize(out.len() + link - 2, 0);
             left -= link;
+        }
+    }
+
+    /// Up to where the extension `next` begins.
+    fn write_before(&self, next: u8, out: &mut Vec<u8>) {
+        match &self.tag {
+            None => out.extend_from_slice(&self.header.encode(next)),
+            Some(tag) => {
+                out.extend_from_slice(&self.header.encode(EXT_TAG));
+                out.extend_from_slice(&[next, 8]);
+                out.extend_from_slice(tag);
+            }
         }
     }
 }
@@ -275,6 +333,7 @@ const EXT_CAPABILITY: u8 = 0x4B;
 const EXT_RANGES: u8 = 0x4C;
 const EXT_EARLY: u8 = 0x4D;
 const EXT_PADDING: u8 = 0x4E;
+const EXT_TAG: u8 = 0x4F;
 /// Magic and version. A later version must still understand version 1.
 const CAPABILITY: [u8; 3] = [b'k', b'n', 1];
 /// So that one byte reaches from the smallest of socket buffers to 4 MiB, beyond which nothing is gained.
@@ -285,6 +344,8 @@ pub const OFFER_LEN: usize = 2 + 8 + 2 + 4;
 pub const MAX_RANGES: usize = 60;
 /// One id-2 link and one with two and eight bytes.
 pub const EARLY_LEN: usize = 22;
+/// One link with eight bytes.
+pub const TAG_LEN: usize = 10;
 /// One id-2 link and one empty padding link.
 pub const MIN_PADDING: usize = 12;
 
@@ -365,6 +426,24 @@ mod tests {
             let packet = Packet::parse(&out).unwrap();
             assert_eq!((packet.payload, packet.capability, packet.sack), (&[7u8][..], None, Sack::None));
         }
+    }
+
+    #[test]
+    fn a_tag_goes_before_everything_else() {
+        let (head, tag) = (header(Kind::State), [9, 8, 7, 6, 5, 4, 3, 2]);
+        let (mut plain, mut bits, mut ranges, mut padded) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        head.tagged(Some(tag)).write(&mut plain);
+        head.tagged(Some(tag)).write_with_bits(&[0b101], &mut bits);
+        head.tagged(Some(tag)).write_with_ranges(&[(7, 9)], &mut ranges);
+        head.tagged(Some(tag)).write_padded(300, &mut padded);
+        assert_eq!((plain.len(), padded.len()), (HEADER_LEN + TAG_LEN, HEADER_LEN + TAG_LEN + 300));
+        assert_eq!(plain[20..30], [0, 8, 9, 8, 7, 6, 5, 4, 3, 2]);
+        for (written, sacked) in [(&plain, 0), (&bits, 2), (&ranges, 1), (&padded, 0)] {
+            let packet = Packet::parse(written).unwrap();
+            assert_eq!((packet.header, packet.tag, packet.sacked().count()), (head, Some(tag), sacked));
+        }
+        let short = [&head.encode(EXT_TAG)[..], &[0, 7, 1, 2, 3, 4, 5, 6, 7]].concat();
+        assert_eq!(Packet::parse(&short).unwrap().tag, None, "a tag of another length is none");
     }
 
     #[test]

@@ -6,19 +6,28 @@ use super::super::recovery::{Acked, Losses};
 use super::super::recv::{Arrival, ReceiveQueue};
 use super::super::send::FinState;
 use super::super::seq::{self, Seq};
-use super::{Connection, End, State, LINGER};
+use super::super::tags::Claim;
+use super::{Connection, End, Heard, State, LINGER};
 use crate::time::Time;
 
 impl Connection {
-    /// Takes one packet that the endpoint found to be for this connection. Returns whether it confirmed something of
-    /// ours, which proves that the peer receives what we send to it.
-    pub fn handle_packet(&mut self, now: Time, packet: &Packet<'_>) -> bool {
+    /// Takes one packet that the endpoint found to be for this connection. Ask [`Connection::take_doubt`] afterwards.
+    pub fn handle_packet(&mut self, now: Time, packet: &Packet<'_>) -> Heard {
         self.stats.packets_in += 1;
-        match (self.state, packet.header.kind) {
+        let tagged = self.is_tagged();
+        let claim = self.doubts.tags.judge(packet);
+        if claim == Claim::Foreign && !matches!(self.state, State::Closed(_)) {
+            self.handle_foreign(now, packet);
+            return Heard::Foreign;
+        }
+        if self.is_tagged() != tagged {
+            self.start_tags();
+        }
+        let confirmed = match (self.state, packet.header.kind) {
             (State::Closed(_), _) => false,
             (State::SynSent, _) => self.handle_first_answer(now, packet),
             (_, Kind::Reset) => {
-                self.handle_reset(&packet.header);
+                self.handle_reset(now, &packet.header, claim);
                 false
             }
             // a late copy, or an agreed number: then the dialler may wait for any sign
@@ -28,6 +37,11 @@ impl Connection {
             }
             (State::Established, Kind::State) if self.begins_anew(packet) => self.handle_syn_ack(now, packet),
             (State::Established | State::TimeWait { .. }, _) => self.handle_established(now, packet),
+        };
+        if confirmed {
+            Heard::Confirmed
+        } else {
+            Heard::Taken
         }
     }
 
@@ -128,13 +142,21 @@ impl Connection {
             && header.timestamp.wrapping_sub(self.syn.answered) as i32 > 0
     }
 
-    /// A RESET counts only when its ack_nr is of something sent recently (UTP.md 2.5); a blind forger does not know it.
-    fn handle_reset(&mut self, header: &Header) {
+    /// Without a tag a RESET counts only when its ack_nr is that of the newest DATA or STATE of ours, which a blind forger does not
+    /// know; if it is of something else sent recently (UTP.md 2.5), the peer is asked for one that fits.
+    fn handle_reset(&mut self, now: Time, header: &Header, claim: Claim) {
         let ack = seq::unwrap(header.ack, self.tx.next());
-        if ack + 4 < self.tx.una() || ack > self.tx.next() {
+        if claim != Claim::Genuine && ack.wrapping_add(1) != self.tx.next() && ack != self.tx.next() {
             self.stats.refused += 1;
+            if ack + 4 >= self.tx.una() && ack < self.tx.next() {
+                self.challenge(now);
+            }
             return;
         }
+        self.end_by_reset();
+    }
+
+    pub(super) fn end_by_reset(&mut self) {
         // some programs answer our FIN with RESET instead of an ack
         let all_sent = matches!(self.tx.fin(), FinState::Sent | FinState::Confirmed) && !self.tx.has_unsent();
         let done = all_sent && self.rx.is_complete();
@@ -144,6 +166,10 @@ impl Connection {
     fn handle_established(&mut self, now: Time, packet: &Packet<'_>) -> bool {
         let header = &packet.header;
         if packet.early.is_some() {
+            if packet.early != self.early {
+                self.stats.refused += 1;
+                return false;
+            }
             // what it acknowledges was agreed, not received
             self.note_heard(now, header);
             self.handle_contents(now, packet);

@@ -1,24 +1,27 @@
 //! One uTP connection. BEP 29; RFC 9293 sections 3.4-3.6 (what TCP does where BEP 29 is silent), RFC 8985, RFC 1122 4.2.2.17.
 //! `inbound` is what packets do, `outbound` what leaves, `timers` when, `paths` over which; this file is the face and the states.
 
+mod doubt;
 mod inbound;
 mod outbound;
 mod paths;
 mod silence;
 mod timers;
 
+pub use doubt::Doubt;
 pub use paths::PathKey;
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use self::doubt::Doubts;
 use self::paths::Paths;
 use self::silence::Silence;
 use super::congestion::{self, Controller, Handover};
 use super::half_open::Agreement;
 use super::mtu::MtuSearch;
 use super::pacing::Pacer;
-use super::packet::{Capability, Early, EARLY_LEN, HEADER_LEN};
+use super::packet::{Capability, Early, EARLY_LEN, HEADER_LEN, TAG_LEN};
 use super::recovery::Recovery;
 use super::recv::ReceiveQueue;
 use super::rtt::Rtt;
@@ -72,6 +75,16 @@ pub enum ReadOutcome {
     Eof,
 }
 
+/// What became of a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Heard {
+    /// It is not the peer's, as far as can be told: no sign of life.
+    Foreign,
+    Taken,
+    /// It confirmed something of ours, which proves that the peer receives what we send to it.
+    Confirmed,
+}
+
 /// A batch of datagrams of equal size (the last may be shorter), back to back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Transmit {
@@ -118,6 +131,8 @@ pub struct UtpStats {
     /// The smallest that is known to be lost.
     pub datagram_lost: Option<u16>,
     pub capable: bool,
+    /// Its packets carry tags.
+    pub tagged: bool,
     /// Bytes of memory held in buffers.
     pub memory: usize,
 }
@@ -164,6 +179,9 @@ pub struct Connection {
     /// When the peer last said that it has no room at all.
     last_full: Time,
     silence: Silence,
+    doubts: Doubts,
+    /// What data had in front that came before the peer had an answer of ours.
+    early: Option<Early>,
     /// Timeouts in a row of full packets only, for black-hole detection.
     full_timeouts: u32,
     /// The application has let go of it: how long to wait for the peer's end, once ours has arrived.
@@ -314,6 +332,8 @@ impl Connection {
             last_progress: now,
             last_full: now,
             silence: Silence { since: None, ended: now, patience: config.patience },
+            doubts: Doubts::default(),
+            early: None,
             full_timeouts: 0,
             detached: None,
             wakes: Wakes::default(),
@@ -541,6 +561,7 @@ impl Connection {
             datagram_unproven: self.mtu.is_unproven(),
             datagram_lost: self.mtu.lost_size(),
             capable: self.peer.is_some(),
+            tagged: self.is_tagged(),
             memory: self.tx.memory() + self.rx.memory(),
             ..self.stats
         }
@@ -552,10 +573,10 @@ impl Connection {
 
     /// Bytes in front of the payload of DATA.
     fn header_len(&self) -> usize {
-        if self.is_eager() {
-            HEADER_LEN + EARLY_LEN
-        } else {
-            HEADER_LEN
+        match self.is_eager() {
+            true => HEADER_LEN + EARLY_LEN,
+            false if self.is_tagged() => HEADER_LEN + TAG_LEN,
+            false => HEADER_LEN,
         }
     }
 

@@ -1,6 +1,6 @@
 //! What leaves a connection: SYN, RESET, batches of data (again or new), MTU probes, acks - in this order of urgency.
 
-use super::super::packet::{Header, Kind, HEADER_LEN, MIN_PADDING};
+use super::super::packet::{Header, Kind, MIN_PADDING};
 use super::super::send::{FinState, Segment};
 use super::super::seq::{self, Seq};
 use super::{Connection, Persist, State, Transmit};
@@ -78,7 +78,7 @@ impl Connection {
     fn write_reset(&mut self, now: Time, out: &mut Vec<u8>) -> Option<Transmit> {
         let reset = self.reset_due.take()?;
         let header = Header { window: 0, ack: reset.ack, ..self.header(now, Kind::Reset) };
-        header.write(out);
+        header.tagged(self.doubts.tags.sign(&header)).write(out);
         self.single(out, 1)
     }
 
@@ -87,12 +87,13 @@ impl Connection {
             return None;
         }
         let header = self.header(now, Kind::State);
+        let head = header.tagged(self.doubts.tags.sign(&header));
         if !self.rx.has_holes() {
-            header.write(out);
+            head.write(out);
         } else if self.peer.is_some() {
-            header.write_with_ranges(&self.rx.ranges(), out);
+            head.write_with_ranges(&self.rx.ranges(), out);
         } else {
-            header.write_with_bits(&self.rx.bits(MAX_SACK_BYTES), out);
+            head.write_with_bits(&self.rx.bits(MAX_SACK_BYTES), out);
         }
         self.note_acked();
         self.single(out, 1)
@@ -114,7 +115,8 @@ impl Connection {
             return None;
         }
         let size = usize::from(self.mtu.poll_probe(now)?);
-        let len = payload.min(size.saturating_sub(HEADER_LEN + MIN_PADDING));
+        let front = self.header_len();
+        let len = payload.min(size.saturating_sub(front + MIN_PADDING));
         let template = Segment { probe: size as u16, ..self.template(now) };
         let Some((seq, segment)) = self.tx.push(len, template) else {
             self.mtu.handle_probe_unsent();
@@ -122,7 +124,7 @@ impl Connection {
         };
         self.share.allowance = self.share.allowance.saturating_sub(len as u64);
         let header = Header { seq: seq::wire(seq), ..self.header(now, Kind::Data) };
-        header.write_padded(size - HEADER_LEN - len, out);
+        header.tagged(self.doubts.tags.sign(&header)).write_padded(size - front - len, out);
         self.tx.copy_payload(&segment, out);
         self.note_sent(now, len as u64);
         self.single(out, 1)
@@ -249,7 +251,7 @@ impl Connection {
         let header = Header { seq: seq::wire(seq), ..self.header(now, kind) };
         match &self.syn.agreed {
             Some(early) if self.is_eager() => header.write_early(early, out),
-            _ => header.write(out),
+            _ => header.tagged(self.doubts.tags.sign(&header)).write(out),
         }
         self.tx.copy_payload(&segment, out);
         if self.probe_due {

@@ -23,7 +23,8 @@ impl Connection {
         let persist = self.persist.and_then(|persist| persist.at);
         let given_up = self.given_up_at().map(|(at, _)| at);
         let quiet = Some(self.keep_alive_at());
-        [recovery, persist, given_up, self.ack.at, self.pace_at, self.abandoned_at(), self.rest_at(), quiet]
+        let forgotten = self.forgotten_at();
+        [recovery, persist, given_up, self.ack.at, self.pace_at, self.abandoned_at(), self.rest_at(), quiet, forgotten]
             .into_iter()
             .flatten()
             .min()
@@ -55,6 +56,7 @@ impl Connection {
         if self.abandoned_at().is_some_and(|at| now >= at) {
             return self.abort();
         }
+        self.check_forgotten(now);
         self.check_ack_timer(now);
         if self.pace_at.is_some_and(|at| now >= at) {
             self.pace_at = None;
