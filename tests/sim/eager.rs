@@ -53,7 +53,8 @@ fn data_arrives_with_the_syn() {
     }
 }
 
-/// The peer has restarted, say, and knows the key no more; or it knows another: as without a key, and nothing is lost.
+/// The peer has restarted, say, and knows the key no more; or it knows another: as without a key, but for the 250 ms that an answer
+/// which shows nothing of the key is held for a better one; and nothing is lost.
 #[test]
 fn a_key_that_only_one_side_knows_costs_round_trips_and_nothing_else() {
     for keys in [[Some(KEY), None], [Some(KEY), Some([8; 32])], [None, Some(KEY)]] {
@@ -62,7 +63,8 @@ fn a_key_that_only_one_side_knows_costs_round_trips_and_nothing_else() {
         dial(&mut pair);
         run(&mut pair);
         let (there, _) = first_bytes(&mut pair, start);
-        assert!((60..=200).contains(&there), "{there} ms with {keys:?}");
+        let held = if keys[0].is_some() { 250 } else { 0 };
+        assert!((60..=200 + held).contains(&there), "{there} ms with {keys:?}");
     }
 }
 

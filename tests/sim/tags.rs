@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
-use keynet::config::UtpConfig;
-use keynet::utp::packet::{Early, Header, Kind, Packet};
-use keynet::utp::{Doubt, End, State};
+use keynet::addr::{Origin, RemoteId};
+use keynet::config::{EndpointConfig, UtpConfig};
+use keynet::utp::packet::{Capability, Early, Header, Kind, Packet};
+use keynet::utp::{Doubt, End, Endpoint, State};
 
 use crate::support::link::LinkConfig;
 use crate::support::pair::{App, Pair, A, B};
@@ -23,7 +24,9 @@ fn ms(n: u64) -> Duration {
 fn tagged(bytes: u64) -> Pair {
     let utp = UtpConfig::default();
     let mut pair = Pair::symmetric(1, &utp, LinkConfig { delay: ms(20), ..LinkConfig::default() });
-    let app = |writes| App { writes, expects: 3 - writes, finish: bytes > 0, ..App::sending(bytes) };
+    // without a stream the tests write what they like
+    let quiet = bytes == 0;
+    let app = |writes| App { writes, expects: 3 - writes, finish: !quiet, trusting: quiet, ..App::sending(bytes) };
     pair.hosts[B].template = app(2);
     pair.connect(A, &utp, app(1));
     pair.run_until(ms(1_000), |pair| pair.connection(B, 0).is_some());
@@ -124,6 +127,79 @@ fn a_transfer_goes_on_next_to_a_forger() {
     assert_eq!((pair.end(A, 0), pair.end(B, 0)), (Some(End::Finished), Some(End::Finished)));
     assert_eq!((pair.app(B, 0).read, pair.app(A, 0).read), (3_000_000, 3_000_000));
     assert!(forgeries > 2_000, "{forgeries}");
+}
+
+/// Between nodes with a key the SYN and its answer have tags too, and an answer without is kept waiting for a better one: of all
+/// that somebody sends who knows the numbers of the SYN, nothing counts.
+#[test]
+fn the_handshake_of_nodes_with_a_key_carries_tags() {
+    let utp = UtpConfig::default();
+    let mut pair = Pair::symmetric(1, &utp, LinkConfig { delay: ms(20), ..LinkConfig::default() });
+    for host in [A, B] {
+        pair.hosts[host].shared_key = Some(KEY);
+    }
+    pair.hosts[B].template = App { writes: 2, expects: 1, ..App::sending(1_000) };
+    pair.connect(A, &utp, App { writes: 1, expects: 2, ..App::sending(3_000) });
+    let (to, syn) = pair.intercept(0).expect("the SYN");
+    assert_eq!((to, syn.len()), (B, 46));
+    let header = Packet::parse(&syn).expect("well formed").header;
+    // whoever guesses id and number, and says whatever it likes
+    for seq in 0..=u16::MAX {
+        let kind = if seq % 2 == 0 { Kind::State } else { Kind::Reset };
+        let tag = (seq % 4 > 1).then(|| u64::from(seq).to_be_bytes());
+        let forged = Header { kind, seq: seq & 0x7fff, ack: header.seq, timestamp: 1, ..header };
+        let mut datagram = Vec::new();
+        match kind {
+            Kind::State => forged.tagged(tag).write_with_capability(Capability::new(None), &mut datagram),
+            _ => forged.tagged(tag).write(&mut datagram),
+        }
+        if kind == Kind::State && is_agreed(&syn, forged.seq) {
+            continue;
+        }
+        pair.arrive(A, &datagram);
+        assert_eq!(pair.connection(A, 0).expect("it lives").state(), State::SynSent, "{seq}");
+    }
+    assert_eq!(pair.connection(A, 0).expect("it lives").take_doubt(), Some(Doubt::Foreign));
+    pair.arrive(B, &syn);
+    // the answer, and no longer than the question
+    let last = pair.under_way() - 1;
+    let (to, answer) = pair.intercept(last).expect("the SYN-ACK");
+    let packet = Packet::parse(&answer).expect("well formed");
+    assert!(to == A && answer.len() <= syn.len() && packet.tag.is_some());
+    pair.arrive(A, &answer);
+    let connection = pair.connection(A, 0).expect("it lives");
+    assert!(connection.is_connected() && connection.is_tagged());
+    pair.run_out(ms(60_000));
+    assert_eq!((pair.end(A, 0), pair.end(B, 0)), (Some(End::Finished), Some(End::Finished)));
+    assert_eq!((pair.app(B, 0).read, pair.app(A, 0).read), (3_000, 1_000));
+}
+
+/// The number of the SYN-ACK that the two nodes agree on, as the endpoint of B says it.
+fn is_agreed(syn: &[u8], seq: u16) -> bool {
+    let utp = UtpConfig::default();
+    let mut endpoint = Endpoint::new(EndpointConfig::default(), utp, [3; 32]);
+    let now = keynet::time::Time::from_millis(1_000);
+    endpoint.handle(now, RemoteId(1), syn, Origin::default(), Some(&KEY));
+    let mut answer = Vec::new();
+    endpoint.poll_reply(&mut answer);
+    Packet::parse(&answer).is_ok_and(|packet| packet.header.seq == seq)
+}
+
+/// The tags of the handshake go over into those of TLS, whichever side is first.
+#[test]
+fn tags_go_over_from_the_handshakes_keys_to_those_of_tls() {
+    let utp = UtpConfig::default();
+    let mut pair = Pair::symmetric(1, &utp, LinkConfig { delay: ms(20), loss: 0.02, ..LinkConfig::default() });
+    for host in [A, B] {
+        pair.hosts[host].shared_key = Some(KEY);
+    }
+    pair.hosts[B].template = App { writes: 2, expects: 1, ..App::sending(500_000) };
+    pair.connect(A, &utp, App { writes: 1, expects: 2, ..App::sending(500_000) });
+    pair.run_until(ms(1_000), |pair| pair.stats(A, 0).tagged && pair.app_count(B) == 1 && pair.stats(B, 0).tagged);
+    pair.tag(A, 0);
+    pair.run_out(ms(60_000));
+    assert_eq!((pair.end(A, 0), pair.end(B, 0)), (Some(End::Finished), Some(End::Finished)));
+    assert_eq!((pair.app(B, 0).read, pair.app(A, 0).read), (500_000, 500_000));
 }
 
 /// Full packets are as large as without tags, and all of one size, for what sends them in one piece.

@@ -400,8 +400,8 @@ impl Pair {
         let handle = match endpoint.handle(now, *remote, datagram, Origin::default(), shared_key.as_ref()) {
             Routed::Known(handle, packet) => {
                 if let Some(connection) = connections.get_mut(&handle) {
-                    if packet.header.kind == Kind::Reset {
-                        shared_key.as_ref().is_some_and(|key| connection.handle_signed_reset(&packet, key));
+                    if let Some(key) = shared_key.as_ref().filter(|_| packet.header.kind == Kind::Reset) {
+                        connection.handle_signed_reset(&packet, key);
                     }
                     connection.handle_packet(now, &packet);
                 }

@@ -80,8 +80,9 @@ impl Core {
                 ConnectError::Full => full("max_connections are open"),
                 ConnectError::NoId => full("every connection id towards this address is taken"),
             })?;
-        if !proven {
-            utp.be_patient();
+        match self.paths.rtt_of(remote) {
+            Some(rtt) => utp.expect_answer_in(rtt),
+            None => utp.be_patient(),
         }
         Ok((self.insert(now, handle, utp), proven))
     }

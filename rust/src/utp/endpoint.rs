@@ -9,9 +9,9 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
 use super::connection::{Connection, Start};
-use super::half_open::{agree, Greeted, HalfOpen, Number, Spent};
-use super::packet::{Capability, Early, Header, Kind, Packet, HEADER_LEN, OFFER_LEN};
-use super::tags::{reset_for, signed_reset};
+use super::half_open::{agree, Greeted, HalfOpen, Spent};
+use super::packet::{Capability, Early, Header, Kind, Packet, HEADER_LEN, OFFER_LEN, TAG_LEN};
+use super::tags::{reset_for, signed_reset, TagKeys};
 use crate::addr::{Origin, RemoteId};
 use crate::config::{EndpointConfig, UtpConfig};
 use crate::time::Time;
@@ -243,11 +243,16 @@ impl Endpoint {
         // an answer longer than the question would make others pay for a forged address
         let capability = packet.capability.filter(|_| size >= HEADER_LEN + OFFER_LEN);
         let syn_seq = packet.header.seq;
-        let number = match key.filter(|_| !self.spent.holds((origin, id), syn_seq)) {
-            Some(key) => Number::Agreed(agree(key, id, syn_seq).our_seq),
-            None => Number::Fresh(self.rng.random()),
+        let agreed = key.filter(|_| !self.spent.holds((origin, id), syn_seq)).map(|key| agree(key, id, syn_seq));
+        let our_seq = agreed.map_or_else(|| self.rng.random(), |agreed| agreed.our_seq);
+        // a copy of one that was answered: which key the peer pings with may have changed since
+        let known = self.half_open.secret_of(&(origin, id), syn_seq);
+        let mut secrets = known.into_iter().chain(agreed.map(|agreed| agreed.secret));
+        let secret = secrets.find(|secret| self.shows(packet, secret) && size >= HEADER_LEN + OFFER_LEN + TAG_LEN);
+        let fresh = Greeted { syn_seq, our_seq, capability, secret };
+        let Some(greeted) = self.half_open.greet(now, &self.config, (origin, id), fresh, agreed.is_some()) else {
+            return Routed::Dropped(Dropped::Unknown);
         };
-        let greeted = self.half_open.greet(now, &self.config, (origin, id), syn_seq, capability, number);
         if greeted.capability.is_some() && capability.is_none() {
             // not a copy of the SYN that was answered, and too short for its answer
             return Routed::Dropped(Dropped::Unknown);
@@ -266,7 +271,8 @@ impl Endpoint {
         };
         let mut reply = Vec::with_capacity(64);
         if greeted.capability.is_some() {
-            header.write_with_capability(self.capability(), &mut reply);
+            let tag = greeted.secret.map(|secret| TagKeys::new(&secret, false).sign(&header));
+            header.tagged(tag).write_with_capability(self.capability(), &mut reply);
         } else {
             header.write(&mut reply);
         }
@@ -288,7 +294,11 @@ impl Endpoint {
         let row = (origin, syn_id);
         let known = match &packet.early {
             Some(early) => self.recognise_early(early, row, key),
-            None => self.half_open.take(&row, &packet).or_else(|| self.recognise(now, &row, &packet, key)),
+            None => self
+                .half_open
+                .take(&row, &packet)
+                .or_else(|| self.recognise_tagged(&packet, row, key))
+                .or_else(|| self.recognise(now, &row, &packet, key)),
         };
         let Some(greeted) = known else {
             // no RESET for a dialler whose cookie is in a packet that was lost or comes later, nor for one that knew a number
@@ -316,6 +326,9 @@ impl Endpoint {
         let handle = self.insert(remote, receive_id, syn_id);
         let mut connection = Connection::accept(now, &start, greeted.syn_seq, greeted.capability, self.utp.clone());
         connection.expect_early(packet.early);
+        if let Some(secret) = greeted.secret {
+            connection.agree_tags(TagKeys::new(&secret, false), true);
+        }
         Routed::New(handle, Box::new(connection), packet)
     }
 
@@ -326,8 +339,30 @@ impl Endpoint {
         if agreed.early != *early || self.spent.holds(row, syn_seq) {
             return None;
         }
+        // nothing says that a dialler whose SYN was lost takes tags
+        let secret = self.half_open.secret_of(&row, syn_seq);
         self.half_open.remove(&row);
-        Some(Greeted { syn_seq, our_seq: agreed.our_seq, capability: Some(Capability::new(None)) })
+        Some(Greeted { syn_seq, our_seq: agreed.our_seq, capability: Some(Capability::new(None)), secret })
+    }
+
+    /// The first packet after a SYN with a tag for which there was no row.
+    fn recognise_tagged(&self, packet: &Packet<'_>, row: (Origin, u16), key: Option<&[u8; 32]>) -> Option<Greeted> {
+        packet.tag?;
+        let syn_seq = packet.header.seq.wrapping_sub(1);
+        let agreed = agree(key?, row.1, syn_seq);
+        let fits = packet.header.ack == agreed.our_seq.wrapping_sub(1) && self.shows(packet, &agreed.secret);
+        (fits && !self.spent.holds(row, syn_seq)).then(|| Greeted {
+            syn_seq,
+            our_seq: agreed.our_seq,
+            capability: Some(Capability::new(None)),
+            secret: Some(agreed.secret),
+        })
+    }
+
+    /// Whether a dialler knows what was agreed, and takes tags.
+    fn shows(&self, packet: &Packet<'_>, secret: &[u8; 32]) -> bool {
+        let fits = |tag| TagKeys::new(secret, false).verify(&packet.header, tag);
+        self.utp.tags && packet.tag.is_some_and(fits)
     }
 
     /// Somebody who sends forged packets without end guesses a cookie now and then: so many a second, and not more.
@@ -355,7 +390,7 @@ impl Endpoint {
         let syn_seq = packet.header.seq.wrapping_sub(1);
         let our_seq = agree(key, row.1, syn_seq).our_seq;
         let is_right = packet.header.ack == our_seq.wrapping_sub(1) && !self.spent.holds(*row, syn_seq);
-        is_right.then(|| Greeted { syn_seq, our_seq, capability: Some(Capability::new(None)) })
+        is_right.then(|| Greeted { syn_seq, our_seq, capability: Some(Capability::new(None)), secret: None })
     }
 
     /// What we say of ourselves.

@@ -20,15 +20,8 @@ pub struct Greeted {
     pub our_seq: u16,
     /// What the dialler said of itself.
     pub capability: Option<Capability>,
-}
-
-/// Which number a SYN-ACK may have.
-#[derive(Clone, Copy, Debug)]
-pub enum Number {
-    /// Both know it beforehand ([`agree`]): no other will do, for data may have come with the SYN that relies on it.
-    Agreed(u16),
-    /// Random.
-    Fresh(u16),
+    /// What the tags are made with, of a dialler that has shown that it knows it.
+    pub secret: Option<[u8; 32]>,
 }
 
 /// Who sent a SYN, and its connection id.
@@ -96,38 +89,50 @@ impl HalfOpen {
         self.rows.len()
     }
 
-    /// Answers a SYN: with the number it was answered with before (or data is lost: UTP.md 2.3), with `number` if there is room
-    /// in the table, with a cookie otherwise. An agreed number needs no cookie: it is computed again from what confirms it.
+    /// Answers a SYN: with the number it was answered with before (or data is lost: UTP.md 2.3), with `fresh` if there is room
+    /// in the table, with a cookie otherwise. A number that is `agreed` needs no cookie: it is computed again from what confirms it,
+    /// and no other will do, for data may have come with the SYN that relies on it. `None`: who knows a secret was there before.
     pub fn greet(
         &mut self,
         now: Time,
         config: &EndpointConfig,
         key: Key,
-        syn_seq: u16,
-        capability: Option<Capability>,
-        number: Number,
-    ) -> Greeted {
-        if let Some(row) = self.rows.get(&key).filter(|row| row.greeted.syn_seq == syn_seq) {
-            return row.greeted;
+        fresh: Greeted,
+        agreed: bool,
+    ) -> Option<Greeted> {
+        let Greeted { syn_seq, capability, secret, .. } = fresh;
+        if let Some(Row { greeted, .. }) = self.rows.get(&key) {
+            if greeted.secret.is_some() && secret.is_none() {
+                return None;
+            }
+            if greeted.syn_seq == syn_seq && greeted.secret.is_some() == secret.is_some() {
+                return Some(*greeted);
+            }
         }
         self.remove(&key);
         let held = self.of.get(&key.0).copied().unwrap_or(0);
         if self.rows.len() >= config.max_half_open || held >= config.max_half_open_per_remote {
+            if secret.is_some() {
+                return Some(fresh);
+            }
             self.cookie_at = Some(now);
-            let our_seq = match number {
-                Number::Agreed(agreed) => agreed,
-                Number::Fresh(_) => self.cookie(slot(now), &key, syn_seq, capability.is_some()),
-            };
-            return Greeted { syn_seq, our_seq, capability };
+            if agreed {
+                return Some(fresh);
+            }
+            let our_seq = self.cookie(slot(now), &key, syn_seq, capability.is_some());
+            return Some(Greeted { our_seq, ..fresh });
         }
         self.made += 1;
         let at = (now, self.made);
-        let (Number::Agreed(our_seq) | Number::Fresh(our_seq)) = number;
-        let greeted = Greeted { syn_seq, our_seq, capability };
-        self.rows.insert(key, Row { at, greeted });
+        self.rows.insert(key, Row { at, greeted: fresh });
         self.order.insert(at, key);
         *self.of.entry(key.0).or_insert(0) += 1;
-        greeted
+        Some(fresh)
+    }
+
+    /// What the tags are made with that the dialler of this SYN has shown.
+    pub fn secret_of(&self, key: &Key, syn_seq: u16) -> Option<[u8; 32]> {
+        self.rows.get(key).filter(|row| row.greeted.syn_seq == syn_seq)?.greeted.secret
     }
 
     /// The SYN that this packet confirms, from the table: the SYN-ACK consumed no number, so it acknowledges the one before.
@@ -148,7 +153,7 @@ impl HalfOpen {
         let mut candidates = slots.into_iter().flatten().flat_map(|slot| [(slot, true), (slot, false)]);
         let (_, capable) = candidates.find(|(slot, capable)| self.cookie(*slot, key, syn_seq, *capable) == our_seq)?;
         // what else the capability said did not fit
-        Some(Greeted { syn_seq, our_seq, capability: capable.then(|| Capability::new(None)) })
+        Some(Greeted { syn_seq, our_seq, capability: capable.then(|| Capability::new(None)), secret: None })
     }
 
     /// A packet that nobody knows may belong to a dialler that was given a cookie.
@@ -202,18 +207,25 @@ pub struct Agreement {
     pub our_seq: u16,
     /// What the dialler proves it with.
     pub early: Early,
+    /// What the tags are made with until TLS has keys for them.
+    pub secret: [u8; 32],
 }
 
 pub fn agree(key: &[u8; 32], syn_id: u16, syn_seq: u16) -> Agreement {
-    let mut context = hmac::Context::with_key(&hmac::Key::new(hmac::HMAC_SHA256, key));
-    // no STUN message begins like this: the key signs those as well
-    context.update(b"keynet-syn-1");
-    context.update(&syn_id.to_be_bytes());
-    context.update(&syn_seq.to_be_bytes());
-    let signed = context.sign();
-    let mut tag = [0; 8];
+    let key = hmac::Key::new(hmac::HMAC_SHA256, key);
+    // no STUN message begins like these: the key signs those as well
+    let sign = |label: &[u8]| {
+        let mut context = hmac::Context::with_key(&key);
+        context.update(label);
+        context.update(&syn_id.to_be_bytes());
+        context.update(&syn_seq.to_be_bytes());
+        context.sign()
+    };
+    let (signed, for_tags) = (sign(b"keynet-syn-1"), sign(b"keynet-tags-1"));
+    let (mut tag, mut secret) = ([0; 8], [0; 32]);
     tag.copy_from_slice(&signed.as_ref()[2..10]);
-    Agreement { our_seq: first_number(&signed), early: Early { syn_seq, tag } }
+    secret.copy_from_slice(for_tags.as_ref());
+    Agreement { our_seq: first_number(&signed), early: Early { syn_seq, tag }, secret }
 }
 
 fn first_number(tag: &hmac::Tag) -> u16 {
@@ -249,6 +261,10 @@ mod tests {
         Origin::of(text.parse().unwrap())
     }
 
+    fn fresh(syn_seq: u16, our_seq: u16, capability: Option<Capability>) -> Greeted {
+        Greeted { syn_seq, our_seq, capability, secret: None }
+    }
+
     fn first(greeted: &Greeted) -> Packet<'static> {
         let header = Header {
             kind: Kind::Data,
@@ -269,7 +285,7 @@ mod tests {
             let mut table = HalfOpen::new([1; 32]);
             let key = (origin("192.0.2.1:7"), 7);
             for capability in [None, Some(Capability::new(None))] {
-                let greeted = table.greet(at(given), &config(), key, 65_535, capability, Number::Fresh(5));
+                let greeted = table.greet(at(given), &config(), key, fresh(65_535, 5, capability), false).unwrap();
                 assert_eq!(table.recognise(at(given), &key, &first(&greeted)), Some(greeted));
                 assert_eq!(table.recognise(at(good), &key, &first(&greeted)), Some(greeted), "{given} {good}");
                 assert_eq!(table.recognise(at(bad), &key, &first(&greeted)), None, "{given} {bad}");
@@ -286,7 +302,7 @@ mod tests {
         let (mut guessed, mut guesses) = (0, 0);
         for n in 0..4_000u16 {
             let key = (origin("192.0.2.1:7"), n);
-            let greeted = table.greet(now, &config(), key, n, None, Number::Fresh(0));
+            let greeted = table.greet(now, &config(), key, fresh(n, 0, None), false).unwrap();
             let mut others =
                 vec![(origin("192.0.2.1:8"), n), (origin("192.0.2.2:7"), n), (origin("[2001:db8::1]:7"), n)];
             others.push((key.0, n.wrapping_add(1)));
@@ -306,10 +322,27 @@ mod tests {
         let now = Time::from_millis(100_000);
         let key = (origin("192.0.2.1:7"), 7);
         let our_seq = table.cookie(slot(now), &key, 3, false);
-        let forged = Greeted { syn_seq: 3, our_seq, capability: None };
+        let forged = fresh(3, our_seq, None);
         assert_eq!(table.recognise(now, &key, &first(&forged)), None);
-        table.greet(now, &config(), (origin("192.0.2.9:9"), 9), 1, None, Number::Fresh(0));
+        table.greet(now, &config(), (origin("192.0.2.9:9"), 9), fresh(1, 0, None), false);
         assert_eq!(table.recognise(now, &key, &first(&forged)), Some(forged));
+    }
+
+    #[test]
+    fn who_knows_a_secret_is_not_displaced_and_needs_no_row() {
+        let (now, key) = (Time::from_millis(1_000), (origin("192.0.2.1:7"), 7));
+        let known = Greeted { secret: Some([1; 32]), ..fresh(10, 20, None) };
+        let mut table = HalfOpen::new([1; 32]);
+        let roomy = EndpointConfig::default();
+        assert_eq!(table.greet(now, &roomy, key, fresh(10, 99, None), false), Some(fresh(10, 99, None)));
+        assert_eq!(table.greet(now, &roomy, key, known, true), Some(known), "nobody has seen the first answer yet");
+        for syn_seq in 0..=u16::MAX {
+            assert_eq!(table.greet(now, &roomy, key, fresh(syn_seq, 99, None), false), None);
+        }
+        assert_eq!((table.secret_of(&key, 10), table.secret_of(&key, 11)), (known.secret, None));
+        let mut full = HalfOpen::new([1; 32]);
+        assert_eq!(full.greet(now, &config(), key, known, true), Some(known));
+        assert_eq!((full.len(), full.has_given_cookies(now)), (0, false));
     }
 
     #[test]
@@ -318,11 +351,11 @@ mod tests {
         let config = EndpointConfig { max_half_open: 100, max_half_open_per_remote: 7, ..EndpointConfig::default() };
         let now = Time::from_millis(1_000);
         for id in 0..1_000 {
-            table.greet(now, &config, (origin("192.0.2.1:7"), id), 1, None, Number::Fresh(5));
+            table.greet(now, &config, (origin("192.0.2.1:7"), id), fresh(1, 5, None), false);
         }
         assert_eq!(table.len(), 7);
         for id in 0..1_000 {
-            table.greet(now, &config, (origin("192.0.2.2:7"), id), 1, None, Number::Fresh(5));
+            table.greet(now, &config, (origin("192.0.2.2:7"), id), fresh(1, 5, None), false);
         }
         assert_eq!(table.len(), 14, "another address has its own");
     }

@@ -217,10 +217,7 @@ impl Header {
 
     /// SYN or SYN-ACK: the capability hides behind the old extension 2, which every program skips (UTP.md 2.1).
     pub fn write_with_capability(&self, capability: Capability, out: &mut Vec<u8>) {
-        out.extend_from_slice(&self.encode(EXT_BITS));
-        out.extend_from_slice(&[EXT_CAPABILITY, 8, 0, 0, 0, 0, 0, 0, 0, 0]);
-        let [k, n, version] = CAPABILITY;
-        out.extend_from_slice(&[0, 4, k, n, version, capability.burst]);
+        self.tagged(None).write_with_capability(capability, out);
     }
 
     /// DATA that does not wait for the SYN-ACK: [`EARLY_LEN`] bytes longer.
@@ -265,6 +262,19 @@ impl Tagged<'_> {
     /// Without other extensions.
     pub fn write(&self, out: &mut Vec<u8>) {
         self.write_before(0, out);
+    }
+
+    /// See [`Header::write_with_capability`]. Here the tag is the last extension.
+    pub fn write_with_capability(&self, capability: Capability, out: &mut Vec<u8>) {
+        out.extend_from_slice(&self.header.encode(EXT_BITS));
+        out.extend_from_slice(&[EXT_CAPABILITY, 8, 0, 0, 0, 0, 0, 0, 0, 0]);
+        let [k, n, version] = CAPABILITY;
+        let next = if self.tag.is_some() { EXT_TAG } else { 0 };
+        out.extend_from_slice(&[next, 4, k, n, version, capability.burst]);
+        if let Some(tag) = &self.tag {
+            out.extend_from_slice(&[0, 8]);
+            out.extend_from_slice(tag);
+        }
     }
 
     /// STATE with a selective ack in bits; `bits` is padded to a multiple of 4 bytes, which some programs demand.

@@ -32,8 +32,8 @@ impl TagKeys {
     }
 
     /// The tag of the packet of ours that a RESET answers, of whichever kind that was: the RESET repeats what the tag covers.
-    fn answered_by(&self, reset: &Header) -> [Tag; 3] {
-        [Kind::Data, Kind::State, Kind::Fin].map(|kind| self.send.tag(&answered(reset, kind)))
+    fn answered_by(&self, reset: &Header) -> [Tag; 4] {
+        [Kind::Data, Kind::State, Kind::Fin, Kind::Syn].map(|kind| self.send.tag(&answered(reset, kind)))
     }
 }
 
@@ -43,14 +43,26 @@ impl fmt::Debug for TagKeys {
     }
 }
 
+/// How far the two ends have come.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+enum Stage {
+    #[default]
+    None,
+    /// With keys that follow from one of their pings'.
+    Pings,
+    /// With the keys of their TLS session.
+    Tls,
+}
+
 /// What a connection knows about tags.
 #[derive(Debug, Default)]
 pub(super) struct Tags {
-    keys: Option<TagKeys>,
-    /// The peer takes our tags: ours have them from now on.
-    sending: bool,
-    /// The peer's packets have them: what has none is not the peer's.
-    required: bool,
+    pings: Option<TagKeys>,
+    tls: Option<TagKeys>,
+    /// What the peer takes: ours have such tags from now on.
+    sending: Stage,
+    /// What the peer's packets have: what has less is not the peer's.
+    required: Stage,
 }
 
 /// What a packet's tag says.
@@ -64,50 +76,84 @@ pub(super) enum Claim {
 }
 
 impl Tags {
-    /// The keys, before the peer can have used them. Ours are used when the peer's were, or at [`Tags::start`].
-    pub(super) fn set(&mut self, keys: TagKeys) {
-        self.keys = Some(keys);
+    /// Keys that follow from a key of the two nodes, which the peer may have. `knows`: it has shown that it has, and takes tags.
+    pub(super) fn set_first(&mut self, keys: TagKeys, knows: bool) {
+        self.pings = Some(keys);
+        self.sending = if knows { Stage::Pings } else { Stage::None };
     }
 
-    /// The peer has the keys.
+    /// The keys of TLS, before the peer can have used them. Ours are used when the peer's were, or at [`Tags::start`].
+    pub(super) fn set(&mut self, keys: TagKeys) {
+        self.tls = Some(keys);
+    }
+
+    /// The peer has the keys of TLS.
     pub(super) fn start(&mut self) {
-        self.sending = self.keys.is_some();
+        if self.tls.is_some() {
+            self.sending = Stage::Tls;
+        }
     }
 
     pub(super) fn are_known(&self) -> bool {
-        self.keys.is_some()
+        self.tls.is_some()
     }
 
-    pub(super) fn are_sent(&self) -> bool {
+    pub(super) fn stage(&self) -> impl PartialEq {
         self.sending
     }
 
-    pub(super) fn sign(&self, header: &Header) -> Option<Tag> {
-        self.keys.as_ref().filter(|_| self.sending).map(|keys| keys.sign(header))
+    pub(super) fn are_sent(&self) -> bool {
+        self.sending > Stage::None
     }
 
-    pub(super) fn judge(&mut self, packet: &Packet<'_>) -> Claim {
-        let Some(keys) = &self.keys else { return Claim::Open };
-        if packet.tag.is_some_and(|tag| keys.verify(&packet.header, tag)) {
-            (self.sending, self.required) = (true, true);
-            return Claim::Genuine;
+    fn current(&self) -> Option<&TagKeys> {
+        match self.sending {
+            Stage::None => None,
+            Stage::Pings => self.pings.as_ref(),
+            Stage::Tls => self.tls.as_ref(),
         }
-        if self.required {
-            Claim::Foreign
-        } else {
-            Claim::Open
-        }
+    }
+
+    pub(super) fn sign(&self, header: &Header) -> Option<Tag> {
+        self.current().map(|keys| keys.sign(header))
+    }
+
+    /// Those of packets whose sender does not know yet whether the peer takes them.
+    fn hopeful(&self) -> Option<&TagKeys> {
+        self.current().or(self.pings.as_ref())
+    }
+
+    /// The tag of our SYN, with which we say that we take tags, or of a RESET before there is an answer.
+    pub(super) fn sign_first(&self, header: &Header) -> Option<Tag> {
+        self.hopeful().map(|keys| keys.sign(header))
+    }
+
+    /// `early`: it shows what the packet showed that made the connection.
+    pub(super) fn judge(&mut self, packet: &Packet<'_>, early: bool) -> Claim {
+        let fits = |keys: &Option<TagKeys>| {
+            keys.as_ref().is_some_and(|keys| packet.tag.is_some_and(|tag| keys.verify(&packet.header, tag)))
+        };
+        let shown = match () {
+            () if fits(&self.tls) => Stage::Tls,
+            // what followed from older keys may still be under way, until the peer has those of TLS
+            () if self.required < Stage::Tls && fits(&self.pings) => Stage::Pings,
+            () if self.required == Stage::None || (self.required == Stage::Pings && early) => return Claim::Open,
+            () => return Claim::Foreign,
+        };
+        self.sending = self.sending.max(shown);
+        self.required = self.required.max(shown);
+        Claim::Genuine
     }
 
     /// A RESET that repeats the tag of a packet of ours: whoever sent it has received that.
     pub(super) fn is_answer(&self, reset: &Packet<'_>) -> bool {
-        let (Some(keys), Some(tag)) = (&self.keys, reset.tag) else { return false };
+        let (Some(keys), Some(tag)) = (self.hopeful(), reset.tag) else { return false };
         keys.answered_by(&reset.header).iter().any(|own| same(*own, tag))
     }
 
     /// The same, signed with a key that the two nodes share: by a peer that does not know the connection any more.
     pub(super) fn is_signed_answer(&self, reset: &Packet<'_>, shared: &[u8; 32]) -> bool {
-        let (Some(keys), Some(tag)) = (&self.keys, reset.tag) else { return false };
+        let (Some(keys), Some(tag)) = (self.hopeful(), reset.tag) else { return false };
         keys.answered_by(&reset.header).iter().any(|own| same(signed_reset(shared, &reset.header, *own), tag))
     }
 }

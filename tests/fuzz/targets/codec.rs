@@ -2,7 +2,9 @@
 
 use keynet::classify::{self, classify};
 use keynet::stun;
-use keynet::utp::packet::{Capability, Header, Kind, Malformed, Packet, Sack, HEADER_LEN, MAX_RANGES, MIN_PADDING};
+use keynet::utp::packet::{
+    Capability, Header, Kind, Malformed, Packet, Sack, HEADER_LEN, MAX_RANGES, MIN_PADDING, TAG_LEN,
+};
 
 use super::input::Input;
 
@@ -81,20 +83,23 @@ fn check_written(header: Header, input: &mut Input<'_>) {
     let how = input.u8();
     let ranges: Vec<(u16, u16)> = (0..input.u8() % 64).map(|_| (input.u16(), input.u16())).collect();
     let padding = MIN_PADDING + usize::from(input.u16() % 1_440);
+    let tag = (how >= 128).then_some([how; 8]);
+    let head = header.tagged(tag);
     match how % 5 {
-        0 => header.write(&mut out),
-        1 => header.write_with_capability(Capability::new(Some(100_000)), &mut out),
-        2 => header.write_with_bits(input.short().chunks(240).next().unwrap_or(&[1]), &mut out),
-        3 => header.write_with_ranges(&ranges, &mut out),
+        0 => head.write(&mut out),
+        1 => head.write_with_capability(Capability::new(Some(100_000)), &mut out),
+        2 => head.write_with_bits(input.short().chunks(240).next().unwrap_or(&[1]), &mut out),
+        3 => head.write_with_ranges(&ranges, &mut out),
         _ => {
-            header.write_padded(padding, &mut out);
-            assert_eq!(out.len(), HEADER_LEN + padding, "padding is as long as asked");
+            head.write_padded(padding, &mut out);
+            let tagged = if tag.is_some() { TAG_LEN } else { 0 };
+            assert_eq!(out.len(), HEADER_LEN + tagged + padding, "padding is as long as asked");
         }
     }
     let whole = [&out[..], b"payload"].concat();
     let packet = Packet::parse(&whole).expect("what is written can be read");
     let payload: &[u8] = if header.kind == Kind::Data { b"payload" } else { b"" };
-    assert_eq!((packet.header, packet.payload), (header, payload));
+    assert_eq!((packet.header, packet.payload, packet.tag), (header, payload, tag));
     if how % 5 == 3 {
         assert!(packet.sacked().eq(ranges.iter().copied().take(MAX_RANGES)));
     }

@@ -38,6 +38,18 @@ impl Connection {
         }
     }
 
+    /// Keys that follow from one of the two nodes: for what comes before those of TLS. `known`: the peer has shown that it has them.
+    pub(in super::super) fn agree_tags(&mut self, keys: TagKeys, known: bool) {
+        if self.config.tags {
+            self.doubts.tags.set_first(keys, known);
+        }
+    }
+
+    /// The round trip to a peer that is dialled, as pings have measured it.
+    pub fn expect_answer_in(&mut self, rtt: Duration) {
+        self.syn.expected = rtt;
+    }
+
     /// There are keys: the peer may use them.
     pub fn takes_tags(&self) -> bool {
         self.doubts.tags.are_known()
@@ -46,6 +58,11 @@ impl Connection {
     /// The peer has the keys and takes tags: an ack shows it that we have them too.
     pub fn start_tags(&mut self) {
         self.doubts.tags.start();
+        self.note_tags();
+    }
+
+    /// What leaves has other tags than before.
+    pub(super) fn note_tags(&mut self) {
         self.controller.on_mtu(self.max_payload());
         self.ack.now |= self.is_tagged() && self.is_connected();
     }
@@ -95,6 +112,28 @@ impl Connection {
         }
     }
 
+    /// An answer to a SYN that was agreed upon which shows nothing of that: somebody has guessed two numbers, or the peer has lost its
+    /// keys. A better one takes its place within a few round trips.
+    pub(super) fn hold(&mut self, now: Time, packet: &Packet<'_>) {
+        self.doubts.due.get_or_insert(Doubt::Foreign);
+        let wait = (self.syn.expected * HELD_ROUND_TRIPS).clamp(HELD_LEAST, ASKED_FOR);
+        self.syn.held.get_or_insert((now + wait, packet.header, packet.capability));
+    }
+
+    pub(super) fn held_until(&self) -> Option<Time> {
+        self.syn.held.map(|(until, ..)| until)
+    }
+
+    /// Nothing better has come.
+    pub(super) fn take_held(&mut self, now: Time) {
+        let Some((_, header, capability)) = self.syn.held.filter(|(until, ..)| now >= *until) else { return };
+        self.syn.held = None;
+        match header.kind {
+            Kind::Reset => self.close(End::Refused),
+            _ => drop(self.handle_syn_ack(now, &Packet { capability, ..Packet::bare(header) })),
+        }
+    }
+
     /// When a peer that answers no ping has forgotten the connection for good.
     pub(super) fn forgotten_at(&self) -> Option<Time> {
         self.doubts.forgotten.map(|since| since + ASKED_FOR)
@@ -119,5 +158,8 @@ impl Connection {
 
 /// As long as an answer takes that is not even late (docs/protocol.md section 2).
 const ASKED_FOR: Duration = Duration::from_secs(1);
+/// When an answer is late (docs/protocol.md section 2).
+const HELD_ROUND_TRIPS: u32 = 4;
+const HELD_LEAST: Duration = Duration::from_millis(250);
 /// Linux sends as many (`tcp_invalid_ratelimit`).
 const CHALLENGE_EVERY: Duration = Duration::from_millis(500);

@@ -14,18 +14,19 @@ impl Connection {
     /// Takes one packet that the endpoint found to be for this connection. Ask [`Connection::take_doubt`] afterwards.
     pub fn handle_packet(&mut self, now: Time, packet: &Packet<'_>) -> Heard {
         self.stats.packets_in += 1;
-        let tagged = self.is_tagged();
-        let claim = self.doubts.tags.judge(packet);
+        let stage = self.doubts.tags.stage();
+        let early = packet.early.is_some() && packet.early == self.early;
+        let claim = self.doubts.tags.judge(packet, early);
         if claim == Claim::Foreign && !matches!(self.state, State::Closed(_)) {
             self.handle_foreign(now, packet);
             return Heard::Foreign;
         }
-        if self.is_tagged() != tagged {
-            self.start_tags();
+        if self.doubts.tags.stage() != stage {
+            self.note_tags();
         }
         let confirmed = match (self.state, packet.header.kind) {
             (State::Closed(_), _) => false,
-            (State::SynSent, _) => self.handle_first_answer(now, packet),
+            (State::SynSent, _) => self.handle_first_answer(now, packet, claim),
             (_, Kind::Reset) => {
                 self.handle_reset(now, &packet.header, claim);
                 false
@@ -45,20 +46,27 @@ impl Connection {
         }
     }
 
-    fn handle_first_answer(&mut self, now: Time, packet: &Packet<'_>) -> bool {
+    fn handle_first_answer(&mut self, now: Time, packet: &Packet<'_>, claim: Claim) -> bool {
         let header = &packet.header;
         let to_syn = header.ack == seq::wire(self.syn.seq);
         let confirms = self.confirms_early_data(header);
+        let proven = claim == Claim::Genuine || self.syn.agreed.is_none();
         match header.kind {
             Kind::Reset => {
-                if to_syn || confirms {
+                if (to_syn || confirms) && !proven {
+                    self.hold(now, packet);
+                } else if to_syn || confirms {
                     self.close(End::Refused);
                 }
                 false
             }
             // with an agreed number the peer may know the connection by now, and mean something else
             Kind::State if to_syn && (packet.capability.is_some() || self.syn.agreed.is_none()) => {
-                self.handle_syn_ack(now, packet)
+                if proven || header.seq == seq::wire(self.rx.next()) {
+                    return self.handle_syn_ack(now, packet);
+                }
+                self.hold(now, packet);
+                false
             }
             _ if confirms || (to_syn && self.is_of_agreed(packet)) => {
                 self.establish(now, header);
@@ -72,7 +80,7 @@ impl Connection {
         }
     }
 
-    fn handle_syn_ack(&mut self, now: Time, packet: &Packet<'_>) -> bool {
+    pub(super) fn handle_syn_ack(&mut self, now: Time, packet: &Packet<'_>) -> bool {
         if self.syn.agreed.is_some() && packet.header.seq != seq::wire(self.rx.next()) {
             // it does not know the key (it has restarted, say), and could make nothing of what came with the SYN
             self.recovery.send_all_again(&mut self.tx);
@@ -157,6 +165,9 @@ impl Connection {
     }
 
     pub(super) fn end_by_reset(&mut self) {
+        if self.state == State::SynSent {
+            return self.close(End::Refused);
+        }
         // some programs answer our FIN with RESET instead of an ack
         let all_sent = matches!(self.tx.fin(), FinState::Sent | FinState::Confirmed) && !self.tx.has_unsent();
         let done = all_sent && self.rx.is_complete();

@@ -17,19 +17,20 @@ use std::time::Duration;
 use self::doubt::Doubts;
 use self::paths::Paths;
 use self::silence::Silence;
-use super::congestion::{self, Controller, Handover};
+use super::congestion::{self, Controller};
 use super::half_open::Agreement;
 use super::mtu::MtuSearch;
 use super::pacing::Pacer;
-use super::packet::{Capability, Early, EARLY_LEN, HEADER_LEN, TAG_LEN};
+use super::packet::{Capability, Early, Header, EARLY_LEN, HEADER_LEN, TAG_LEN};
 use super::recovery::Recovery;
 use super::recv::ReceiveQueue;
 use super::rtt::Rtt;
 use super::send::{FinState, SendQueue};
 use super::seq::{self, Seq};
+use super::tags::TagKeys;
 use super::turns::Load;
 use crate::addr::RemoteId;
-use crate::config::{ControllerKind, UtpConfig};
+use crate::config::UtpConfig;
 use crate::time::Time;
 
 /// Why a connection is over.
@@ -204,6 +205,10 @@ struct Syn {
     capability: Capability,
     /// The timestamp of the SYN-ACK that counts.
     answered: u32,
+    /// An answer that shows nothing of what was agreed: until when a better one is waited for.
+    held: Option<(Time, Header, Option<Capability>)>,
+    /// The round trip to the peer, as far as it is known.
+    expected: Duration,
 }
 
 /// What is left to this connection of a path that others use as well.
@@ -267,6 +272,9 @@ impl Connection {
         let mut connection = Self::new(now, start, syn_seq + 1, expected, State::SynSent, config);
         connection.syn.seq = syn_seq;
         connection.syn.agreed = agreed.map(|agreed| agreed.early);
+        if let Some(agreed) = agreed {
+            connection.agree_tags(TagKeys::new(&agreed.secret, true), false);
+        }
         connection.peer = agreed.map(|_| Capability::new(None));
         connection
     }
@@ -307,6 +315,8 @@ impl Connection {
                 agreed: None,
                 capability: start.capability,
                 answered: 0,
+                held: None,
+                expected: Duration::ZERO,
             },
             peer: None,
             tx: SendQueue::new(next, config.send_buffer.min(FIRST_SEND_BUFFER)),
@@ -510,31 +520,6 @@ impl Connection {
     /// What is left of the allowance.
     pub fn allowance(&self) -> u64 {
         self.share.allowance
-    }
-
-    /// Puts another controller in charge of what is sent from now on; it starts from what the one before knew of the path.
-    pub fn set_controller(&mut self, kind: ControllerKind) {
-        if self.controller.kind() == kind {
-            return;
-        }
-        let mut next = congestion::new(kind, &self.config, self.max_payload());
-        if self.rtt.has_sample() {
-            let (bytes, full) = self.controller.hand_over();
-            next.take_over(&Handover {
-                now: self.last_sent.max(self.last_received),
-                bytes,
-                full,
-                srtt: self.rtt.srtt(),
-                min_rtt: self.rtt.min(),
-                delivered: self.recovery.delivered(),
-            });
-        }
-        self.controller = next;
-    }
-
-    /// Who is in charge of what is sent.
-    pub fn controller(&self) -> ControllerKind {
-        self.controller.kind()
     }
 
     /// What became possible since the last call.

@@ -1,10 +1,11 @@
 //! What leaves a connection: SYN, RESET, batches of data (again or new), MTU probes, acks - in this order of urgency.
 
+use super::super::congestion::{self, Handover};
 use super::super::packet::{Header, Kind, MIN_PADDING};
 use super::super::send::{FinState, Segment};
 use super::super::seq::{self, Seq};
 use super::{Connection, Persist, State, Transmit};
-use crate::config::{patient_moment, punch_moment, PUNCH_SCHEDULE};
+use crate::config::{patient_moment, punch_moment, ControllerKind, PUNCH_SCHEDULE};
 use crate::time::Time;
 
 /// The packet that would leave next.
@@ -48,6 +49,31 @@ impl Connection {
         }
     }
 
+    /// Puts another controller in charge of what is sent from now on; it starts from what the one before knew of the path.
+    pub fn set_controller(&mut self, kind: ControllerKind) {
+        if self.controller.kind() == kind {
+            return;
+        }
+        let mut next = congestion::new(kind, &self.config, self.max_payload());
+        if self.rtt.has_sample() {
+            let (bytes, full) = self.controller.hand_over();
+            next.take_over(&Handover {
+                now: self.last_sent.max(self.last_received),
+                bytes,
+                full,
+                srtt: self.rtt.srtt(),
+                min_rtt: self.rtt.min(),
+                delivered: self.recovery.delivered(),
+            });
+        }
+        self.controller = next;
+    }
+
+    /// Who is in charge of what is sent.
+    pub fn controller(&self) -> ControllerKind {
+        self.controller.kind()
+    }
+
     fn write_syn(&mut self, now: Time, out: &mut Vec<u8>) -> Option<Transmit> {
         if now < self.syn.next {
             return None;
@@ -61,7 +87,8 @@ impl Connection {
             ack: 0,
             ..self.header(now, Kind::Syn)
         };
-        header.write_with_capability(self.syn.capability, out);
+        let tag = self.doubts.tags.sign_first(&header);
+        header.tagged(tag).write_with_capability(self.syn.capability, out);
         self.single(out, 1)
     }
 
@@ -78,7 +105,7 @@ impl Connection {
     fn write_reset(&mut self, now: Time, out: &mut Vec<u8>) -> Option<Transmit> {
         let reset = self.reset_due.take()?;
         let header = Header { window: 0, ack: reset.ack, ..self.header(now, Kind::Reset) };
-        header.tagged(self.doubts.tags.sign(&header)).write(out);
+        header.tagged(self.doubts.tags.sign_first(&header)).write(out);
         self.single(out, 1)
     }
 

@@ -12,7 +12,10 @@ impl Connection {
     pub fn poll_timeout(&self) -> Option<Time> {
         match self.state {
             State::Closed(_) => None,
-            State::SynSent => Some(self.syn.next.min(self.syn.started + self.config.connect_timeout)),
+            State::SynSent => {
+                let next = self.syn.next.min(self.syn.started + self.config.connect_timeout);
+                Some(self.held_until().map_or(next, |until| until.min(next)))
+            }
             State::TimeWait { until } => Some(self.ack.at.map_or(until, |at| at.min(until))),
             State::Established => self.established_timeout(),
         }
@@ -37,6 +40,8 @@ impl Connection {
             State::SynSent => {
                 if now >= self.syn.started + self.config.connect_timeout {
                     self.close(End::ConnectTimeout);
+                } else {
+                    self.take_held(now);
                 }
             }
             State::TimeWait { until } => {
