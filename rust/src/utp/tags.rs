@@ -318,6 +318,7 @@ mod tests {
         let keys = TagKeys::new(&[3; 32], true);
         let mut tags = Tags::default();
         tags.set(keys.clone());
+        tags.start();
         for kind in [Kind::Data, Kind::State, Kind::Fin] {
             let sent = Header { kind, ..header() };
             let reset = reset_for(&sent);
