@@ -294,11 +294,7 @@ impl Endpoint {
         let row = (origin, syn_id);
         let known = match &packet.early {
             Some(early) => self.recognise_early(early, row, key),
-            None => self
-                .half_open
-                .take(&row, &packet)
-                .or_else(|| self.recognise_tagged(&packet, row, key))
-                .or_else(|| self.recognise(now, &row, &packet, key)),
+            None => self.half_open.take(&row, &packet).or_else(|| self.recognise(now, &row, &packet, key)),
         };
         let Some(greeted) = known else {
             // no RESET for a dialler whose cookie is in a packet that was lost or comes later, nor for one that knew a number
@@ -343,20 +339,6 @@ impl Endpoint {
         let secret = self.half_open.secret_of(&row, syn_seq);
         self.half_open.remove(&row);
         Some(Greeted { syn_seq, our_seq: agreed.our_seq, capability: Some(Capability::new(None)), secret })
-    }
-
-    /// The first packet after a SYN with a tag for which there was no row.
-    fn recognise_tagged(&self, packet: &Packet<'_>, row: (Origin, u16), key: Option<&[u8; 32]>) -> Option<Greeted> {
-        packet.tag?;
-        let syn_seq = packet.header.seq.wrapping_sub(1);
-        let agreed = agree(key?, row.1, syn_seq);
-        let fits = packet.header.ack == agreed.our_seq.wrapping_sub(1) && self.shows(packet, &agreed.secret);
-        (fits && !self.spent.holds(row, syn_seq)).then(|| Greeted {
-            syn_seq,
-            our_seq: agreed.our_seq,
-            capability: Some(Capability::new(None)),
-            secret: Some(agreed.secret),
-        })
     }
 
     /// Whether a dialler knows what was agreed, and takes tags.

@@ -112,12 +112,10 @@ impl HalfOpen {
         self.remove(&key);
         let held = self.of.get(&key.0).copied().unwrap_or(0);
         if self.rows.len() >= config.max_half_open || held >= config.max_half_open_per_remote {
-            if secret.is_some() {
-                return Some(fresh);
-            }
             self.cookie_at = Some(now);
             if agreed {
-                return Some(fresh);
+                // nothing is remembered that its tags could be made with
+                return Some(Greeted { secret: None, ..fresh });
             }
             let our_seq = self.cookie(slot(now), &key, syn_seq, capability.is_some());
             return Some(Greeted { our_seq, ..fresh });
@@ -329,7 +327,7 @@ mod tests {
     }
 
     #[test]
-    fn who_knows_a_secret_is_not_displaced_and_needs_no_row() {
+    fn who_knows_a_secret_is_not_displaced() {
         let (now, key) = (Time::from_millis(1_000), (origin("192.0.2.1:7"), 7));
         let known = Greeted { secret: Some([1; 32]), ..fresh(10, 20, None) };
         let mut table = HalfOpen::new([1; 32]);
@@ -341,8 +339,8 @@ mod tests {
         }
         assert_eq!((table.secret_of(&key, 10), table.secret_of(&key, 11)), (known.secret, None));
         let mut full = HalfOpen::new([1; 32]);
-        assert_eq!(full.greet(now, &config(), key, known, true), Some(known));
-        assert_eq!((full.len(), full.has_given_cookies(now)), (0, false));
+        let forgotten = Greeted { secret: None, ..known };
+        assert_eq!(full.greet(now, &config(), key, known, true), Some(forgotten), "the agreed number, without tags");
     }
 
     #[test]
