@@ -125,7 +125,7 @@ def test_two_ways_out_of_both(routes: Routes):
         pair.dials(routes.__name__)
 
 
-@pytest.mark.slow
+@pytest.mark.matrix
 def test_the_default_route_moves_under_a_stream(record_property: Record):
     """Metrics change places, as a network manager has them when it likes another link better; both links stay up."""
     with make(["port-restricted", "linux-masquerade"], ["port-restricted"]) as lab:

@@ -196,7 +196,8 @@ const MOST_PORTS: u32 = 2_048;
 const SOCKETS_A_TICK: usize = 16;
 /// And again after this: the other side may be later, and mappings must live (30 s is the shortest life that NATs are known for).
 const SOCKETS_AGAIN: Duration = Duration::from_secs(2);
-/// One socket in so many asks with few hops, where that is wanted: 64 of 256 meet 2,048 ports with 87 %, and the 192 others with 99.8 %.
+/// One socket in so many asks with few hops, where that is wanted: by the arithmetic of birthdays 64 of 256 meet 2,048 ports with 87 %,
+/// and the 192 others with 99.8 %.
 /// These open both NATs where there are two on our side, and those leave no trace in the peer's.
 const QUIET: usize = 4;
 /// After a long sleep the search goes on and makes up for no more of it.

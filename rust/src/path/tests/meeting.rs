@@ -79,6 +79,28 @@ fn the_peer_is_answered_wherever_it_comes_from_and_asked_back_there() {
 }
 
 #[test]
+fn an_answer_from_another_port_of_the_peer_is_asked_there_and_proves_nothing() {
+    let mut bench = Bench::new();
+    let seen_at = vec![address(3).ip()];
+    bench.meet(1, Plan { seen_at, ..plan(&[1]) });
+    let pings = bench.drain();
+    let other_port = SocketAddr::new(address(1).ip(), 999);
+    let (asked, key) = (pings[0].transaction, Some(keys(1).key));
+    bench.pong(other_port, asked, Some([66; 32]));
+    bench.pong(other_port, asked, None);
+    bench.pong(address(66), asked, key);
+    assert_eq!(bench.drain(), [], "neither without the key, nor from where nobody has seen the peer");
+    bench.pong(other_port, asked, key);
+    assert_eq!(bench.met(), [], "what came from there says not that anything arrives there");
+    let back = bench.drain();
+    assert_eq!(targets(&back), [other_port]);
+    bench.pong(address(3), asked, key);
+    assert_eq!(targets(&bench.drain()), [address(3)], "where the rendezvous sees the peer");
+    bench.answer(&back[0]);
+    assert_eq!(bench.met().iter().map(|(_, at)| *at).collect::<Vec<_>>(), [other_port]);
+}
+
+#[test]
 fn who_does_not_know_the_key_gets_nothing() {
     let mut bench = Bench::new();
     bench.meet(1, plan(&[1]));
