@@ -118,6 +118,10 @@ class Honest:
         """How many dials of each way this phase has."""
         return {"rounds": {way: len(took) for way, took in self._phases[self._name].dials.items()}}
 
+    async def received(self) -> dict[str, Any]:
+        """Bytes that came back, by stream."""
+        return {"received": {stream.name: stream.received for stream in self._streams}}
+
     async def trouble(self) -> dict[str, Any]:
         """Whether a dial of this phase has failed: then there is nothing to wait for."""
         return {"trouble": bool(self._phases[self._name].failed)}

@@ -5,13 +5,15 @@ from __future__ import annotations
 import re
 
 import pytest
-from arena import Ground, Scale, until
+from arena import LONG, Ground, Scale, until
 from test_adversaries import INTRODUCED, OF_STRANGERS, STREAM, scales
 
 import keynet
 
 pytestmark = pytest.mark.slow
 ELSEWHERE = "198.51.100.200"
+# bytes that are more than what was under way
+AGAIN = 1 << 17
 CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 
 
@@ -35,18 +37,31 @@ def test_a_rendezvous_that_lies_without_end(ground: Ground, scale: Scale) -> Non
 
 @scales
 def test_an_observer_who_repeats_everything(ground: Ground, scale: Scale) -> None:
-    """Old pings and packets from everywhere, while the honest get another address."""
-    with ground.arena(strangers_at=ground.internet) as arena:
+    """Old pings and packets, from everywhere and in the name of the peer."""
+    with ground.arena(strangers_at=ground.internet, honest_at=ground.roaming) as arena:
+        outcome = arena.under("replays", scale, claimed=ground.home.address)
+    assert outcome.counts["sent"] > 0
+    outcome.costs_nobody_anything(OF_STRANGERS * STREAM)
+
+
+@pytest.mark.long
+def test_an_observer_who_repeats_everything_while_the_peer_moves(ground: Ground) -> None:
+    """The honest get another address meanwhile. How long they take to follow is not asserted, but that they do."""
+    with ground.arena(strangers_at=ground.internet, honest_at=ground.roaming) as arena:
         usual = ground.home.address
         try:
-            arena.begin("replays", scale, claimed=usual)
+            arena.begin("replays", LONG, claimed=usual)
             until(lambda: arena.strangers.ask("counts")["counts"].get("ping", 0) > 8, "pings to repeat")
+            arena.honest.ask("phase", name="moving")
             ground.home.set_address(ELSEWHERE)
-            arena.go_on(scale)
+            came = arena.honest.ask("received")["received"]["victim"]
+            until(lambda: arena.honest.ask("received")["received"]["victim"] > came + AGAIN, "the stream goes on")
+            arena.honest.ask("phase", name="during")
+            arena.go_on(LONG)
             outcome = arena.end()
         finally:
             ground.home.set_address(usual)
-    assert outcome.counts["sent"] > 0
+    assert outcome.phases["moving"]["failed"] == []
     outcome.costs_nobody_anything(OF_STRANGERS * STREAM)
 
 

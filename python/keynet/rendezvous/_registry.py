@@ -12,7 +12,7 @@ import grpc
 
 from .._node import NodeId
 from ._crowd import Crowd
-from ._limits import Pace, Settings
+from ._limits import Pace, Settings, network_of
 from .v1 import rendezvous_pb2 as pb
 
 __all__ = ["GONE", "Parcel", "Registration", "Registry"]
@@ -237,20 +237,26 @@ class Registry:
         return self._nodes.get(leaf)
 
     def refusal(self, names: tuple[NodeId, ...], observed: str) -> str | None:
-        """Why `add` may not be called for a node that comes from there; replacing needs no room."""
-        if any(name in self._nodes for name in names):
+        """Why `add` may not be called for a node that comes from there. Who moves between networks needs room."""
+        own = self._own(names)
+        if any(network_of(one.observed) == network_of(observed) for one in own):
             return None
-        return self._crowd.refusal(observed, full=len(self._nodes) >= self._settings.max_nodes)
+        return self._crowd.refusal(observed, full=not own and len(self._nodes) >= self._settings.max_nodes)
 
     def giving_way(self, names: tuple[NodeId, ...], observed: str) -> Registration | None:
         """Who has to go before `add`, as `Crowd.giving_way` says."""
-        if any(name in self._nodes for name in names):
+        own = self._own(names)
+        if any(one.observed == observed for one in own):
             return None
-        return self._crowd.giving_way(observed, full=len(self._nodes) >= self._settings.max_nodes)
+        return self._crowd.giving_way(observed, full=not own and len(self._nodes) >= self._settings.max_nodes)
+
+    def _own(self, names: tuple[NodeId, ...]) -> list[Registration]:
+        """What a node with these names replaces."""
+        return [self._nodes[name] for name in names if name in self._nodes]
 
     def add(self, new: Registration) -> list[Registration]:
         """Registers; returns those it replaces, which get no more signals."""
-        replaced = [self._nodes[name] for name in new.names if name in self._nodes]
+        replaced = self._own(new.names)
         for earlier in replaced:
             self._leave(earlier)
             new.inherit(earlier)

@@ -226,6 +226,20 @@ def test_one_network_has_its_share() -> None:
     assert names.comes(400, "198.51.100.1:1") is None
 
 
+def test_a_network_has_its_share_also_of_nodes_that_come_from_elsewhere() -> None:
+    """Whoever registers first where there is room has none by that where there is none."""
+    names = Names(max_nodes=100, network_least=3, network_share=0.01, max_nodes_per_socket=2)
+    for number in range(3):
+        assert names.comes(number, f"192.0.2.1:{number + 1}") is None
+        assert names.comes(10 + number, f"198.51.100.1:{number + 1}") is None
+    assert "this network" in str(names.comes(10, "192.0.2.1:9"))
+    assert names.comes(0, "192.0.2.1:9") is None, "within its network a node moves as it likes"
+    # and at one address and port there are as many as there may be
+    assert names.comes(1, "192.0.2.1:9") is None
+    assert names.comes(2, "192.0.2.1:9") is None
+    assert len(names.registry) == 5
+
+
 def test_in_a_full_rendezvous_the_most_crowded_network_gives_way() -> None:
     names = Names(max_nodes=60)
     for number in range(60):
