@@ -71,7 +71,9 @@ class Screen:
 
     def _switch_off(self) -> None:
         if self._is_on and _is_in_front(sys.stdout):
-            print("\033[?25h\033[?1049l", end="", flush=True)
+            # a signal may have come in the middle of a frame: the stream takes nothing else then
+            with contextlib.suppress(OSError, ValueError):
+                os.write(sys.stdout.fileno(), b"\033[?25h\033[?1049l")
         if self._before is not None and _is_in_front(sys.stdin):
             with contextlib.suppress(termios.error, OSError, ValueError):
                 termios.tcsetattr(sys.stdin, termios.TCSADRAIN, self._before)
