@@ -187,10 +187,10 @@ const HEAD: &str = "\
 
 Made from the table in `rust/src/error.rs`; `tests/docs.rs` holds the two together.
 
-One closed set of reasons is used everywhere: in Python exceptions (`error.reason`), events, `--json`
-output, the `Refused` message between nodes (`code`), and the answer to a CONNECT (HTTP status, and
-`Proxy-Status` as in RFC 9209 with the reason's name in `details`). Names and codes never change their
-meaning; the wording of messages may.
+One closed set of reasons is used everywhere: in Python exceptions (`error.reason`), events,
+`--json` output, the `Refused` message between nodes (`code`), and the answer to a CONNECT (HTTP
+status, and `Proxy-Status` as in RFC 9209 with the reason's name in `details`). Names and codes
+never change their meaning; the wording of messages may.
 
 A gRPC client sees of a refused CONNECT only `UNAVAILABLE` and the HTTP status;
 `keynet.grpc.explain(error, proxy)` gives back the reason
