@@ -202,8 +202,11 @@ const NO_ADDRESS: u8 = 8;
 mod tests {
     use super::*;
 
+    /// A target and what stands behind the request, if it is complete.
+    type End = Result<Option<(String, Vec<u8>)>, Reason>;
+
     /// What is said to a client that sends these bytes in pieces of `step`, and how it ends.
-    fn run(sent: &[u8], step: usize) -> (Vec<u8>, Result<Option<(String, Vec<u8>)>, Reason>) {
+    fn run(sent: &[u8], step: usize) -> (Vec<u8>, End) {
         let (mut handshake, mut said) = (Handshake::default(), Vec::new());
         let mut pieces = sent.chunks(step);
         while let Some(piece) = pieces.next() {
