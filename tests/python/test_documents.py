@@ -255,15 +255,22 @@ def test_shell(block: Block, place: Surroundings, folder: pathlib.Path) -> None:
             environment[assigned[1]] = assigned[2]
             words = words[1:]
         if words[:1] == ["export"]:
-            environment |= dict(word.split("=", 1) for word in words[1:])
+            environment |= dict(expanded(word, environment).split("=", 1) for word in words[1:])
         elif words:
             execute(words, environment, str(block))
+
+
+def expanded(word: str, environment: dict[str, str]) -> str:
+    """A word in which the shell has put values in the place of `$NAME` and `${NAME#PREFIX}`."""
+    values = {**os.environ, **environment}
+    word = re.sub(r"\$\{(\w+)#([^}]*)\}", lambda found: values[found[1]].removeprefix(found[2]), word)
+    return re.sub(r"\$(\w+)", lambda found: values[found[1]], word)
 
 
 def execute(words: list[str], environment: dict[str, str], where: str) -> None:
     """Runs one command of a document."""
     program, *arguments = words
-    arguments = [os.path.expandvars(word) if "$" not in word else environment[word.strip('"$')] for word in arguments]
+    arguments = [expanded(word, environment) for word in arguments]
     if program == "keynet":
         keynet_command(arguments, environment, where)
     elif program == "python" and arguments[0].startswith("examples/"):
