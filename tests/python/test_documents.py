@@ -320,6 +320,7 @@ def keynet_command(arguments: list[str], environment: dict[str, str], where: str
 def configure(place: Surroundings, folder: pathlib.Path) -> None:
     """Writes the configuration file that the documents show."""
     (block,) = documents.of("toml")
+    (folder / "node.toml").touch(mode=0o600)
     (folder / "node.toml").write_text(place.fill(block.text).replace("v…", place.node))
 
 

@@ -30,7 +30,7 @@ the configuration file (TOML); flags override it, repeatable ones add to it:
 
   identity = "node.pem"
   listen = "[::]:4433"                 # UDP, for peers
-  forward = "127.0.0.1:8080"           # HTTP and SOCKS5 proxy, for local clients
+  forward = "127.0.0.1:8080"           # HTTP and SOCKS5 for local clients
   allow = ["v...", "v..."]             # who may use the services, or ["anyone"]
   controller = "bbr"                   # or "cubic", "ledbat"
   rendezvous = ["v...@198.51.100.1:7348"]

@@ -14,7 +14,9 @@ use crate::config::{DiscoveryConfig, HostConfig};
 use crate::nat::{self, Interfaces, PortMapping, Watch};
 use crate::net::uplink::interface_with;
 use crate::net::{usual_source, Net};
-use crate::path::{rank_candidates, sendable, Candidate, CandidateKind, Mapping, NatProfile, Ports, Whereabouts};
+use crate::path::{
+    is_for_everybody, rank_candidates, sendable, Candidate, CandidateKind, Mapping, NatProfile, Ports, Whereabouts,
+};
 
 /// What is known, and the tasks that find it out.
 pub struct Surroundings {
@@ -149,7 +151,9 @@ impl Surroundings {
     /// Questions by interfaces that peers may be reached by, where the system takes others towards the servers: our address at the
     /// interface, its number, and the server.
     pub fn elsewhere(&self) -> Vec<(Ipv4Addr, u32, SocketAddr)> {
-        let servers: Vec<_> = self.observers().into_iter().filter(SocketAddr::is_ipv4).take(SAMPLED).collect();
+        // a server in a private network is reached by the interface to that network and by no other
+        let asked = |server: &SocketAddr| server.is_ipv4() && is_for_everybody(server.ip());
+        let servers: Vec<_> = self.observers().into_iter().filter(asked).take(SAMPLED).collect();
         let sources: Vec<_> = servers.iter().filter_map(|server| usual_source(*server)).collect();
         let exits = self.watch.network().borrow().ways.other_exits(sources);
         self.lock().elsewhere.retain(|(exit, _)| exits.contains(exit));
@@ -251,7 +255,11 @@ impl Surroundings {
         // where there are several, the NAT that peers see counts
         let interface = self.elsewhere().first().map(|(_, number, _)| *number);
         let config = DiscoveryConfig { interface, ..self.discovery.clone() };
-        let profile = nat::discover(&servers, DISCOVERY_DEADLINE, &config).await;
+        let mut profile = nat::discover(&servers, DISCOVERY_DEADLINE, &config).await;
+        if interface.is_some() && profile.udp_blocked {
+            // servers may be reached by the usual interface only
+            profile = nat::discover(&servers, DISCOVERY_DEADLINE, &self.discovery).await;
+        }
         tracing::debug!(%profile, servers = servers.len(), "NAT behaviour");
         // what was asked in another network says nothing of this one
         if *network.borrow() == number {
@@ -403,6 +411,19 @@ mod tests {
         assert!(surroundings.candidates().iter().any(|one| one.address == at("203.0.113.9:5")));
         surroundings.observe(at("127.0.0.1:5"), at("127.0.0.1:7348"));
         assert!(surroundings.near()("127.0.0.1".parse().unwrap()));
+        surroundings.close().await;
+        net.close().await;
+    }
+
+    /// Whatever interface the system uses towards everybody else.
+    #[tokio::test]
+    async fn servers_of_a_private_network_are_asked_by_the_usual_interface_alone() {
+        let (net, _incoming) = Net::bind("0.0.0.0:0".parse().unwrap(), NetConfig::default()).unwrap();
+        let surroundings = Surroundings::start(&net, false, true, &HostConfig::default());
+        for server in ["127.0.0.1:7348", "10.77.0.1:7348", "100.64.7.1:3478"] {
+            surroundings.add_server(server.parse().unwrap());
+        }
+        assert_eq!(surroundings.elsewhere(), []);
         surroundings.close().await;
         net.close().await;
     }
