@@ -195,6 +195,7 @@ const LAYERS: &[(&str, u8)] = &[
     ("bucket", 0),
     ("error", 0),
     ("config", 0),
+    ("http_fields", 0),
     ("utp", 1),
     ("path", 1),
     ("stun", 1),

@@ -27,6 +27,7 @@ pub mod classify;
 pub mod config;
 pub mod error;
 pub mod http_connect;
+pub mod http_fields;
 pub mod http_forward;
 #[cfg(feature = "runtime")]
 pub mod nat;

@@ -9,6 +9,7 @@ use subtle::{Choice, ConstantTimeEq};
 
 use super::target::Target;
 use crate::error::{Error, Reason, Result, Stage};
+use crate::http_fields::{is_token, Wishes};
 
 /// Collects a request head, whatever pieces it arrives in, and keeps what came along behind it.
 #[derive(Debug)]
@@ -165,7 +166,8 @@ impl Request {
         if !matches!(version, b"HTTP/1.1" | b"HTTP/1.0") {
             return Err(bad_request("only HTTP/1.1 and HTTP/1.0 are spoken here"));
         }
-        let (background, patience) = (background(fields)?, patience(fields)?);
+        let Wishes { background, patience } =
+            Wishes::of(fields.iter().map(|field| (field.name.as_bytes(), field.value)))?;
         let target = std::str::from_utf8(target)
             .map_err(|_| Error::new(Reason::BadTarget, Stage::Request, "the target is not ASCII"))?;
         Ok(Self { target: target.parse()?, background, patience })
@@ -227,29 +229,6 @@ fn check_method(method: &[u8]) -> Result<()> {
     Err(Error::new(Reason::MethodNotAllowed, Stage::Request, text))
 }
 
-fn background(fields: &[httparse::Header<'_>]) -> Result<bool> {
-    let mut asked = false;
-    for field in named(fields, "keynet-priority") {
-        asked = match trim(field.value) {
-            value if value.eq_ignore_ascii_case(b"background") => true,
-            value if value.eq_ignore_ascii_case(b"interactive") => false,
-            _ => return Err(bad_request("Keynet-Priority is 'interactive' or 'background'")),
-        };
-    }
-    Ok(asked)
-}
-
-/// Whole seconds, as the wire has them.
-fn patience(fields: &[httparse::Header<'_>]) -> Result<Option<Duration>> {
-    let mut asked = None;
-    for field in named(fields, "keynet-patience") {
-        let seconds = std::str::from_utf8(trim(field.value)).ok().and_then(|text| text.parse::<u16>().ok());
-        let seconds = seconds.ok_or_else(|| bad_request("Keynet-Patience is a number of seconds from 0 to 65535"))?;
-        asked = Some(Duration::from_secs(seconds.into()));
-    }
-    Ok(asked)
-}
-
 fn named<'a>(fields: &'a [httparse::Header<'a>], name: &'a str) -> impl Iterator<Item = &'a httparse::Header<'a>> + 'a {
     fields.iter().filter(move |field| field.name.eq_ignore_ascii_case(name))
 }
@@ -266,10 +245,6 @@ fn first_byte_text(byte: u8) -> String {
 }
 
 /// RFC 9110 section 5.6.2.
-fn is_token(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
-}
-
 fn trim(bytes: &[u8]) -> &[u8] {
     bytes.trim_ascii()
 }

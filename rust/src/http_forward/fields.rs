@@ -1,6 +1,7 @@
 //! Header fields: read strictly, and those of one hop taken out (RFC 9110 section 7.6.1).
 
 use super::body::Framing;
+use crate::http_fields::is_token;
 
 /// One field; the value without the white space around it.
 pub(super) type Field<'a> = (&'a [u8], &'a [u8]);
@@ -118,11 +119,6 @@ pub(super) fn push(head: &mut Vec<u8>, name: &[u8], value: &[u8]) {
     for part in [name, b": ", value, b"\r\n"] {
         head.extend_from_slice(part);
     }
-}
-
-/// RFC 9110 section 5.6.2.
-pub(super) fn is_token(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }
 
 /// White space around a value is spaces and tabs alone.

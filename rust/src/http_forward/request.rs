@@ -3,9 +3,10 @@
 use std::time::Duration;
 
 use super::body::Framing;
-use super::fields::{self, begins_with, has_member, is_token, push, take_line, Field, Left};
+use super::fields::{self, begins_with, has_member, push, take_line, Field, Left};
 use super::response::Asked;
 use crate::error::{Error, Reason, Result, Stage};
+use crate::http_fields::{is_token, Wishes, PATIENCE, PRIORITY};
 
 /// A request that can be passed on, once its credentials and its target have been judged.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -64,11 +65,12 @@ impl Request {
         let closes = old || wants("close") || has_member(&fields, "proxy-connection", "close");
         let idempotent = matches!(method, b"GET" | b"HEAD" | b"OPTIONS" | b"PUT" | b"DELETE");
         let forwards = max_forwards(&fields, method)?;
+        let Wishes { background, patience } = Wishes::of(fields.iter().copied())?;
         Ok(Self {
             head: written(method, &url, &fields, body, (old, upgrade, forwards)),
             credentials: fields::values(&fields, "proxy-authorization").map(<[u8]>::to_vec).collect(),
-            background: background(&fields)?,
-            patience: patience(&fields)?,
+            background,
+            patience,
             asked: Asked { is_head: method == b"HEAD", old, upgrade },
             keep: !closes,
             repeatable: idempotent && body.is_none() && !upgrade,
@@ -190,29 +192,6 @@ fn framing(fields: &[Field<'_>], old: bool) -> Result<Option<Framing>> {
     Ok(framing)
 }
 
-fn background(fields: &[Field<'_>]) -> Result<bool> {
-    let mut asked = false;
-    for value in fields::values(fields, PRIORITY) {
-        asked = match value {
-            value if value.eq_ignore_ascii_case(b"background") => true,
-            value if value.eq_ignore_ascii_case(b"interactive") => false,
-            _ => return Err(bad_request("Keynet-Priority is 'interactive' or 'background'")),
-        };
-    }
-    Ok(asked)
-}
-
-/// Whole seconds, as the wire has them.
-fn patience(fields: &[Field<'_>]) -> Result<Option<Duration>> {
-    let mut asked = None;
-    for value in fields::values(fields, PATIENCE) {
-        let seconds = std::str::from_utf8(value).ok().and_then(|text| text.parse::<u16>().ok());
-        let seconds = seconds.ok_or_else(|| bad_request("Keynet-Patience is a number of seconds from 0 to 65535"))?;
-        asked = Some(Duration::from_secs(seconds.into()));
-    }
-    Ok(asked)
-}
-
 fn max_forwards(fields: &[Field<'_>], method: &[u8]) -> Result<Option<u64>> {
     let Some(value) = fields::values(fields, MAX_FORWARDS).next().filter(|_| method == b"OPTIONS") else {
         return Ok(None);
@@ -289,8 +268,6 @@ fn bad_target(text: impl Into<String>) -> Error {
 const NO_URL: &str =
     "this port is the forward proxy of a keynet node and no web server: name it as the HTTP proxy of your program \
                       (http_proxy=http://USER:PASSWORD@HOST:PORT) and ask for http://<node id>.keynet:<service port>/";
-const PRIORITY: &str = "keynet-priority";
-const PATIENCE: &str = "keynet-patience";
 const MAX_FORWARDS: &str = "max-forwards";
 
 #[cfg(test)]
