@@ -304,12 +304,15 @@ async fn read_some<'b>(
     match timeout_at(deadline, client.read(buffer)).await {
         Ok(Ok(n)) if n > 0 => Ok(buffer.get(..n).unwrap_or_default()),
         Ok(_) => Err(went_away()),
-        Err(_) => {
-            let seconds = shared.limits.head_timeout.as_secs_f32();
-            let text = format!("the request head did not arrive within {seconds:.1} s");
-            Err(Error::new(Reason::HeadTimeout, Stage::Request, text))
-        }
+        Err(_) => Err(head_late(shared)),
     }
+}
+
+/// A client has not sent its head in time.
+pub(super) fn head_late(shared: &Shared) -> Error {
+    let seconds = shared.limits.head_timeout.as_secs_f32();
+    let text = format!("the request head did not arrive within {seconds:.1} s");
+    Error::new(Reason::HeadTimeout, Stage::Request, text)
 }
 
 fn went_away() -> Error {
@@ -381,14 +384,7 @@ async fn gone(client: &LocalStream, early: &mut Vec<u8>, serves: &Serves) {
 pub(super) async fn say(client: LocalStream, text: &[u8]) -> std::io::Result<()> {
     client.write_all(text).await?;
     client.shutdown_write()?;
-    let mut left = MAX_EARLY;
-    let mut buffer = vec![0; READ_SIZE];
-    while left > 0 {
-        match client.read(&mut buffer).await? {
-            0 => break,
-            n => left = left.saturating_sub(n),
-        }
-    }
+    client.discard(MAX_EARLY).await?;
     client.finish();
     Ok(())
 }

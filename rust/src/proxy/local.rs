@@ -194,15 +194,23 @@ impl LocalStream {
     /// `patience` has passed: a socket that is closed with bytes unread resets the connection, and the program would lose
     /// what it has not read yet (RFC 9112 section 9.6).
     pub async fn finish_unread(self, patience: Duration) {
-        let dropping = async {
-            // on the heap: this runs inside the task of every tunnel
-            let mut piece = vec![0; 4_096];
-            while matches!(self.read(&mut piece).await, Ok(1..)) {}
-        };
         // an end that was said already is not said again
         let _ = self.shutdown_write();
-        let _ = timeout(patience, dropping).await;
+        let _ = timeout(patience, self.discard(usize::MAX)).await;
         self.finish();
+    }
+
+    /// Reads and drops what the program says until it ends, or has said `most` bytes.
+    pub async fn discard(&self, most: usize) -> io::Result<()> {
+        // on the heap: this runs inside the task of every tunnel
+        let (mut left, mut piece) = (most, vec![0; DISCARD_SIZE]);
+        while left > 0 {
+            match self.read(&mut piece).await? {
+                0 => break,
+                n => left = left.saturating_sub(n),
+            }
+        }
+        Ok(())
     }
 
     /// Waits until the connection is broken, also while nobody reads or writes because of back-pressure.
@@ -221,6 +229,7 @@ impl LocalStream {
     }
 }
 
+const DISCARD_SIZE: usize = 4 << 10;
 /// How long a client's first letters are held back when they may become an HTTP method and no more comes.
 const FEW_LETTERS: Duration = Duration::from_secs(1);
 

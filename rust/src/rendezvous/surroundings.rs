@@ -248,15 +248,19 @@ impl Surroundings {
         let _ = timeout(OWN_ADDRESS_PATIENCE, sure).await;
     }
 
+    /// How servers are asked what the NAT does: where there are several ways out, the NAT that peers see counts.
+    fn towards_peers(&self) -> DiscoveryConfig {
+        let interface = self.elsewhere().first().map(|(_, number, _)| *number);
+        DiscoveryConfig { interface, ..self.discovery.clone() }
+    }
+
     /// Asks the servers what the NAT does.
     pub async fn discover(&self) {
         let servers = self.lock().servers.clone();
         let (network, number) = (self.generation(), *self.generation().borrow());
-        // where there are several, the NAT that peers see counts
-        let interface = self.elsewhere().first().map(|(_, number, _)| *number);
-        let config = DiscoveryConfig { interface, ..self.discovery.clone() };
+        let config = self.towards_peers();
         let mut profile = nat::discover(&servers, DISCOVERY_DEADLINE, &config).await;
-        if interface.is_some() && profile.udp_blocked {
+        if config.interface.is_some() && profile.udp_blocked {
             // servers may be reached by the usual interface only
             profile = nat::discover(&servers, DISCOVERY_DEADLINE, &self.discovery).await;
         }
@@ -299,8 +303,7 @@ impl Surroundings {
     /// The port that the NAT gives now; not every server need be alive.
     async fn sample_port(&self) -> Option<u16> {
         let servers: Vec<_> = self.lock().servers.iter().copied().filter(SocketAddr::is_ipv4).take(SAMPLED).collect();
-        let interface = self.elsewhere().first().map(|(_, number, _)| *number);
-        let config = DiscoveryConfig { interface, ..self.discovery.clone() };
+        let config = self.towards_peers();
         for server in servers {
             if let Ok(Some(port)) = timeout(SAMPLE_TIMEOUT, nat::sample_port(server, &config)).await {
                 return Some(port);

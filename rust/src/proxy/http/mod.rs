@@ -14,7 +14,7 @@ use exchange::{exchange, Outcome};
 pub(super) use pool::Pool;
 use pool::{Key, Upstream};
 
-use super::forward::{connect, revoked, say, Wanted, ANSWER_TIME};
+use super::forward::{connect, head_late, revoked, say, Wanted, ANSWER_TIME};
 use super::lifecycle::Phase;
 use super::local::LocalStream;
 use super::registry::Role;
@@ -183,11 +183,7 @@ impl Session<'_> {
             };
             match read {
                 Ok(Ok(n)) if n > 0 => buffer.truncate(n),
-                Err(_) if begun => {
-                    let seconds = limits.head_timeout.as_secs_f32();
-                    let text = format!("the request head did not arrive within {seconds:.1} s");
-                    return Err(Error::new(Reason::HeadTimeout, Stage::Request, text));
-                }
+                Err(_) if begun => return Err(head_late(self.shared)),
                 Ok(_) | Err(_) => return Ok(None),
             }
         }
