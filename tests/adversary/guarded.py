@@ -9,7 +9,7 @@ import resource
 import time
 from typing import Any
 
-from node import obey
+from node import echo, obey
 
 import keynet
 import keynet.metrics
@@ -46,7 +46,7 @@ class Guarded:
             time.sleep(asks or 0)
             return not listed.isdisjoint(request.node_ids)
 
-        self._echo = await asyncio.start_server(_echo, "127.0.0.1", 0)
+        self._echo = await asyncio.start_server(echo, "127.0.0.1", 0)
         backend = "{}:{}".format(*self._echo.sockets[0].getsockname())
         self.proxy = keynet.Proxy(
             keynet.Identity.generate(),
@@ -112,14 +112,6 @@ class Guarded:
         if self._echo is not None:
             self._echo.close()
         return {}
-
-
-async def _echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    with contextlib.suppress(ConnectionError):
-        while data := await reader.read(65536):
-            writer.write(data)
-            await writer.drain()
-    writer.close()
 
 
 if __name__ == "__main__":

@@ -44,6 +44,14 @@ class Meeting:
         """Starts a node that registers."""
         node.start(rendezvous=[self.rendezvous.place(ipv6=not node.host.has_ipv4)], **options)
 
+    def pair(self, one: Host, other: Host) -> tuple[Node, Node]:
+        """A node on each, registered; the other's is there first."""
+        a, b = Node(one), Node(other)
+        for node in (b, a):
+            self.start(node)
+        self.settle(a, b)
+        return a, b
+
     def settle(self, *nodes: Node, again: bool = False) -> None:
         """Waits until each is registered, after a loss if `again`, and knows its NAT; without UDP none ever will."""
         for node in nodes:

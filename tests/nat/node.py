@@ -52,9 +52,9 @@ class Node:
     async def start(self, identity: str = "", stream: bool = False, **options: Any) -> dict[str, Any]:
         """Starts a node, with a new identity unless a file is named; `stream` offers the gRPC service too."""
         key = keynet.Identity.load_or_create(identity) if identity else keynet.Identity.generate()
-        echo = await asyncio.start_server(_echo, "127.0.0.1", 0)
-        self._servers = [echo]
-        services = {ECHO: "{}:{}".format(*echo.sockets[0].getsockname())}
+        echoing = await asyncio.start_server(echo, "127.0.0.1", 0)
+        self._servers = [echoing]
+        services = {ECHO: "{}:{}".format(*echoing.sockets[0].getsockname())}
         if stream:
             import stream as streams
 
@@ -206,7 +206,8 @@ def _head(node: str, port: int, credentials: tuple[str, str]) -> bytes:
     return f"CONNECT {target} HTTP/1.1\r\nHost: {target}\r\nProxy-Authorization: Basic {basic}\r\n\r\n".encode()
 
 
-async def _echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Sends back what comes."""
     with contextlib.suppress(ConnectionError):
         while data := await reader.read(65536):
             writer.write(data)

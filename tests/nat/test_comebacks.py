@@ -45,10 +45,7 @@ def test_relayed_nodes_reach_each_other_again(how: str, record_property: Record)
         lab.host(name, "symmetric")
     with lab:
         meeting = Meeting(server, own_relay=True)
-        a, b = Node(lab.hosts["a"]), Node(lab.hosts["b"])
-        for node in (b, a):
-            meeting.start(node)
-        meeting.settle(a, b)
+        a, b = meeting.pair(lab.hosts["a"], lab.hosts["b"])
         until_it_dials(a, b)
         over_a_relay(a, b)
         there = start_again(meeting, how)
@@ -83,10 +80,7 @@ def test_the_nat_of_a_rendezvous_loses_its_mappings(record_property: Record):
         lab.host(name, "symmetric")
     with lab:
         meeting = Meeting(host, own_relay=True)
-        a, b = Node(lab.hosts["a"]), Node(lab.hosts["b"])
-        for node in (b, a):
-            meeting.start(node)
-        meeting.settle(a, b)
+        a, b = meeting.pair(lab.hosts["a"], lab.hosts["b"])
         until_it_dials(a, b)
         a.ask("connect", node=b.node_id, hold=True)
         host.nat.forget()

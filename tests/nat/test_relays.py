@@ -76,10 +76,7 @@ def test_the_relay_of_the_rendezvous_is_enough(lab: Lab):
     """Nobody was told of a relay: who has no UDP finds the one beside the rendezvous, which also names it to nodes."""
     with lab:
         meeting = Meeting(lab.hosts["server"], own_relay=True)
-        a, b = Node(lab.hosts["a"]), Node(lab.hosts["b"])
-        for node in (b, a):
-            meeting.start(node)
-        meeting.settle(a, b)
+        a, b = meeting.pair(lab.hosts["a"], lab.hosts["b"])
         answer = a.ask("connect", node=b.node_id)
         assert answer["status"] == 200, answer
         assert answer["echoed"]

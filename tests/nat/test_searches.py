@@ -48,10 +48,7 @@ def test_ports_of_a_small_block_or_with_parity_are_found(a: str, b: str):
     lab.host("b", b)
     with lab:
         meeting = Meeting(server, own_relay=True)
-        one, other = Node(lab.hosts["a"]), Node(lab.hosts["b"])
-        for node in (other, one):
-            meeting.start(node)
-        meeting.settle(one, other)
+        one, other = meeting.pair(lab.hosts["a"], lab.hosts["b"])
         answer = one.ask("connect", node=other.node_id)
         assert answer.get("echoed"), answer
         becomes_direct(one, other)

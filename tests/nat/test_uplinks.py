@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from lab import Host, Lab
+from lab import Host
 from test_interfaces import Pair
+from test_moves import make
 from test_survival import Flow, Record
 
 Routes = Callable[[Host], None]
@@ -62,15 +63,6 @@ ROUTES = [
 ]
 # of the second uplink
 SECOND = ["port-restricted", pytest.param("linux-masquerade", marks=MORE), pytest.param("full-cone", marks=MORE)]
-
-
-def make(ups: list[str], other: list[str]) -> Lab:
-    """`ups`: the boxes at the uplinks of a, and `other`: those of b."""
-    lab = Lab(rtt_ms=40)
-    lab.server("server")
-    for name, kinds in (("a", ups), ("b", other)):
-        lab.host(name, behind=[lab.nat(f"{name}{n}", kind) for n, kind in enumerate(kinds)])
-    return lab
 
 
 def bring_up(host: Host, routes: Routes) -> None:

@@ -20,6 +20,7 @@ import sys
 import tempfile
 import termios
 import time
+from collections.abc import Iterator
 
 import pytest
 from test_secrets import command
@@ -385,15 +386,25 @@ def test_lines_fit_a_terminal_and_have_colour_where_that_is_wanted(tmp_path: pat
     assert max(map(len, plain_lines(shown))) < 81, shown
 
 
-def test_watching_redraws_in_a_narrow_window_and_q_ends_it(tmp_path: pathlib.Path) -> None:
+@contextlib.contextmanager
+def a_node(home: pathlib.Path) -> Iterator[tuple[str, dict[str, str]]]:
+    """A node that runs; its status socket, and the environment it has."""
     # the name of a UNIX socket is short
     runtime = tempfile.mkdtemp(prefix="kn-")
-    home = {"XDG_RUNTIME_DIR": runtime, "HOME": str(tmp_path)}
-    up = [sys.executable, "-m", "keynet", "up", "--identity", str(tmp_path / "n.pem"), "--listen", "127.0.0.1:0"]
-    node = subprocess.Popen([*up, "--json"], stdout=subprocess.PIPE, text=True, env={**os.environ, **home})
+    environment = {"XDG_RUNTIME_DIR": runtime, "HOME": str(home)}
+    up = [sys.executable, "-m", "keynet", "up", "--identity", str(home / "n.pem"), "--listen", "127.0.0.1:0"]
+    node = subprocess.Popen([*up, "--json"], stdout=subprocess.PIPE, text=True, env={**os.environ, **environment})
     assert node.stdout is not None
     try:
-        socket = json.loads(node.stdout.readline())["status_socket"]
+        yield json.loads(node.stdout.readline())["status_socket"], environment
+    finally:
+        node.send_signal(signal.SIGINT)
+        node.communicate(timeout=60)
+        shutil.rmtree(runtime)
+
+
+def test_watching_redraws_in_a_narrow_window_and_q_ends_it(tmp_path: pathlib.Path) -> None:
+    with a_node(tmp_path) as (socket, home):
         terminal = Terminal("status", "--socket", socket, "--watch", "--interval", "0.2", columns=40, rows=10, **home)
         while terminal.shown.count("\033[H") < 3:
             assert terminal._read(60)
@@ -413,22 +424,12 @@ def test_watching_redraws_in_a_narrow_window_and_q_ends_it(tmp_path: pathlib.Pat
         assert termios.tcgetattr(objects.master)[3] & (termios.ICANON | termios.ECHO)
         os.kill(objects.child, signal.SIGINT)
         assert objects.end()[0] == 0
-    finally:
-        node.send_signal(signal.SIGINT)
-        node.communicate(timeout=60)
-        shutil.rmtree(runtime)
 
 
 def test_watching_in_the_background_draws_nothing_and_a_stop_restores_the_terminal(
     tmp_path: pathlib.Path,
 ) -> None:
-    runtime = tempfile.mkdtemp(prefix="kn-")
-    home = {"XDG_RUNTIME_DIR": runtime, "HOME": str(tmp_path)}
-    up = [sys.executable, "-m", "keynet", "up", "--identity", str(tmp_path / "n.pem"), "--listen", "127.0.0.1:0"]
-    node = subprocess.Popen([*up, "--json"], stdout=subprocess.PIPE, text=True, env={**os.environ, **home})
-    assert node.stdout is not None
-    try:
-        socket = json.loads(node.stdout.readline())["status_socket"]
+    with a_node(tmp_path) as (socket, home):
         watch = f"{sys.executable} -m keynet status --socket {socket} --watch --interval 0.1"
         script = f"set -m; {watch} & sleep 2; echo TO FRONT; fg; echo STOPPED; fg; echo DONE $?"
         terminal = Terminal(program=["bash", "-c", script], **home)
@@ -442,10 +443,6 @@ def test_watching_in_the_background_draws_nothing_and_a_stop_restores_the_termin
             assert terminal._read(60), terminal.shown
         terminal.press("q")
         assert "DONE 0" in terminal.end()[1]
-    finally:
-        node.send_signal(signal.SIGINT)
-        node.communicate(timeout=60)
-        shutil.rmtree(runtime)
 
 
 def test_a_frame_is_cut_to_the_window(monkeypatch: pytest.MonkeyPatch) -> None:
