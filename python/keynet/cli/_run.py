@@ -24,6 +24,7 @@ from .._text import printable
 from ..errors import KeynetError
 from . import _words
 from ._output import Output
+from ._words import MAX_LINE
 
 _STATS_EVERY = 60.0
 """Seconds between two lines of counters with -v."""
@@ -31,10 +32,6 @@ _REFUSAL_EVERY = 60.0
 """Seconds between two lines about one peer that is refused the same."""
 _MAX_REFUSALS = 256
 """Peers that this is remembered of; the oldest are told of again."""
-
-
-_MAX_LINE = 4_096
-"""Characters of an event's line: an error with its longest detail, and a node's addresses."""
 
 
 async def follow(proxy: Proxy, out: Output, ready: Callable[[], None], events: EventStream | None = None) -> None:
@@ -168,7 +165,7 @@ def show(event: _events.Event, out: Output) -> None:
     now = datetime.datetime.now(datetime.timezone.utc)
     name = re.sub("(?<!^)(?=[A-Z])", "_", type(event).__name__).lower()
     fields: dict[str, Any] = {field.name: getattr(event, field.name) for field in dataclasses.fields(event)}
-    line = printable(f"{now.astimezone():%H:%M:%S} {_line(event)}", _MAX_LINE)
+    line = printable(f"{now.astimezone():%H:%M:%S} {_line(event)}", MAX_LINE)
     out.result({"event": name, "time": now, **fields}, line)
 
 

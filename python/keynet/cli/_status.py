@@ -20,10 +20,7 @@ from ..errors import ProxyClosedError
 from ._common import invalid, node_id, positive
 from ._output import Output, milliseconds
 from ._watch import Screen, can_redraw, pause
-from ._words import steady
-
-_MAX_LINE = 4_096
-"""Characters of a line of the table: an error with its longest detail."""
+from ._words import MAX_LINE, steady
 
 
 class Rate(NamedTuple):
@@ -141,7 +138,7 @@ def _rate(before: int, now: int, seconds: float) -> float | None:
 
 def table(status: Status, rates: dict[NodeId, Rate]) -> str:
     """All of it for people. Each line stays one, whatever others say in it."""
-    return "\n".join(printable(line, _MAX_LINE) for line in _lines(status, rates))
+    return "\n".join(printable(line, MAX_LINE) for line in _lines(status, rates))
 
 
 def _lines(status: Status, rates: dict[NodeId, Rate]) -> list[str]:

@@ -87,6 +87,10 @@ def redacted(text: str) -> str:
     return re.sub(r"((?:turns?:|//|=|^|\s|['\"])[^\s@'\"/]*:)[^\s@]+(?=@)", r"\1...", text)
 
 
+MAX_LINE = 4_096
+"""Characters of a line for people: an error with its longest detail, and a node's addresses."""
+
+
 def steady(text: str) -> str:
     """What is written to a terminal: lines, and colours of this command's own; all else that does not print is escaped.
 

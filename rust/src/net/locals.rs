@@ -33,8 +33,9 @@ struct Local {
 
 impl Locals {
     /// A datagram of the peer at the far end came to `ip`, an address of ours. `firm`: it belongs to a connection, so that this is
-    /// the path that the peer uses; a ping may also be one that it asks beside that. `usual`: what the system would send from. `leads`: whether what is sent from an address to another leaves by its interface.
-    /// Otherwise the NAT at the other way out would show the peer an address that it knows nothing of.
+    /// the path that the peer uses; a ping may also be one that it asks beside that. `usual`: what the system would send from.
+    /// `leads`: whether what is sent from an address to another leaves by its interface. Otherwise the NAT at the other way out
+    /// would show the peer an address that it knows nothing of.
     pub fn handle_arrival(
         &mut self,
         now: Time,
