@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["printable"]
+__all__ = ["printable", "whole"]
 
 # several lines of a terminal; rust/src/error.rs has the same rule for what the core says
 _MOST = 256
@@ -23,3 +23,12 @@ def printable(text: object, most: int = _MOST) -> str:
             break
         shown.append(piece)
     return "".join(shown)
+
+
+def whole(text: str) -> int | None:
+    """A whole number in ASCII digits; None: it is none, or has more digits than any that is meant."""
+    return int(text) if text.isascii() and text.isdecimal() and len(text) <= _MAX_DIGITS else None
+
+
+_MAX_DIGITS = 16
+"""2**53, the largest whole number in JSON, has so many. Python refuses to read some thousands of them."""

@@ -24,6 +24,7 @@ from ._proxy import BaseProxy
 from ._reasons import Reason, Stage
 from ._repr import shown
 from ._status import PeerStatus, Status
+from ._text import whole
 from .errors import BindError, InvalidArgument
 
 with needed_by("keynet.metrics", "metrics"):
@@ -144,7 +145,8 @@ def serve(listen: str, *collectors: Collector, hosts: Sequence[str] = ()) -> Met
 
 def _host_and_port(listen: str) -> tuple[str, int]:
     host, _, port = listen.rpartition(":")
-    if not (port.isascii() and port.isdecimal() and int(port) <= 65_535):
+    number = whole(port)
+    if number is None or number > 65_535:
         raise _malformed(listen)
     if host.startswith("[") and host.endswith("]"):
         host = host[1:-1]
@@ -157,7 +159,7 @@ def _host_and_port(listen: str) -> tuple[str, int]:
             raise InvalidArgument(reason=Reason.INVALID_ARGUMENT, stage=Stage.SETUP, detail=detail)
     elif not re.fullmatch(r"[\w.-]+", host):
         raise _malformed(listen)
-    return host, int(port)
+    return host, number
 
 
 def _malformed(listen: str) -> InvalidArgument:

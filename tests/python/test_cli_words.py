@@ -133,6 +133,18 @@ def test_a_complaint_speaks_of_flags(arguments: list[str], said: str, tmp_path: 
     assert not re.search(r"\b(services|allow|relays|users|secret|introduction_peers)=", done.stderr)
 
 
+MANY_DIGITS = pytest.param("9" * 5_000, id="thousands of digits")
+
+
+@pytest.mark.parametrize("number", ["", "1.5", "-1", "\u0663", MANY_DIGITS])
+@pytest.mark.parametrize(
+    "flag", ["--turn=turn:h:3478,weight=", "--relay-weight=", "--max-nodes=", "--stun=127.0.0.1:", "--relay=127.0.0.1:"]
+)
+def test_what_is_no_whole_number_is_refused(flag: str, number: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KEYNET_TURN_SECRET", "x")
+    assert main(["rendezvous", "--listen", "127.0.0.1:0", flag + number]) == ExitCode.USAGE
+
+
 @pytest.mark.parametrize(
     "value", ["", " ", "[::1", "[::1:80", "*:80", "::1:80", "127.0.0.1:\uff18", "host:80:80", "a b:1"]
 )

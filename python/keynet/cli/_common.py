@@ -18,6 +18,7 @@ from .._identity import Identity
 from .._node import NodeId
 from .._places import home_folder, make_private
 from .._reasons import Reason, Stage
+from .._text import whole
 from ..errors import IdentityError, InvalidArgument
 
 _MAX_SECRET = 4096
@@ -223,8 +224,9 @@ def node_id(text: str) -> NodeId:
 
 def port(text: str) -> int:
     """A service port."""
-    if text.isascii() and text.isdecimal() and 0 < int(text) < 65536:
-        return int(text)
+    value = whole(text)
+    if value is not None and 0 < value < 65536:
+        return value
     raise argparse.ArgumentTypeError(f"'{_keynet.excerpt(text)}' is not a port between 1 and 65535")
 
 
@@ -249,8 +251,9 @@ def duration(text: str) -> float:
 
 def count(text: str) -> int:
     """A whole number above 0."""
-    if text.isascii() and text.isdecimal() and 0 < int(text) < 2**53:
-        return int(text)
+    value = whole(text)
+    if value is not None and 0 < value < 2**53:
+        return value
     raise argparse.ArgumentTypeError(f"'{_keynet.excerpt(text)}' is not a whole number above 0")
 
 

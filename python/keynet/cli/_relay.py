@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from .. import _keynet
+from .._text import whole
 from ..relay import PORT, RelayLimits, RelayServer
 from ._common import add_identity, count, invalid, load_identity, pairs, secret_file
 from ._output import Output
@@ -213,6 +214,7 @@ def _limits(options: argparse.Namespace) -> RelayLimits:
 
 def _ports(text: str) -> tuple[int, int]:
     first, dash, last = text.partition("-")
-    if dash and text.isascii() and first.isdecimal() and last.isdecimal() and 0 < int(first) <= int(last) < 65536:
-        return int(first), int(last)
+    lowest, highest = whole(first), whole(last)
+    if dash and lowest is not None and highest is not None and 0 < lowest <= highest < 65536:
+        return lowest, highest
     raise argparse.ArgumentTypeError(f"'{_keynet.excerpt(text)}' is not of the form FIRST-LAST, like 49152-65535")

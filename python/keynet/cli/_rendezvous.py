@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from .. import _keynet
 from .._access import ANYONE
 from .._extras import install
+from .._text import whole
 from ._common import add_identity, allowed, count, invalid, load_identity
 from ._output import Output
 from ._run import show, tell_stats, until_signal
@@ -163,14 +164,16 @@ def _turn(text: str, secret: str) -> TurnRelay:
     uris = [part for part in parts if not part.startswith("weight=")]
     if not weights:
         return Relay(uris, secret)
-    if len(weights) > 1 or not weights[0].isdecimal():
+    weight = whole(weights[0])
+    if len(weights) > 1 or weight is None:
         raise invalid(f"--turn: a relay has one weight, and that is a number: weight=50, not {weights}")
-    return Relay(uris, secret, weight=int(weights[0]))
+    return Relay(uris, secret, weight=weight)
 
 
 def _weight(text: str) -> int:
-    if text.isascii() and text.isdecimal() and len(text) < 6:
-        return int(text)
+    value = whole(text)
+    if value is not None and len(text) < 6:
+        return value
     raise argparse.ArgumentTypeError(f"'{_keynet.excerpt(text)}' is not a whole number")
 
 

@@ -9,6 +9,7 @@ import math
 
 from .._keynet import excerpt
 from .._reasons import Reason, Stage
+from .._text import whole
 from ..errors import InvalidArgument
 
 __all__ = ["Buckets", "Pace", "Rate", "Settings", "invalid", "network_of", "port_of"]
@@ -33,9 +34,10 @@ def invalid(detail: str) -> InvalidArgument:
 def port_of(address: str, what: str) -> int:
     """The port of "host:port". Raises `InvalidArgument`, about the argument `what`."""
     host, colon, port = address.rpartition(":")
-    if not (host and colon and port.isdecimal() and 0 < int(port) < 65536):
+    number = whole(port)
+    if not (host and colon) or number is None or not 0 < number < 65536:
         raise invalid(f'{what}: "{excerpt(address)}" is not of the form "host:port"')
-    return int(port)
+    return number
 
 
 @dataclasses.dataclass(frozen=True)
